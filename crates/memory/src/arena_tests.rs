@@ -1,0 +1,133 @@
+//! Rules of the arena as a whole.
+
+use super::*;
+
+fn arena(bytes: u64) -> Arc<Arena> {
+    let config =
+        ArenaConfig { bytes, page_bytes_max: 1 << 20, prefault: false, huge_pages: HugePages::default() };
+    Arena::new(config).unwrap()
+}
+
+fn publish(arena: &Arc<Arena>, fill: u8, len: u32) -> SlotId {
+    let (mut slot, _) = arena.reserve(len).unwrap();
+    slot.bytes_mut().fill(fill);
+    slot.seal().publish(&PageRecord { now_ms: 5, ..PageRecord::default() })
+}
+
+#[test]
+fn sizes_that_do_not_fit_are_refused_with_advice() {
+    let config = |bytes, page_bytes_max| ArenaConfig {
+        bytes,
+        page_bytes_max,
+        prefault: false,
+        huge_pages: HugePages::Off,
+    };
+    let small = Arena::new(config(1 << 20, 1 << 20)).err().unwrap();
+    assert!(matches!(small, ArenaError::TooSmall { needed: 0x40_0000, .. }), "{small}");
+    assert!(matches!(Arena::new(config(1 << 30, u32::MAX)), Err(ArenaError::PageTooLarge(_))));
+    assert!(Arena::new(config(u64::MAX, 1 << 20)).is_err());
+    assert!(matches!(Arena::new(config(0, 0)), Err(ArenaError::TooSmall { .. })));
+}
+
+#[test]
+fn chunks_follow_the_arena_and_hold_the_largest_page() {
+    assert_eq!(chunk_bytes(16 << 20, 1), 4 << 20);
+    assert_eq!(chunk_bytes(1 << 30, 1), 16 << 20);
+    assert_eq!(chunk_bytes(1 << 40, 1), 64 << 20);
+    assert_eq!(chunk_bytes(16 << 20, 5 << 20), 8 << 20);
+    assert_eq!(chunk_bytes(1 << 40, 100 << 20), 128 << 20);
+}
+
+#[test]
+fn a_pin_outlives_doom_and_arena_handle() {
+    let arena = arena(8 << 20);
+    let id = publish(&arena, 7, 10_000);
+    let pin = arena.pin(id).unwrap();
+    assert!(arena.doom(id));
+    assert!(!arena.doom(id));
+    assert!(arena.pin(id).is_none());
+    assert_eq!(arena.held_bytes(), 12_288);
+    let other = publish(&arena, 8, 10_000);
+    assert_ne!(other, id);
+    drop(arena);
+    assert_eq!(&pin[..], &[7; 10_000]);
+}
+
+#[test]
+fn the_last_pin_gives_the_slot_back() {
+    let arena = arena(8 << 20);
+    let id = publish(&arena, 7, 10_000);
+    let pins = [arena.pin(id).unwrap(), arena.pin(id).unwrap()];
+    arena.doom(id);
+    let [first, second] = pins;
+    drop(first);
+    assert_eq!(arena.held_bytes(), 12_288);
+    drop(second);
+    assert_eq!(arena.held_bytes(), 0);
+    assert_eq!(arena.status().chunks_free, 2);
+}
+
+#[test]
+fn dropped_handles_give_their_slots_back() {
+    let arena = arena(8 << 20);
+    drop(arena.reserve(5).unwrap());
+    drop(arena.reserve(5).unwrap().0.seal());
+    assert_eq!(arena.held_bytes(), 0);
+}
+
+#[test]
+fn tails_are_zero_whatever_was_there() {
+    let arena = arena(4 << 20);
+    let id = publish(&arena, 0xff, 8192);
+    arena.doom(id);
+    let id = publish(&arena, 1, 5000);
+    let pin = arena.pin(id).unwrap();
+    assert_eq!(pin.whole_slot().len(), 8192);
+    assert!(pin.whole_slot()[..5000].iter().all(|&byte| byte == 1));
+    assert!(pin.whole_slot()[5000..].iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn every_slot_has_its_own_aligned_bytes() {
+    let arena = arena(8 << 20);
+    let mut pins = Vec::new();
+    for n in 0..=255_u8 {
+        let id = publish(&arena, n, 16_000);
+        pins.push((n, arena.pin(id).unwrap()));
+    }
+    for (n, pin) in &pins {
+        assert!(pin.as_ptr().addr().is_multiple_of(4096));
+        assert!(pin.iter().all(|byte| byte == n));
+    }
+}
+
+#[test]
+fn invented_slot_numbers_do_nothing() {
+    let arena = arena(4 << 20);
+    for id in [0, 1, 1023, 1024, u32::MAX] {
+        assert!(arena.pin(SlotId(id)).is_none());
+        assert!(!arena.doom(SlotId(id)));
+        assert!(arena.page(SlotId(id)).is_none());
+        arena.touch(SlotId(id), 1);
+        arena.hit(SlotId(id), 1);
+    }
+    let (slot, _) = arena.reserve(1).unwrap();
+    assert!(arena.pin(slot.seal().id()).is_none(), "unpublished pages have no readers");
+}
+
+#[test]
+fn the_record_is_what_was_noted() {
+    let arena = arena(4 << 20);
+    let meta = PageMeta { len: 3, codec: 9, flags: 0xabcd, checksum: 77 };
+    let (slot, _) = arena.reserve(3).unwrap();
+    let id = slot.seal().publish(&PageRecord { meta, digest: 5, position: 6, now_ms: 8 });
+    arena.hit(id, 12);
+    arena.touch(id, 10);
+    let page = arena.page(id).unwrap();
+    assert_eq!(page.meta, meta);
+    assert_eq!((page.digest, page.position, page.created_ms, page.last_access_ms), (5, 6, 8, 12));
+    assert_eq!((page.hits, page.pins), (1, 0));
+    assert_eq!(arena.pin(id).unwrap().meta(), meta);
+    let chunk = arena.chunk(0).unwrap();
+    assert_eq!((chunk.slot_bytes, chunk.slots, arena.pages(chunk).count()), (4096, 1024, 1));
+}

@@ -1,0 +1,208 @@
+//! One slot's record: a state word that decides who may touch the bytes, and what is known about the page.
+//!
+//! ```text
+//! state word:  31         30        29 .. 0
+//!              published  reserved  number of pins
+//!
+//! free (0) ──claim──► reserved ──publish──► published ◄─pin / unpin─► published + pins
+//!    ▲                   │                      │ doom                    │ doom
+//!    └─────abandon───────┘◄─────────────────────┘◄──────last unpin──── doomed (pins only)
+//! ```
+//!
+//! Whoever brings the word to 0 owns the slot for that moment and must hand it back to the books.
+//! Every transition is checked against the word itself, so a stale or invented slot number can at worst doom or
+//! pin a page that somebody else put there; it can never yield bytes that are still being written.
+//!
+//! The other fields are atomics only because scans read them without a lock; what a pin holder needs of them is
+//! written before `publish` and ordered by it.
+
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+
+const PUBLISHED: u32 = 1 << 31;
+const RESERVED: u32 = 1 << 30;
+const PINS: u32 = RESERVED - 1;
+
+/// One record fills one cache line: slots are used by different cores.
+#[repr(align(64))]
+#[derive(Default)]
+pub(crate) struct Slot {
+    state: AtomicU32,
+    pub(crate) hits: AtomicU32,
+    pub(crate) last_access_ms: AtomicU64,
+    pub(crate) created_ms: AtomicU64,
+    pub(crate) checksum: AtomicU64,
+    pub(crate) digest: AtomicU64,
+    pub(crate) len: AtomicU32,
+    pub(crate) position: AtomicU32,
+    /// Codec in the low 8 bits, flags in the next 16.
+    pub(crate) encoding: AtomicU32,
+}
+
+/// What [`Slot::doom`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Doomed {
+    /// The slot was not published; nothing changed.
+    NotPublished,
+    /// Readers still hold it; the last of them frees it.
+    Pinned,
+    /// Nobody holds it: the caller must hand it back.
+    Free,
+}
+
+impl Slot {
+    /// A table of `count` free slots.
+    pub(crate) fn table(count: usize) -> Box<[Self]> {
+        let zeroed = Box::<[Self]>::new_zeroed_slice(count);
+        // SAFETY: every field is an atomic integer, for which zero bytes are a valid value. Asking the allocator
+        // for zeroed memory, and not writing it, leaves the table untouched until its slots are used.
+        unsafe { zeroed.assume_init() }
+    }
+
+    /// Free to reserved, for the slot that the books have just handed out.
+    ///
+    /// # Panics
+    ///
+    /// If the slot is not free: the books handed out a slot twice.
+    pub(crate) fn claim(&self, len: u32) {
+        let before = self.state.swap(RESERVED, Ordering::Acquire);
+        assert_eq!(before, 0, "a slot was handed out while in use");
+        self.len.store(len, Ordering::Relaxed);
+    }
+
+    /// Reserved to free. The caller is the only owner and hands the slot back.
+    pub(crate) fn abandon(&self) {
+        let before = self.state.swap(0, Ordering::Release);
+        debug_assert_eq!(before, RESERVED, "only a reserved slot can be abandoned");
+    }
+
+    /// Reserved to published. All writes to the bytes and the record happen before.
+    pub(crate) fn publish(&self) {
+        let before = self.state.swap(PUBLISHED, Ordering::Release);
+        debug_assert_eq!(before, RESERVED, "only a reserved slot can be published");
+    }
+
+    /// Adds a pin if the slot is published.
+    pub(crate) fn pin(&self) -> bool {
+        let mut state = self.state.load(Ordering::Relaxed);
+        loop {
+            if state & PUBLISHED == 0 || state & PINS == PINS {
+                return false;
+            }
+            match self.state.compare_exchange_weak(state, state + 1, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => state = now,
+            }
+        }
+    }
+
+    /// Gives a pin back. `true` if that freed the slot: the caller must hand it back.
+    pub(crate) fn unpin(&self) -> bool {
+        // Release: this reader is done before the slot is free. Acquire: so are all the others.
+        let before = self.state.fetch_sub(1, Ordering::AcqRel);
+        debug_assert_ne!(before & PINS, 0, "a pin was given back twice");
+        before == 1
+    }
+
+    /// Takes the slot out of circulation: no new pins.
+    pub(crate) fn doom(&self) -> Doomed {
+        let before = self.state.fetch_and(!PUBLISHED, Ordering::AcqRel);
+        if before & PUBLISHED == 0 {
+            Doomed::NotPublished
+        } else if before & PINS == 0 {
+            Doomed::Free
+        } else {
+            Doomed::Pinned
+        }
+    }
+
+    /// Whether the slot is published, and its number of pins.
+    pub(crate) fn published(&self) -> Option<u32> {
+        let state = self.state.load(Ordering::Acquire);
+        (state & PUBLISHED != 0).then_some(state & PINS)
+    }
+
+    /// Notes an access. Time never runs backwards, even if callers' clocks were read in another order.
+    pub(crate) fn touch(&self, now_ms: u64) {
+        if self.last_access_ms.load(Ordering::Relaxed) < now_ms {
+            self.last_access_ms.store(now_ms, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn published() -> Slot {
+        let slot = Slot::default();
+        slot.claim(1);
+        slot.publish();
+        slot
+    }
+
+    #[test]
+    fn only_published_slots_can_be_pinned() {
+        let slot = Slot::default();
+        assert!(!slot.pin());
+        slot.claim(1);
+        assert!(!slot.pin(), "a slot that is being filled has no readers");
+        slot.publish();
+        assert!(slot.pin());
+        assert_eq!(slot.published(), Some(1));
+    }
+
+    #[test]
+    fn the_last_holder_frees() {
+        let slot = published();
+        assert!(slot.pin());
+        assert!(slot.pin());
+        assert!(!slot.unpin());
+        assert_eq!(slot.doom(), Doomed::Pinned);
+        assert!(!slot.pin(), "a doomed slot takes no new readers");
+        assert_eq!(slot.doom(), Doomed::NotPublished);
+        assert!(slot.unpin());
+        assert_eq!(slot.published(), None);
+    }
+
+    #[test]
+    fn dooming_without_readers_frees_once() {
+        let slot = published();
+        assert_eq!(slot.doom(), Doomed::Free);
+        assert_eq!(slot.doom(), Doomed::NotPublished);
+    }
+
+    #[test]
+    fn a_reserved_slot_cannot_be_doomed() {
+        let slot = Slot::default();
+        slot.claim(1);
+        assert_eq!(slot.doom(), Doomed::NotPublished);
+        slot.abandon();
+        slot.claim(1);
+    }
+
+    #[test]
+    fn the_number_of_pins_is_bounded() {
+        let slot = published();
+        slot.state.store(PUBLISHED | PINS, Ordering::Relaxed);
+        assert!(!slot.pin());
+    }
+
+    #[test]
+    #[should_panic(expected = "handed out while in use")]
+    fn a_slot_in_use_cannot_be_claimed() {
+        published().claim(1);
+    }
+
+    #[test]
+    fn access_time_does_not_run_backwards() {
+        let slot = published();
+        slot.touch(9);
+        slot.touch(5);
+        assert_eq!(slot.last_access_ms.load(Ordering::Relaxed), 9);
+    }
+
+    #[test]
+    fn a_record_is_one_cache_line() {
+        assert_eq!(size_of::<Slot>(), 64);
+    }
+}
