@@ -1,1 +1,59 @@
-//! Placeholder.
+//! The harness of the end-to-end tests: real daemons, real sockets, and faults from outside.
+//!
+//! - [`daemon`]: starts, stops, kills and freezes `memkv-server` processes, and reads their logs;
+//! - [`program`]: finds and builds the programs under test;
+//! - [`control`]: the gRPC plane, spoken directly;
+//! - [`wire`]: the data plane, spoken byte by byte, for what a well-behaved client never sends;
+//! - [`proxy`]: a TCP proxy that delays, stalls, cuts and flips bits;
+//! - [`http`]: the admin port and its metrics;
+//! - [`pages`]: page contents that can be recognised.
+//!
+//! A daemon's log is part of the result: every [`daemon::Daemon`] fails its test when it goes away if it logged
+//! a WARN or ERROR that the test did not expect.
+//!
+//! Deliberately absent: the client crate. The harness is the second opinion on the protocol, so it must not
+//! share the client's mistakes.
+
+#![forbid(unsafe_code)]
+
+pub mod control;
+pub mod daemon;
+pub mod http;
+pub mod pages;
+pub mod program;
+pub mod proxy;
+pub mod wire;
+
+use std::time::{Duration, Instant};
+
+/// Polls `ready` until it yields a value; an error names `what` did not happen in time.
+///
+/// # Errors
+///
+/// If `ready` yields nothing for `patience`.
+pub fn wait_for<T>(
+    what: &str,
+    patience: Duration,
+    mut ready: impl FnMut() -> Option<T>,
+) -> anyhow::Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = ready() {
+            return Ok(value);
+        }
+        anyhow::ensure!(start.elapsed() < patience, "{what}: did not happen within {patience:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Random bytes.
+///
+/// # Panics
+///
+/// If the system has no randomness.
+#[must_use]
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).expect("the system has randomness");
+    bytes
+}

@@ -1,0 +1,313 @@
+//! The gRPC plane, spoken directly and blocking: sessions, Kv, Admin.
+
+use crate::random;
+use crate::wire::DataConn;
+use anyhow::{Context as _, bail, ensure};
+use memkv_core::SpaceId;
+use memkv_proto::{AUTH_METADATA, v1};
+use memkv_transport::auth::{AuthKey, Credential, SessionKey, SessionTranscript};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+/// How long one call may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A gRPC channel, the key, and a runtime to drive both.
+#[derive(Debug)]
+pub struct Control {
+    addr: SocketAddr,
+    key: Option<AuthKey>,
+    channel: Channel,
+    runtime: Runtime,
+}
+
+impl Control {
+    /// Connects. Without a key, calls carry no credential.
+    ///
+    /// # Errors
+    ///
+    /// If no connection can be made.
+    pub fn connect(addr: SocketAddr, key: Option<AuthKey>) -> anyhow::Result<Self> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).enable_all().build().context("start a runtime")?;
+        let endpoint = Endpoint::from_shared(format!("http://{addr}"))?.connect_timeout(PATIENCE);
+        let channel = runtime.block_on(endpoint.connect()).context("connect to the gRPC port")?;
+        Ok(Self { addr, key, channel, runtime })
+    }
+
+    /// The channel, for services that this harness does not wrap.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// Runs one call to its end.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
+    }
+
+    /// A request with the credential for `method`, for example `/memkv.v1.Kv/Get`.
+    pub fn request<T>(&self, method: &str, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(PATIENCE);
+        if let Some(key) = &self.key {
+            let credential = Credential::new(key, method, unix_ms(), random()).to_string();
+            let value = credential.parse().expect("a credential is ASCII");
+            request.metadata_mut().insert(AUTH_METADATA, value);
+        }
+        request
+    }
+
+    /// A client of the Kv service.
+    #[must_use]
+    pub fn kv(&self) -> v1::kv_client::KvClient<Channel> {
+        v1::kv_client::KvClient::new(self.channel()).max_decoding_message_size(256 << 20)
+    }
+
+    /// A client of the Admin service.
+    #[must_use]
+    pub fn admin(&self) -> v1::admin_client::AdminClient<Channel> {
+        v1::admin_client::AdminClient::new(self.channel()).max_decoding_message_size(256 << 20)
+    }
+
+    /// The server's status.
+    ///
+    /// # Errors
+    ///
+    /// The call's status.
+    pub fn status(&self) -> Result<v1::GetStatusResponse, Status> {
+        let request = self.request("/memkv.v1.Admin/GetStatus", v1::GetStatusRequest {});
+        self.block_on(self.admin().get_status(request)).map(tonic::Response::into_inner)
+    }
+
+    /// Registers the space `name` and returns its identity.
+    ///
+    /// # Errors
+    ///
+    /// The call's status.
+    ///
+    /// # Panics
+    ///
+    /// If the name is no name or the server's identity is none.
+    pub fn open_space(&self, name: &str) -> Result<SpaceId, Status> {
+        let description = memkv_core::SpaceDescription::named(name).expect("tests use good names");
+        let message = v1::OpenSpaceRequest { space: Some((&description).into()) };
+        let request = self.request("/memkv.v1.Kv/OpenSpace", message);
+        let response = self.block_on(self.kv().open_space(request))?.into_inner();
+        Ok(memkv_proto::space_id_from_wire(&response.space_id).expect("a space id has 16 bytes"))
+    }
+
+    /// Stores pages through gRPC, each in messages of at most `chunk` bytes.
+    ///
+    /// # Errors
+    ///
+    /// The call's status.
+    pub fn put(
+        &self,
+        space: SpaceId,
+        pages: &[(&[u8], &[u8])],
+        chunk: usize,
+    ) -> Result<Vec<v1::Status>, Status> {
+        let messages: Vec<_> =
+            pages.iter().flat_map(|(key, page)| put_messages(space, key, page, chunk)).collect();
+        let request = self.request("/memkv.v1.Kv/Put", tokio_stream::iter(messages));
+        let response = self.block_on(self.kv().put(request))?.into_inner();
+        Ok(response.statuses().collect())
+    }
+
+    /// Reads pages through gRPC; the page is empty unless the status is OK.
+    ///
+    /// # Errors
+    ///
+    /// The call's status.
+    pub fn get(
+        &self,
+        space: SpaceId,
+        keys: &[&[u8]],
+        expected_bytes: &[u32],
+    ) -> Result<Vec<(v1::Status, Vec<u8>)>, Status> {
+        let keys: Vec<Vec<u8>> = keys.iter().map(|key| key.to_vec()).collect();
+        let mut out = vec![(v1::Status::Unspecified, Vec::new()); keys.len()];
+        let message =
+            v1::GetRequest { space_id: space.0.to_vec(), keys, expected_bytes: expected_bytes.to_vec() };
+        let request = self.request("/memkv.v1.Kv/Get", message);
+        self.block_on(async {
+            let mut stream = self.kv().get(request).await?.into_inner();
+            while let Some(response) = stream.message().await? {
+                let (status, page) = &mut out[response.index as usize];
+                if *status == v1::Status::Unspecified {
+                    *status = response.status();
+                }
+                page.extend_from_slice(&response.data);
+            }
+            Ok(out)
+        })
+    }
+
+    /// Opens a session.
+    ///
+    /// # Errors
+    ///
+    /// If the server refuses or does not know the key.
+    pub fn session(&self) -> anyhow::Result<Session> {
+        let hello = v1::Hello {
+            protocol_min: memkv_proto::PROTOCOL_VERSION,
+            protocol_max: memkv_proto::PROTOCOL_VERSION,
+            client_nonce: random::<32>().to_vec(),
+            client_name: "memkv-tests".into(),
+            client_version: "0.0.0".into(),
+            capabilities: vec!["tcp".into()],
+        };
+        self.session_with(hello)
+    }
+
+    /// Opens a session with this hello.
+    ///
+    /// # Errors
+    ///
+    /// If the server refuses or does not know the key.
+    pub fn session_with(&self, hello: v1::Hello) -> anyhow::Result<Session> {
+        let key = self.key.clone().unwrap_or_else(AuthKey::open);
+        self.block_on(async {
+            let opening = open_session(self.addr, self.channel(), key, hello);
+            tokio::time::timeout(PATIENCE, opening).await.context("the session did not open in time")?
+        })
+    }
+}
+
+/// The messages that put one page.
+#[must_use]
+pub fn put_messages(space: SpaceId, key: &[u8], page: &[u8], chunk: usize) -> Vec<v1::PutRequest> {
+    let record = v1::PageRecord {
+        len: u32::try_from(page.len()).unwrap_or(u32::MAX),
+        checksum: crate::wire::checksum(space, key, page),
+        codec: 0,
+        flags: 0,
+    };
+    let mut chunks = page.chunks(chunk);
+    let mut messages = vec![v1::PutRequest {
+        space_id: space.0.to_vec(),
+        key: key.to_vec(),
+        record: Some(record),
+        data: chunks.next().unwrap_or_default().to_vec().into(),
+        position: 0,
+    }];
+    messages.extend(chunks.map(|chunk| v1::PutRequest { data: chunk.to_vec().into(), ..Default::default() }));
+    messages
+}
+
+/// An open session; it ends when this goes away.
+#[derive(Debug)]
+pub struct Session {
+    addr: SocketAddr,
+    /// The session's name.
+    pub id: [u8; 16],
+    /// What binds data connections to it.
+    pub key: SessionKey,
+    /// What the server said.
+    pub accepted: v1::Accepted,
+    /// The server's node id.
+    pub node_id: String,
+    /// Keeps the request stream open.
+    _to_server: mpsc::Sender<v1::ClientMessage>,
+    pump: tokio::task::JoinHandle<()>,
+}
+
+impl Session {
+    /// Opens a data connection.
+    ///
+    /// # Errors
+    ///
+    /// If the server refuses it.
+    pub fn attach(&self) -> anyhow::Result<DataConn> {
+        DataConn::attach(self.addr, self.id, &self.key)
+    }
+
+    /// The same session behind another address, for example a proxy's.
+    ///
+    /// # Errors
+    ///
+    /// If the server refuses the connection.
+    pub fn attach_via(&self, addr: SocketAddr) -> anyhow::Result<DataConn> {
+        DataConn::attach(addr, self.id, &self.key)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.pump.abort();
+    }
+}
+
+async fn open_session(
+    addr: SocketAddr,
+    channel: Channel,
+    key: AuthKey,
+    hello: v1::Hello,
+) -> anyhow::Result<Session> {
+    let (to_server, outgoing) = mpsc::channel(8);
+    let send = |message| v1::ClientMessage { message: Some(message) };
+    to_server.send(send(v1::client_message::Message::Hello(hello.clone()))).await?;
+    let mut client = v1::session_client::SessionClient::new(channel);
+    let mut incoming = client.open(ReceiverStream::new(outgoing)).await?.into_inner();
+
+    let first = incoming.message().await?.context("the stream ended before the challenge")?;
+    let Some(v1::server_message::Message::Challenge(challenge)) = first.message else {
+        bail!("expected a challenge, got {first:?}")
+    };
+    let transcript = SessionTranscript {
+        protocol_min: hello.protocol_min,
+        protocol_max: hello.protocol_max,
+        protocol: challenge.protocol,
+        client_nonce: &hello.client_nonce,
+        server_nonce: &challenge.server_nonce,
+        session_id: &challenge.session_id,
+        node_id: &challenge.node_id,
+        key_required: challenge.key_required,
+    };
+    // A client would stop here if the server's proof is wrong; a test wants to see what the server says.
+    let trusted = transcript.server_proof(&key)[..] == challenge.server_proof[..];
+    let proof = v1::Proof { client_proof: transcript.client_proof(&key).to_vec() };
+    to_server.send(send(v1::client_message::Message::Proof(proof))).await?;
+    let second = incoming.message().await?.context("the stream ended before the answer to the proof")?;
+    let Some(v1::server_message::Message::Accepted(accepted)) = second.message else {
+        bail!("expected an acceptance, got {second:?}")
+    };
+    ensure!(trusted, "the server accepted a client whose key it does not know");
+
+    let id = challenge.session_id[..].try_into().context("a session id has 16 bytes")?;
+    let interval = Duration::from_millis(u64::from(accepted.ping_interval_ms.max(1)));
+    let session_key = transcript.session_key(&key);
+    let pinger = to_server.clone();
+    let pump = tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(interval);
+        let mut sequence = 0;
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {
+                    sequence += 1;
+                    let ping = v1::client_message::Message::Ping(v1::Ping { sequence });
+                    if pinger.send(v1::ClientMessage { message: Some(ping) }).await.is_err() {
+                        return;
+                    }
+                }
+                message = incoming.message() => if !matches!(message, Ok(Some(_))) { return },
+            }
+        }
+    });
+    let node_id = challenge.node_id.clone();
+    Ok(Session { addr, id, key: session_key, accepted, node_id, _to_server: to_server, pump })
+}
+
+/// The clock, in Unix milliseconds.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
