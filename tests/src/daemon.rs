@@ -347,7 +347,7 @@ fn log_path(folder: &Path) -> PathBuf {
 /// The WARN and ERROR lines of `log` that contain none of the allowed texts.
 fn unexpected(log: &str, allowed: &[String]) -> Vec<String> {
     let bad = |line: &str| {
-        let mut words = line.split_whitespace().take(4);
+        let mut words = line.split_whitespace().take(2);
         words.any(|word| word == "WARN" || word == "ERROR") || line.contains("panicked at")
     };
     let lines = log.lines().filter(|line| bad(line));

@@ -1,7 +1,7 @@
 //! The admin port: plain HTTP requests and the metrics they return.
 
 use anyhow::{Context as _, bail};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -88,11 +88,8 @@ impl Metrics {
 
     /// The names of all series, without labels.
     #[must_use]
-    pub fn names(&self) -> Vec<&str> {
-        let mut names: Vec<_> =
-            self.series.keys().map(|series| series.split('{').next().unwrap_or(series)).collect();
-        names.dedup();
-        names
+    pub fn names(&self) -> BTreeSet<&str> {
+        self.series.keys().map(|series| series.split('{').next().unwrap_or(series)).collect()
     }
 }
 
@@ -106,7 +103,7 @@ mod tests {
         let metrics = Metrics::parse(text).unwrap();
         assert_eq!(metrics.sum("a", &[]), 5.0);
         assert_eq!(metrics.sum("a", &["op=\"get\""]), 2.0);
-        assert_eq!(metrics.names(), ["a", "ab"]);
+        assert_eq!(metrics.names().into_iter().collect::<Vec<_>>(), ["a", "ab"]);
         assert!(Metrics::parse("a b\n").is_err());
     }
 
