@@ -297,10 +297,12 @@ impl Arena {
         (slot_bytes != 0).then(|| ChunkView { chunk, slot_bytes, slots: self.chunk_bytes / slot_bytes })
     }
 
-    /// The published pages of a chunk. Takes no lock: pages may come and go meanwhile.
-    pub fn pages(&self, view: ChunkView) -> impl Iterator<Item = PageView> + '_ {
+    /// The published pages in `count` slots of a chunk, starting with its slot `from`. Takes no lock: pages may come
+    /// and go meanwhile.
+    pub fn pages(&self, view: ChunkView, from: u32, count: u32) -> impl Iterator<Item = PageView> + '_ {
         let first = view.chunk << self.slot_bits;
-        (first..first.saturating_add(view.slots)).filter_map(|id| self.page(SlotId(id)))
+        let slots = from.min(view.slots)..from.saturating_add(count).min(view.slots);
+        slots.filter_map(move |slot| self.page(SlotId(first + slot)))
     }
 
     /// Stops handing out slots of a chunk, so that the chunk is free for any class once its pages are gone.
@@ -330,6 +332,18 @@ impl Arena {
     #[must_use]
     pub fn fill_of(&self, slot_bytes: u32) -> Option<ClassFill> {
         self.books.lock().fill_of(slot_bytes)
+    }
+
+    /// Number of chunks of a class.
+    #[must_use]
+    pub fn class_chunks(&self, slot_bytes: u32) -> u32 {
+        self.books.lock().chunks_of(slot_bytes)
+    }
+
+    /// The largest page.
+    #[must_use]
+    pub fn page_bytes_max(&self) -> u32 {
+        self.page_bytes_max
     }
 
     /// Bytes of all slots in use.

@@ -129,5 +129,6 @@ fn the_record_is_what_was_noted() {
     assert_eq!((page.hits, page.pins), (1, 0));
     assert_eq!(arena.pin(id).unwrap().meta(), meta);
     let chunk = arena.chunk(0).unwrap();
-    assert_eq!((chunk.slot_bytes, chunk.slots, arena.pages(chunk).count()), (4096, 1024, 1));
+    assert_eq!((chunk.slot_bytes, chunk.slots, arena.pages(chunk, 0, u32::MAX).count()), (4096, 1024, 1));
+    assert_eq!(arena.pages(chunk, 1, 1023).count(), 0);
 }

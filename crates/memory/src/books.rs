@@ -230,6 +230,11 @@ impl Books {
         Some(self.fill(at))
     }
 
+    pub(crate) fn chunks_of(&self, slot_bytes: u32) -> u32 {
+        let at = self.classes.binary_search_by_key(&slot_bytes, |class| class.slot_bytes);
+        at.map_or(0, |at| self.classes[at].chunks)
+    }
+
     pub(crate) fn held_bytes(&self) -> u64 {
         self.held_bytes
     }

@@ -1,0 +1,152 @@
+//! What an engine is made with.
+
+use memkv_memory::{ArenaError, HugePages};
+
+/// Sizes and choices of an [`Engine`](crate::Engine), fixed for its life.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EngineConfig {
+    /// Memory for pages, in bytes; rounded down to whole chunks.
+    pub dram_bytes: u64,
+    /// The largest page, in bytes.
+    pub page_bytes_max: u32,
+    /// The most spaces.
+    pub spaces_max: u32,
+    /// Eviction starts above this share of the memory, 0 to 1.
+    pub high_watermark: f64,
+    /// Eviction ends at this share of the memory, not above `high_watermark`.
+    pub low_watermark: f64,
+    /// Make the memory resident at the start.
+    pub prefault: bool,
+    /// Whether to ask for huge pages.
+    pub huge_pages: HugePages,
+    /// Which pages go first.
+    pub policy: PolicyKind,
+}
+
+impl EngineConfig {
+    /// The defaults, with this much memory for pages.
+    #[must_use]
+    pub fn with_dram(dram_bytes: u64) -> Self {
+        let limits = memkv_core::Limits::default();
+        Self {
+            dram_bytes,
+            page_bytes_max: limits.page_bytes_max,
+            spaces_max: limits.spaces_max,
+            high_watermark: 0.95,
+            low_watermark: 0.90,
+            prefault: false,
+            huge_pages: HugePages::Auto,
+            policy: PolicyKind::Lru,
+        }
+    }
+}
+
+/// Which pages go first when room is needed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PolicyKind {
+    /// The page that was not asked for the longest; of equally old ones the deepest of its chain.
+    #[default]
+    Lru,
+}
+
+/// Why an engine cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The watermarks make no sense.
+    #[error("the watermarks low {low} and high {high} are not valid; use 0 < low <= high <= 1")]
+    Watermarks {
+        /// The low one.
+        low: f64,
+        /// The high one.
+        high: f64,
+    },
+    /// There is no memory for pages.
+    #[error(transparent)]
+    Arena(#[from] ArenaError),
+}
+
+/// The watermarks as shares in 1/1000, so that decisions are whole numbers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Watermarks {
+    high: u64,
+    low: u64,
+}
+
+impl Watermarks {
+    pub(crate) fn new(config: &EngineConfig) -> Result<Self, EngineError> {
+        let (low, high) = (config.low_watermark, config.high_watermark);
+        if !(low > 0.0 && low <= high && high <= 1.0) {
+            return Err(EngineError::Watermarks { low, high });
+        }
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "both are between 0 and 1, so the products are between 0 and 1000"
+        )]
+        let share = |mark: f64| (mark * 1000.0).round() as u64;
+        Ok(Self { high: share(high), low: share(low) })
+    }
+
+    /// Whether so few of the `potential` slots are available that eviction should start. One free slot is the least
+    /// that a class needs to take the next page at once.
+    pub(crate) fn slots_low(self, available: u64, potential: u64) -> bool {
+        available < Self::headroom(potential, self.high).max(1)
+    }
+
+    /// How many of the `potential` slots should be available when eviction ends.
+    pub(crate) fn slots_wanted(self, potential: u64) -> u64 {
+        Self::headroom(potential, self.low).max(1)
+    }
+
+    /// Whether so many bytes are held that eviction should start.
+    pub(crate) fn bytes_high(self, held: u64, capacity: u64) -> bool {
+        u128::from(held) * 1000 > u128::from(capacity) * u128::from(self.high)
+    }
+
+    /// How many bytes too many are held when eviction should bring the store to the low mark.
+    pub(crate) fn bytes_over_low(self, held: u64, capacity: u64) -> u64 {
+        let low = u128::from(capacity) * u128::from(self.low) / 1000;
+        held.saturating_sub(u64::try_from(low).unwrap_or(u64::MAX))
+    }
+
+    /// The share of `potential` that lies above `mark`, rounded up.
+    fn headroom(potential: u64, mark: u64) -> u64 {
+        let share = u128::from(potential) * u128::from(1000 - mark);
+        u64::try_from(share.div_ceil(1000)).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marks(low: f64, high: f64) -> Result<Watermarks, EngineError> {
+        let config =
+            EngineConfig { low_watermark: low, high_watermark: high, ..EngineConfig::with_dram(1 << 30) };
+        Watermarks::new(&config)
+    }
+
+    #[test]
+    fn senseless_watermarks_are_refused() {
+        for (low, high) in [(0.0, 0.9), (0.9, 0.8), (0.9, 1.1), (f64::NAN, 0.9), (0.9, f64::NAN)] {
+            assert!(matches!(marks(low, high), Err(EngineError::Watermarks { .. })), "{low} {high}");
+        }
+        assert!(marks(1.0, 1.0).is_ok());
+    }
+
+    #[test]
+    fn marks_are_exact_at_their_edges() {
+        let marks = marks(0.90, 0.95).unwrap();
+        assert!(!marks.slots_low(5, 100));
+        assert!(marks.slots_low(4, 100));
+        assert!(marks.slots_low(0, 3), "a class needs at least one free slot");
+        assert!(!marks.slots_low(1, 3));
+        assert_eq!(marks.slots_wanted(100), 10);
+        assert_eq!(marks.slots_wanted(3), 1);
+        assert!(!marks.bytes_high(95, 100));
+        assert!(marks.bytes_high(96, 100));
+        assert_eq!(marks.bytes_over_low(96, 100), 6);
+        assert_eq!(marks.bytes_over_low(80, 100), 0);
+        assert_eq!(marks.bytes_over_low(u64::MAX, u64::MAX), u64::MAX - u64::MAX / 10 * 9 - 4);
+    }
+}
