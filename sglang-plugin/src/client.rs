@@ -1,0 +1,343 @@
+//! The public client, and the connection that every space shares.
+
+use crate::convert::{Keys, setting, space_description};
+use crate::errors::{BadInputError, ClosedError, ConfigError, to_python};
+use crate::process::OwnProcess;
+use crate::space::Space;
+use memkv_client::{Config, blocking};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// The longest deadline of one operation. SGLang gives a call ten seconds when it detaches.
+const OP_TIMEOUT_MAX: Duration = Duration::from_secs(8);
+
+/// A connected client and whether it may still be used.
+pub(crate) struct Connection {
+    client: OwnProcess<blocking::Client>,
+    closed: AtomicBool,
+    op_timeout: Duration,
+}
+
+impl Connection {
+    /// Refuses to go on in a forked child and after a close.
+    pub(crate) fn check(&self) -> PyResult<()> {
+        self.client().map(drop)
+    }
+
+    /// The deadline of one operation.
+    pub(crate) fn op_timeout(&self) -> Duration {
+        self.op_timeout
+    }
+
+    fn client(&self) -> PyResult<&blocking::Client> {
+        let client = self.client.get()?;
+        if self.closed.load(Ordering::Acquire) {
+            return Err(ClosedError::new_err("the client is closed; make a new one"));
+        }
+        Ok(client)
+    }
+}
+
+/// A client of a MemKV cluster.
+#[pyclass(frozen, module = "memkv_sglang._native")]
+pub struct Client {
+    connection: Arc<Connection>,
+    own_space: Option<Space>,
+    buffers: Mutex<Buffers>,
+}
+
+#[pymethods]
+impl Client {
+    #[new]
+    #[pyo3(signature = (servers=None, *, space=SpaceArgument::default(), config=None, **overrides))]
+    fn new(
+        py: Python<'_>,
+        servers: Option<&Bound<'_, PyAny>>,
+        space: SpaceArgument<'_>,
+        config: Option<PathBuf>,
+        overrides: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Self> {
+        let description = match space {
+            SpaceArgument::Default => Some(
+                memkv_core::SpaceDescription::named("default")
+                    .expect("the word is short and has no control characters"),
+            ),
+            SpaceArgument::Given(given) if given.is_none() => None,
+            SpaceArgument::Given(given) => Some(space_description(&given)?),
+        };
+        let mut config = load_config(servers, config, overrides)?;
+        config.op_timeout = config.op_timeout.min(OP_TIMEOUT_MAX);
+        let op_timeout = config.op_timeout;
+        let client = py.detach(|| blocking::Client::connect(config)).map_err(|error| to_python(&error))?;
+        let connection = Arc::new(Connection {
+            client: OwnProcess::new(client),
+            closed: AtomicBool::new(false),
+            op_timeout,
+        });
+        let own_space = match description {
+            None => None,
+            Some(description) => Some(open(py, &connection, description)?),
+        };
+        Ok(Self { connection, own_space, buffers: Mutex::default() })
+    }
+
+    fn __enter__(this: Py<Self>) -> Py<Self> {
+        this
+    }
+
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.close(py)
+    }
+
+    /// The deadline of one operation, in seconds.
+    #[getter]
+    fn op_seconds(&self) -> f64 {
+        self.connection.op_timeout.as_secs_f64()
+    }
+
+    /// Announces memory that pages will be read into and written from. Announcing the same memory again is fine.
+    fn register_buffer(&self, ptr: usize, size: usize) -> PyResult<()> {
+        self.connection.check()?;
+        self.buffers().add(ptr, size).map_err(BadInputError::new_err)
+    }
+
+    /// Takes back an announcement.
+    fn unregister_buffer(&self, ptr: usize) -> PyResult<()> {
+        self.connection.check()?;
+        self.buffers().remove(ptr).map_err(BadInputError::new_err)
+    }
+
+    /// Stores `sizes[i]` bytes at `ptrs[i]` under `keys[i]`. A page that is there already counts as stored.
+    ///
+    /// The memory must stay as it is until the call returns.
+    fn batch_set_from(
+        &self,
+        py: Python<'_>,
+        keys: &Bound<'_, PyAny>,
+        ptrs: &Bound<'_, PyAny>,
+        sizes: &Bound<'_, PyAny>,
+    ) -> PyResult<Vec<bool>> {
+        Ok(self.own_space()?.put_from(py, keys, ptrs, sizes, None)?.into_flags())
+    }
+
+    /// Reads pages to memory. A page of another size is a miss.
+    ///
+    /// Nobody else may use the memory until the call returns.
+    fn batch_get_into(
+        &self,
+        py: Python<'_>,
+        keys: &Bound<'_, PyAny>,
+        ptrs: &Bound<'_, PyAny>,
+        sizes: &Bound<'_, PyAny>,
+    ) -> PyResult<Vec<bool>> {
+        Ok(self.own_space()?.get_into(py, keys, ptrs, sizes, None)?.into_flags())
+    }
+
+    /// Which of the keys are stored.
+    fn batch_exists(&self, py: Python<'_>, keys: &Bound<'_, PyAny>) -> PyResult<Vec<bool>> {
+        Ok(self.own_space()?.exists(py, keys)?.into_flags())
+    }
+
+    /// How many keys from the first on are stored without a gap.
+    fn exists_prefix(&self, py: Python<'_>, keys: &Bound<'_, PyAny>) -> PyResult<usize> {
+        self.own_space()?.exists_prefix(py, keys)
+    }
+
+    /// Removes the keys; a flag is true if the key was there.
+    fn batch_remove(&self, py: Python<'_>, keys: &Bound<'_, PyAny>) -> PyResult<Vec<bool>> {
+        Ok(self.own_space()?.remove(py, keys)?.into_flags())
+    }
+
+    /// One page, or `None` on a miss.
+    fn get<'py>(&self, py: Python<'py>, key: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let page = self.own_space()?.get_one(py, &Keys::one(key)?)?;
+        Ok(page.map(|page| PyBytes::new(py, &page)))
+    }
+
+    /// Stores one page; false if it could not be stored.
+    fn set(&self, py: Python<'_>, key: &Bound<'_, PyAny>, value: &Bound<'_, PyBytes>) -> PyResult<bool> {
+        self.own_space()?.set_one(py, &Keys::one(key)?, value.as_bytes())
+    }
+
+    /// Opens a further space over the same connections.
+    fn space(&self, py: Python<'_>, fields: &Bound<'_, PyAny>) -> PyResult<Space> {
+        open(py, &self.connection, space_description(fields)?)
+    }
+
+    /// Every server with `id`, `address`, `state` and `last_error`.
+    fn servers<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let views = self.connection.client()?.servers();
+        views
+            .into_iter()
+            .map(|view| {
+                let entry = PyDict::new(py);
+                entry.set_item("id", view.id)?;
+                entry.set_item("address", view.address)?;
+                entry.set_item("state", view.state.name())?;
+                entry.set_item("connections", view.connections)?;
+                entry.set_item("last_error", view.last_error)?;
+                Ok(entry)
+            })
+            .collect()
+    }
+
+    /// Counters since the client was made. Takes no lock and asks no server.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = PyDict::new(py);
+        for (name, value) in self.connection.client()?.stats().fields() {
+            stats.set_item(name, value)?;
+        }
+        Ok(stats)
+    }
+
+    /// Closes the connections. Closing twice is fine; everything else raises afterwards.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let client = self.connection.client.get()?;
+        if !self.connection.closed.swap(true, Ordering::AcqRel) {
+            py.detach(|| client.clone().close());
+        }
+        Ok(())
+    }
+}
+
+impl Client {
+    fn own_space(&self) -> PyResult<&Space> {
+        self.connection.check()?;
+        self.own_space.as_ref().ok_or_else(|| {
+            BadInputError::new_err("this client was made with space=None; use a space that it opened")
+        })
+    }
+
+    fn buffers(&self) -> std::sync::MutexGuard<'_, Buffers> {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The `space` argument; `None` means something else than leaving it out.
+enum SpaceArgument<'py> {
+    Default,
+    Given(Bound<'py, PyAny>),
+}
+
+impl Default for SpaceArgument<'_> {
+    fn default() -> Self {
+        Self::Default
+    }
+}
+
+impl<'py> FromPyObject<'_, 'py> for SpaceArgument<'py> {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        Ok(Self::Given(object.to_owned()))
+    }
+}
+
+fn open(
+    py: Python<'_>,
+    connection: &Arc<Connection>,
+    description: memkv_core::SpaceDescription,
+) -> PyResult<Space> {
+    let client = connection.client()?;
+    let space = py.detach(|| client.space(description)).map_err(|error| to_python(&error))?;
+    Ok(Space::new(Arc::clone(connection), space))
+}
+
+/// File, then environment, then the arguments.
+fn load_config(
+    servers: Option<&Bound<'_, PyAny>>,
+    file: Option<PathBuf>,
+    overrides: Option<&Bound<'_, PyDict>>,
+) -> PyResult<Config> {
+    let mut builder = Config::builder();
+    if let Some(file) = file {
+        builder = builder.file(file);
+    }
+    if let Some(servers) = servers.filter(|servers| !servers.is_none()) {
+        builder = builder.set("servers", &setting("servers", servers)?);
+    }
+    for (name, value) in overrides.into_iter().flat_map(|overrides| overrides.iter()) {
+        let name: String = name.extract()?;
+        builder = builder.set(&name, &setting(&name, &value)?);
+    }
+    builder.build().map_err(|error| to_python(&error))
+}
+
+/// Memory announced for transfers: start to bytes and count of announcements. Ranges do not overlap.
+#[derive(Default)]
+struct Buffers {
+    ranges: BTreeMap<usize, (usize, usize)>,
+}
+
+impl Buffers {
+    fn add(&mut self, ptr: usize, size: usize) -> Result<(), String> {
+        let end = ptr.checked_add(size).filter(|_| ptr != 0 && size != 0);
+        let Some(end) = end else {
+            return Err(format!("not a buffer: address {ptr:#x}, {size} bytes"));
+        };
+        if let Some((held, count)) = self.ranges.get_mut(&ptr).filter(|(held, _)| *held == size) {
+            debug_assert_eq!(*held, size);
+            *count += 1;
+            return Ok(());
+        }
+        let below = self.ranges.range(..end).next_back();
+        if let Some((&start, &(held, _))) = below.filter(|(start, (held, _))| *start + held > ptr) {
+            return Err(format!("the buffer at {ptr:#x} overlaps the one at {start:#x} of {held} bytes"));
+        }
+        self.ranges.insert(ptr, (size, 1));
+        Ok(())
+    }
+
+    fn remove(&mut self, ptr: usize) -> Result<(), String> {
+        let Some((_, count)) = self.ranges.get_mut(&ptr) else {
+            return Err(format!("no buffer is registered at {ptr:#x}"));
+        };
+        *count -= 1;
+        if *count == 0 {
+            self.ranges.remove(&ptr);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_do_not_overlap() {
+        let mut buffers = Buffers::default();
+        buffers.add(100, 50).unwrap();
+        buffers.add(150, 50).unwrap();
+        for (ptr, size) in [(99, 2), (149, 1), (100, 49), (120, 10), (10, 1000), (199, 1)] {
+            assert!(buffers.add(ptr, size).unwrap_err().contains("overlaps"), "{ptr} {size}");
+        }
+        buffers.add(200, 1).unwrap();
+    }
+
+    #[test]
+    fn a_buffer_is_held_as_often_as_it_was_announced() {
+        let mut buffers = Buffers::default();
+        buffers.add(100, 50).unwrap();
+        buffers.add(100, 50).unwrap();
+        buffers.remove(100).unwrap();
+        assert!(buffers.add(120, 1).is_err());
+        buffers.remove(100).unwrap();
+        assert!(buffers.remove(100).is_err());
+        buffers.add(120, 1).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_memory_is_refused() {
+        let mut buffers = Buffers::default();
+        assert!(buffers.add(0, 1).is_err());
+        assert!(buffers.add(1, 0).is_err());
+        assert!(buffers.add(usize::MAX, 2).is_err());
+    }
+}

@@ -1,0 +1,63 @@
+//! Addresses from Python become memory here and nowhere else.
+//!
+//! This file needs `unsafe` because SGLang hands over its host pools as addresses: copying the pages through Python
+//! objects instead would cost more than the network does.
+//!
+//! What every call relies on, and where it is established: the caller of the Python method promises that each piece is
+//! memory that stays allocated, and that nobody else uses the pages of a read, until the method returns. SGLang keeps
+//! that promise by locking the pages of a transfer; the documentation of the public methods asks others for it. The
+//! client crate does not touch the memory after its call has returned, whatever became of the servers.
+#![allow(unsafe_code, reason = "the host pools of the engine are given as addresses")]
+
+use memkv_client::blocking::Space;
+use memkv_client::{BatchReport, Error, PageOutcome, RawPieces};
+
+/// The pieces of the pages of one batch. Addresses are kept as numbers, so that they may cross a thread boundary.
+pub(crate) struct Pieces {
+    /// Start of each piece, page by page.
+    pub(crate) ptrs: Vec<usize>,
+    /// Bytes of each piece.
+    pub(crate) sizes: Vec<usize>,
+    /// Pieces per page.
+    pub(crate) per_page: usize,
+}
+
+/// Which way the bytes go.
+#[derive(Clone, Copy)]
+pub(crate) enum Direction {
+    /// From the store into memory.
+    Get,
+    /// From memory into the store.
+    Put,
+}
+
+impl Pieces {
+    /// Bytes of the page at `index`.
+    pub(crate) fn page_bytes(&self, index: usize) -> usize {
+        let pieces = index * self.per_page..(index + 1) * self.per_page;
+        self.sizes[pieces].iter().fold(0_usize, |sum, &size| sum.saturating_add(size))
+    }
+
+    /// Moves the pages `first..first + keys.len()`.
+    pub(crate) fn transfer(
+        &self,
+        direction: Direction,
+        space: &Space,
+        keys: &[&[u8]],
+        first: usize,
+        out: &mut [PageOutcome],
+    ) -> Result<BatchReport, Error> {
+        let range = first * self.per_page..(first + keys.len()) * self.per_page;
+        let ptrs: Vec<*mut u8> =
+            self.ptrs[range.clone()].iter().map(|&ptr| std::ptr::with_exposed_provenance_mut(ptr)).collect();
+        let pieces = RawPieces { ptrs: &ptrs, lens: &self.sizes[range], per_page: self.per_page };
+        match direction {
+            // SAFETY: the pieces are valid for writes and used by nobody else until this call returns; the
+            // caller of the Python method promises it, see the module's documentation.
+            Direction::Get => unsafe { space.get_into_raw(keys, pieces, out) },
+            // SAFETY: the pieces are valid for reads and nobody writes them until this call returns; the caller
+            // of the Python method promises it, see the module's documentation.
+            Direction::Put => unsafe { space.put_from_raw(keys, pieces, out) },
+        }
+    }
+}
