@@ -18,7 +18,7 @@ use std::time::Duration;
 /// Spaces and hashed keys must come from this engine and belong together; a key hashed for another space is not
 /// found.
 pub struct Engine {
-    state: Arc<State>,
+    pub(crate) state: Arc<State>,
     evictor: Evictor,
 }
 

@@ -21,8 +21,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The most pages that one scan considers; larger stores are scanned in turns.
 const SCAN_PAGES_MAX: usize = 1 << 20;
-/// Rounds of choosing by estimate until the whole store is at its low mark.
-const STORE_PASSES: usize = 4;
+/// The most scans of one round for one purpose.
+const PASSES: usize = 8;
+/// Of a scan that saw only a part of the pages, at most one in this many goes.
+const PARTIAL_SHARE: usize = 8;
+/// Slots that are looked at to tell how cold a chunk is.
+const CHUNK_SAMPLE: u32 = 64;
 /// Bounds of the search that a reservation makes itself.
 const INLINE_CHUNKS: u32 = 256;
 const INLINE_SLOTS: u32 = 512;
@@ -46,8 +50,25 @@ pub(crate) struct Evictor {
 #[derive(Default)]
 struct Scan {
     candidates: Vec<Candidate>,
+    /// Bytes of the candidates' slots.
+    slot_bytes: u64,
+    /// The scan ended before it had seen all pages.
+    partial: bool,
     /// The chunk at which the next scan starts.
     hand: u32,
+}
+
+impl Scan {
+    /// Keeps the `count` coldest candidates, in no order; fewer if the scan saw only a part of the pages, because
+    /// the coldest of a part are not the coldest of all.
+    fn keep_coldest(&mut self, count: u64) {
+        let most = if self.partial { self.candidates.len() / PARTIAL_SHARE } else { self.candidates.len() };
+        let count = usize::try_from(count).map_or(most, |count| count.min(most));
+        if count > 0 && count < self.candidates.len() {
+            self.candidates.select_nth_unstable_by_key(count - 1, |candidate| candidate.rank);
+        }
+        self.candidates.truncate(count);
+    }
 }
 
 /// How cold a whole chunk is. Ordered: the first should go first.
@@ -81,18 +102,21 @@ impl Evictor {
 
     /// Makes room for a class that pages arrive in, if it has too little.
     fn relieve(&self, state: &State, scan: &mut Scan, demand: &ClassDemand, evicted: &mut Evicted) {
-        // The store may have changed since the demand was noted.
         let slot_bytes = demand.fill.slot_bytes;
-        let Some(fill) = state.arena.fill_of(slot_bytes) else { return };
-        if !state.marks.slots_low(fill.available, fill.potential) {
-            return;
-        }
-        let missing = state.marks.slots_wanted(fill.potential).saturating_sub(fill.available).max(1);
-        self.collect(&state.arena, scan, Some(slot_bytes));
-        keep_coldest(&mut scan.candidates, usize::try_from(missing).unwrap_or(usize::MAX));
-        let own = mean(scan.candidates.iter().map(|candidate| candidate.rank.worth));
-        let stolen = self.take_chunks(state, demand, own, evicted);
-        if stolen == 0 {
+        for pass in 0..PASSES {
+            // The store may have changed since the demand was noted.
+            let Some(fill) = state.arena.fill_of(slot_bytes) else { return };
+            let wanted = state.marks.slots_wanted(fill.potential);
+            let missing = wanted.saturating_sub(fill.available);
+            if missing == 0 || pass == 0 && !state.marks.slots_low(fill.available, fill.potential) {
+                return;
+            }
+            self.collect(&state.arena, scan, Some(slot_bytes));
+            scan.keep_coldest(missing);
+            let own = mean(scan.candidates.iter().map(|candidate| candidate.rank.worth));
+            if pass == 0 && self.take_chunks(state, demand, own, evicted) > 0 {
+                return;
+            }
             self.evict(state, &scan.candidates, evicted);
         }
     }
@@ -130,11 +154,16 @@ impl Evictor {
         others.filter_map(|view| self.coldness(arena, view)).collect()
     }
 
-    /// How cold a chunk is; `None` if nothing in it can be evicted.
+    /// How cold a chunk is, judged by some of its slots; `None` if it has no page.
     fn coldness(&self, arena: &Arena, view: ChunkView) -> Option<Coldness> {
         let mut pinned = false;
-        let pages = arena.pages(view, 0, view.slots).inspect(|page| pinned |= page.pins > 0);
-        let worth = mean(pages.map(|page| self.policy.rank(&page).worth))?;
+        let mut look = |step: u32| {
+            let slots = (0..view.slots).step_by(step as usize);
+            let pages = slots.flat_map(|slot| arena.pages(view, slot, 1));
+            mean(pages.inspect(|page| pinned |= page.pins > 0).map(|page| self.policy.rank(&page).worth))
+        };
+        // A chunk with few pages may have none among the first choice.
+        let worth = look(view.slots.div_ceil(CHUNK_SAMPLE).max(1)).or_else(|| look(1))?;
         Some(Coldness { pinned, worth, chunk: view.chunk, slot_bytes: view.slot_bytes })
     }
 
@@ -144,35 +173,35 @@ impl Evictor {
         if !state.marks.bytes_high(state.arena.held_bytes(), capacity) {
             return;
         }
-        for _ in 0..STORE_PASSES {
-            let held = state.arena.held_bytes();
-            let over = state.marks.bytes_over_low(held, capacity);
+        for _ in 0..PASSES {
+            let over = state.marks.bytes_over_low(state.arena.held_bytes(), capacity);
             self.collect(&state.arena, scan, None);
-            let count = scan.candidates.len() as u64;
-            if over == 0 || count == 0 {
+            let Some(average) = mean_bytes(scan) else { return };
+            if over == 0 {
                 return;
             }
-            // As many pages as make up the excess if they are of average size.
-            let average = (held / count).max(1);
-            keep_coldest(&mut scan.candidates, usize::try_from(over.div_ceil(average)).unwrap_or(usize::MAX));
+            scan.keep_coldest(over.div_ceil(average));
             self.evict(state, &scan.candidates, evicted);
         }
     }
 
-    /// Fills `scan.candidates` with the evictable pages of one class, or of all.
+    /// Fills `scan` with the evictable pages of one class, or of all.
     fn collect(&self, arena: &Arena, scan: &mut Scan, class: Option<u32>) {
         scan.candidates.clear();
+        (scan.slot_bytes, scan.partial) = (0, false);
         let chunks = arena.chunk_count();
         for step in 0..chunks {
             let number = (scan.hand + step) % chunks;
             if scan.candidates.len() >= SCAN_PAGES_MAX {
-                scan.hand = number;
+                (scan.hand, scan.partial) = (number, true);
                 return;
             }
             let Some(view) = arena.chunk(number) else { continue };
             if class.is_none_or(|slot_bytes| slot_bytes == view.slot_bytes) {
+                let before = scan.candidates.len();
                 let pages = arena.pages(view, 0, view.slots).filter(|page| page.pins == 0);
                 scan.candidates.extend(pages.map(|page| self.candidate(&page)));
+                scan.slot_bytes += (scan.candidates.len() - before) as u64 * u64::from(view.slot_bytes);
             }
         }
     }
@@ -214,10 +243,13 @@ impl Evictor {
             .filter(|page| page.pins == 0)
             .take(INLINE_PAGES)
             .min_by_key(|page| self.policy.rank(page));
-        let Some(bytes) = coldest.and_then(|page| unlink(state, &page)) else { return false };
-        count(&state.tally.evicted_pages, 1);
-        count(&state.tally.evicted_bytes, bytes);
-        count(&state.tally.evicted_inline, 1);
+        let Some(page) = coldest else { return false };
+        // If it went meanwhile, somebody else has made room.
+        if let Some(bytes) = unlink(state, &page) {
+            count(&state.tally.evicted_pages, 1);
+            count(&state.tally.evicted_bytes, bytes);
+            count(&state.tally.evicted_inline, 1);
+        }
         true
     }
 }
@@ -247,20 +279,17 @@ fn unlink(state: &State, page: &PageView) -> Option<u64> {
     Some(state.retire(&space.expect("spaces are never removed"), &entry))
 }
 
-/// Keeps the `count` coldest candidates, in no order.
-fn keep_coldest(candidates: &mut Vec<Candidate>, count: usize) {
-    if count > 0 && count < candidates.len() {
-        candidates.select_nth_unstable_by_key(count - 1, |candidate| candidate.rank);
-    }
-    candidates.truncate(count);
-}
-
 /// Keeps the `count` smallest, in no order.
 fn keep_first(cold: &mut Vec<Coldness>, count: usize) {
     if count > 0 && count < cold.len() {
         cold.select_nth_unstable(count - 1);
     }
     cold.truncate(count);
+}
+
+/// Average slot size of the candidates.
+fn mean_bytes(scan: &Scan) -> Option<u64> {
+    scan.slot_bytes.checked_div(scan.candidates.len() as u64)
 }
 
 fn mean(values: impl Iterator<Item = u64>) -> Option<u64> {

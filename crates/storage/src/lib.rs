@@ -33,6 +33,8 @@ mod policy;
 mod pressure;
 mod space;
 mod status;
+#[cfg(test)]
+mod tests;
 
 pub use config::{EngineConfig, EngineError, PolicyKind};
 pub use engine::Engine;
