@@ -1,0 +1,324 @@
+//! Builds the object graph of a server and owns the order of start and stop.
+//!
+//! Start: bind the ports, reserve the memory, then listen. Two runtimes: control (gRPC, admin HTTP, accepting) and
+//! data (pages), so that neither can starve the other.
+//!
+//! Stop: not ready and no new connections; requests in flight finish, new ones are told; then everything that is
+//! still open is closed; after the deadline, whatever is left is cut off.
+
+use crate::accept::Accept;
+use crate::config::{Config, HugePages, units};
+use crate::metrics::Metrics;
+use crate::node::{Node, Phase};
+use crate::{control, http, random};
+use memkv_storage::{Engine, EngineConfig, EngineError, PolicyKind};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+/// Threads of the control runtime.
+const CONTROL_THREADS: usize = 2;
+/// Connections that the system keeps until they are accepted.
+const BACKLOG: i32 = 1024;
+/// gRPC connections that wait to be served.
+const GRPC_QUEUE: usize = 64;
+/// How long a stopping server answers new requests with "stopping" after the last one in flight has finished, so
+/// that clients learn it from an answer.
+const FAREWELL: Duration = Duration::from_millis(200);
+/// How long the evictor waits for pressure before it looks whether the server stops.
+const EVICTOR_PAUSE: Duration = Duration::from_millis(200);
+/// How long the evictor rests after a round that could free nothing, because every page is in use.
+const EVICTOR_REST: Duration = Duration::from_millis(10);
+/// How often recorded times are folded into histograms.
+const UPKEEP: Duration = Duration::from_secs(5);
+/// How long a runtime's threads may take to end.
+const RUNTIME_END: Duration = Duration::from_millis(500);
+
+/// Why a server did not start; the text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be used.
+    #[error("cannot listen on {address}: {error}; {hint}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        error: io::Error,
+        /// What to do.
+        hint: String,
+    },
+    /// There is not enough memory.
+    #[error("cannot reserve memory for pages: {0}; lower dram")]
+    Engine(#[from] EngineError),
+    /// The system gives no threads or pollers.
+    #[error("cannot start threads: {0}")]
+    System(#[from] io::Error),
+}
+
+/// How a stop went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// Everything in flight finished.
+    Gracefully,
+    /// The deadline passed or the wait was cut short; what was left was cut off.
+    Aborted,
+}
+
+/// A running server. Dropping it cuts everything off; [`Server::stop`] stops gracefully.
+pub struct Server {
+    node: Arc<Node>,
+    address: SocketAddr,
+    admin_address: SocketAddr,
+    places: Arc<Semaphore>,
+    health: HealthReporter,
+    accept: JoinHandle<()>,
+    evictor_stop: Arc<AtomicBool>,
+    control: Option<Runtime>,
+    data: Option<Runtime>,
+}
+
+impl Server {
+    /// Starts a server; returns when it takes requests.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if a port, the memory or threads cannot be had.
+    pub fn start(config: Config) -> Result<Self, StartError> {
+        let (socket, address) = bind(config.listen, "listen")?;
+        let (admin_socket, admin_address) = bind(config.admin_address(address), "admin_listen")?;
+        let id = config.node_id.clone().unwrap_or_else(|| address.to_string());
+        let engine = Engine::new(engine_config(&config))?;
+        let node = Node::new(config, id, u64::from_le_bytes(random::bytes()), engine, Metrics::new());
+        let node = Arc::new(node);
+        let control = runtime("memkv-control", CONTROL_THREADS)?;
+        let data = runtime("memkv-data", data_threads(&node.config))?;
+        let evictor_stop = start_evictor(&node)?;
+        let places = Arc::new(Semaphore::new(node.limits.connections_max as usize));
+
+        let inside = control.enter();
+        let listener = listen(socket, address, "listen")?;
+        let admin_listener = listen(admin_socket, admin_address, "admin_listen")?;
+        let (grpc, connections) = mpsc::channel(GRPC_QUEUE);
+        let (routes, health) = control.block_on(control::routes(&node));
+        let mut phases = node.phases();
+        control.spawn(async move {
+            let closing = async move {
+                let _closing = phases.wait_for(|phase| *phase == Phase::Closing).await;
+            };
+            let router = control::server().add_routes(routes);
+            let served = router.serve_with_incoming_shutdown(ReceiverStream::new(connections), closing).await;
+            if let Err(error) = served {
+                tracing::error!(%error, "grpc server ended");
+            }
+        });
+        let accept = Accept {
+            node: Arc::clone(&node),
+            data: data.handle().clone(),
+            grpc,
+            places: Arc::clone(&places),
+        };
+        let accept = control.spawn(accept.run(listener));
+        let admin_node = Arc::clone(&node);
+        control.spawn(async move {
+            if let Err(error) = http::serve(admin_node, admin_listener).await {
+                tracing::error!(%error, "admin http server ended");
+            }
+        });
+        control.spawn(upkeep(Arc::clone(&node)));
+        drop(inside);
+        log_start(&node, address, admin_address);
+        let (control, data) = (Some(control), Some(data));
+        Ok(Self { node, address, admin_address, places, health, accept, evictor_stop, control, data })
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where the admin HTTP server listens.
+    #[must_use]
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// Whether clients need a key.
+    #[must_use]
+    pub fn key_required(&self) -> bool {
+        self.node.config.auth_key.is_some()
+    }
+
+    /// Runs a future on the control runtime; for waiting on signals.
+    ///
+    /// # Panics
+    ///
+    /// If called inside an asynchronous context.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.control.as_ref().expect("the runtime lives as long as the server").block_on(future)
+    }
+
+    /// Stops gracefully, within `shutdown_timeout`, or at once when `abort` is ready.
+    ///
+    /// # Panics
+    ///
+    /// If called inside an asynchronous context.
+    pub fn stop(self, abort: impl Future<Output = ()>) -> Stopped {
+        let deadline = Instant::now() + self.node.config.shutdown_timeout;
+        tracing::info!(in_flight = self.node.in_flight.count(), "stopping");
+        let stopped = self.block_on(async {
+            tokio::select! {
+                biased;
+                () = abort => Stopped::Aborted,
+                drained = timeout_at(deadline, self.drain()) => match drained {
+                    Ok(()) => Stopped::Gracefully,
+                    Err(_elapsed) => Stopped::Aborted,
+                },
+            }
+        });
+        match stopped {
+            Stopped::Gracefully => tracing::info!("stopped"),
+            Stopped::Aborted => tracing::warn!(in_flight = self.node.in_flight.count(), "stopped early"),
+        }
+        stopped
+    }
+
+    async fn drain(&self) {
+        self.node.enter(Phase::Stopping);
+        control::report(&self.health, ServingStatus::NotServing).await;
+        self.accept.abort();
+        self.node.in_flight.wait_idle().await;
+        sleep(FAREWELL).await;
+        self.node.in_flight.wait_idle().await;
+        self.node.enter(Phase::Closing);
+        self.node.sessions.end_all();
+        // Every connection gives its place back when it is closed.
+        let all = self.places.acquire_many(self.node.limits.connections_max).await;
+        drop(all.expect("the semaphore is never closed"));
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.evictor_stop.store(true, Ordering::Relaxed);
+        self.node.enter(Phase::Closing);
+        // Also allowed inside an asynchronous context, where a test may drop its server.
+        for runtime in [self.data.take(), self.control.take()].into_iter().flatten() {
+            if tokio::runtime::Handle::try_current().is_ok() {
+                runtime.shutdown_background();
+            } else {
+                runtime.shutdown_timeout(RUNTIME_END);
+            }
+        }
+    }
+}
+
+fn engine_config(config: &Config) -> EngineConfig {
+    EngineConfig {
+        dram_bytes: config.dram_bytes,
+        page_bytes_max: config.limits.page_bytes_max,
+        spaces_max: config.limits.spaces_max,
+        high_watermark: config.high_watermark,
+        low_watermark: config.low_watermark,
+        prefault: config.prefault,
+        huge_pages: match config.huge_pages {
+            HugePages::Auto => memkv_storage::HugePages::Auto,
+            HugePages::Off => memkv_storage::HugePages::Off,
+        },
+        policy: PolicyKind::Lru,
+    }
+}
+
+fn data_threads(config: &Config) -> usize {
+    match config.data_threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    }
+}
+
+fn runtime(name: &str, threads: usize) -> io::Result<Runtime> {
+    Builder::new_multi_thread().worker_threads(threads).thread_name(name).enable_all().build()
+}
+
+/// Takes an address without listening yet: nobody can connect before everything is there.
+fn bind(wanted: SocketAddr, option: &str) -> Result<(Socket, SocketAddr), StartError> {
+    let bound = || {
+        let socket = Socket::new(Domain::for_address(wanted), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&wanted.into())?;
+        let address = socket.local_addr()?.as_socket().unwrap_or(wanted);
+        Ok((socket, address))
+    };
+    bound().map_err(|error| bind_error(wanted, error, option))
+}
+
+fn listen(socket: Socket, address: SocketAddr, option: &str) -> Result<TcpListener, StartError> {
+    let listening = || {
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        TcpListener::from_std(socket.into())
+    };
+    listening().map_err(|error| bind_error(address, error, option))
+}
+
+fn bind_error(address: SocketAddr, error: io::Error, option: &str) -> StartError {
+    let hint = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!("another process uses this port: stop it, or set {option} to another one")
+        }
+        io::ErrorKind::AddrNotAvailable => format!("set {option} to an address of this machine"),
+        io::ErrorKind::PermissionDenied => format!("set {option} to a port above 1023"),
+        _ => format!("check {option}"),
+    };
+    StartError::Bind { address, error, hint }
+}
+
+fn start_evictor(node: &Arc<Node>) -> io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (stopped, node) = (Arc::clone(&stop), Arc::clone(node));
+    std::thread::Builder::new().name("memkv-evictor".to_owned()).spawn(move || {
+        while !stopped.load(Ordering::Relaxed) {
+            let begun = Instant::now();
+            node.engine.wait_for_pressure(EVICTOR_PAUSE);
+            let evicted = node.engine.evict_round(node.clock.now_ms());
+            if evicted.pages > 0 {
+                tracing::debug!(evicted.pages, evicted.bytes, "evicted");
+            } else if begun.elapsed() < EVICTOR_REST {
+                std::thread::sleep(EVICTOR_REST);
+            }
+        }
+    })?;
+    Ok(stop)
+}
+
+async fn upkeep(node: Arc<Node>) {
+    let mut ticks = tokio::time::interval(UPKEEP);
+    loop {
+        ticks.tick().await;
+        node.metrics.upkeep();
+    }
+}
+
+fn log_start(node: &Node, address: SocketAddr, admin: SocketAddr) {
+    let memory = units::show_size(node.config.dram_bytes);
+    let config = node.config.to_yaml().replace('\n', "; ");
+    tracing::info!(memory_for_pages = memory, "effective configuration: {}", config.trim_end_matches("; "));
+    if address.ip().is_unspecified() && node.config.node_id.is_none() {
+        tracing::warn!(
+            node_id = node.id,
+            "servers on other machines would have the same node id; set node_id"
+        );
+    }
+    tracing::info!(%address, admin = %admin, node_id = node.id, "serving");
+}

@@ -1,0 +1,366 @@
+//! The table of all options: the only list of them. File, environment, flags, help, `--print-config` and the
+//! reference in `docs/configuration-server.md` all follow it.
+
+use super::units::{parse_duration, parse_size, show_duration, show_size};
+use super::{Config, HugePages, LogFormat};
+use memkv_transport::auth::AuthKey;
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// One option.
+#[derive(Debug)]
+pub struct Opt {
+    /// Its key in the file; a dot separates a section from a name.
+    pub key: &'static str,
+    /// Its environment variable.
+    pub env: &'static str,
+    /// Its flag without the dashes; none for secrets, which other users could see in the process list.
+    pub flag: Option<&'static str>,
+    /// What a value is, for the help.
+    pub value: &'static str,
+    /// What it does, for the help and the reference.
+    pub help: &'static str,
+    /// Reads a value; the error says what a value looks like.
+    pub(crate) set: fn(&mut Config, &str) -> Result<(), String>,
+    /// Writes the effective value as YAML.
+    pub(crate) show: fn(&Config) -> String,
+}
+
+impl Opt {
+    /// The value without any configuration, as YAML.
+    #[must_use]
+    pub fn default_text(&self) -> String {
+        (self.show)(&Config::default())
+    }
+}
+
+/// All options, those of one section together.
+pub const OPTIONS: &[Opt] = &[
+    Opt {
+        key: "listen",
+        env: "MEMKV_SERVER_LISTEN",
+        flag: Some("listen"),
+        value: "IP:PORT",
+        help: "Address for clients: gRPC and data connections. Without a key it must be a loopback address.",
+        set: |c, text| put(&mut c.listen, address(text)),
+        show: |c| quoted(c.listen),
+    },
+    Opt {
+        key: "admin_listen",
+        env: "MEMKV_SERVER_ADMIN_LISTEN",
+        flag: Some("admin-listen"),
+        value: "IP:PORT",
+        help: "Address of /metrics, /healthz, /readyz and the status page. Empty: 127.0.0.1, port of listen + 1.",
+        set: |c, text| put(&mut c.admin_listen, optional(text, address)),
+        show: |c| quoted(c.admin_listen.map(|a| a.to_string()).unwrap_or_default()),
+    },
+    Opt {
+        key: "node_id",
+        env: "MEMKV_SERVER_NODE_ID",
+        flag: Some("node-id"),
+        value: "NAME",
+        help: "Stable identity of this server, 1 to 256 bytes. Keep it when the address changes. Empty: the address of listen.",
+        set: |c, text| put(&mut c.node_id, optional(text, node_id)),
+        show: |c| quoted(c.node_id.clone().unwrap_or_default()),
+    },
+    Opt {
+        key: "auth_key",
+        env: "MEMKV_SERVER_AUTH_KEY",
+        flag: None,
+        value: "64 HEX DIGITS",
+        help: "Key that every client must know; make one with: openssl rand -hex 32. Empty: MEMKV_AUTH_KEY, else no key, loopback only.",
+        set: |c, text| {
+            put(&mut c.auth_key, optional(text, |t| AuthKey::from_hex(t).map_err(|e| e.to_string())))
+        },
+        show: |c| if c.auth_key.is_some() { "(set)".to_owned() } else { quoted("") },
+    },
+    Opt {
+        key: "auth_key_file",
+        env: "MEMKV_SERVER_AUTH_KEY_FILE",
+        flag: Some("auth-key-file"),
+        value: "PATH",
+        help: "File that holds the key, read once at start. Instead of auth_key.",
+        set: |c, text| put(&mut c.auth_key_file, optional(text, |t| Ok(PathBuf::from(t)))),
+        show: |c| quoted(c.auth_key_file.as_ref().map(|p| p.display().to_string()).unwrap_or_default()),
+    },
+    Opt {
+        key: "dram",
+        env: "MEMKV_SERVER_DRAM",
+        flag: Some("dram"),
+        value: "SIZE",
+        help: "Memory for pages, reserved at start.",
+        set: |c, text| put(&mut c.dram_bytes, parse_size(text)),
+        show: |c| quoted(show_size(c.dram_bytes)),
+    },
+    Opt {
+        key: "page_max",
+        env: "MEMKV_SERVER_PAGE_MAX",
+        flag: Some("page-max"),
+        value: "SIZE",
+        help: "Largest page, up to 64MiB.",
+        set: |c, text| put(&mut c.limits.page_bytes_max, size32(text)),
+        show: |c| quoted(show_size(c.limits.page_bytes_max.into())),
+    },
+    Opt {
+        key: "prefault",
+        env: "MEMKV_SERVER_PREFAULT",
+        flag: Some("prefault"),
+        value: "BOOL",
+        help: "Whether to touch all memory for pages at start: slower start, no page faults later, and no surprise when memory is short.",
+        set: |c, text| put(&mut c.prefault, from_str(text, "true or false")),
+        show: |c| c.prefault.to_string(),
+    },
+    Opt {
+        key: "huge_pages",
+        env: "MEMKV_SERVER_HUGE_PAGES",
+        flag: Some("huge-pages"),
+        value: "auto|off",
+        help: "auto: use huge pages where the system gives them. off: ordinary pages only.",
+        set: |c, text| {
+            put(&mut c.huge_pages, one_of(text, &[("auto", HugePages::Auto), ("off", HugePages::Off)]))
+        },
+        show: |c| match c.huge_pages {
+            HugePages::Auto => "auto".to_owned(),
+            HugePages::Off => "\"off\"".to_owned(),
+        },
+    },
+    Opt {
+        key: "high_watermark",
+        env: "MEMKV_SERVER_HIGH_WATERMARK",
+        flag: Some("high-watermark"),
+        value: "FRACTION",
+        help: "Fill at which background eviction begins, 0 to 1.",
+        set: |c, text| put(&mut c.high_watermark, from_str(text, "a fraction such as 0.95")),
+        show: |c| c.high_watermark.to_string(),
+    },
+    Opt {
+        key: "low_watermark",
+        env: "MEMKV_SERVER_LOW_WATERMARK",
+        flag: Some("low-watermark"),
+        value: "FRACTION",
+        help: "Fill at which background eviction ends, 0 to high_watermark.",
+        set: |c, text| put(&mut c.low_watermark, from_str(text, "a fraction such as 0.90")),
+        show: |c| c.low_watermark.to_string(),
+    },
+    Opt {
+        key: "data_threads",
+        env: "MEMKV_SERVER_DATA_THREADS",
+        flag: Some("data-threads"),
+        value: "COUNT",
+        help: "Threads that move pages. 0: one per core.",
+        set: |c, text| put(&mut c.data_threads, from_str(text, "a whole number")),
+        show: |c| c.data_threads.to_string(),
+    },
+    Opt {
+        key: "shutdown_timeout",
+        env: "MEMKV_SERVER_SHUTDOWN_TIMEOUT",
+        flag: Some("shutdown-timeout"),
+        value: "DURATION",
+        help: "How long a graceful stop waits for requests in flight.",
+        set: |c, text| put(&mut c.shutdown_timeout, parse_duration(text)),
+        show: |c| quoted(show_duration(c.shutdown_timeout)),
+    },
+    Opt {
+        key: "limits.sessions_max",
+        env: "MEMKV_SERVER_LIMITS_SESSIONS_MAX",
+        flag: Some("limits-sessions-max"),
+        value: "COUNT",
+        help: "Most sessions open at once.",
+        set: |c, text| put(&mut c.limits.sessions_max, count(text)),
+        show: |c| c.limits.sessions_max.to_string(),
+    },
+    Opt {
+        key: "limits.connections_max",
+        env: "MEMKV_SERVER_LIMITS_CONNECTIONS_MAX",
+        flag: Some("limits-connections-max"),
+        value: "COUNT",
+        help: "Most connections of any kind open at once on the main port.",
+        set: |c, text| put(&mut c.limits.connections_max, count(text)),
+        show: |c| c.limits.connections_max.to_string(),
+    },
+    Opt {
+        key: "limits.session_connections_max",
+        env: "MEMKV_SERVER_LIMITS_SESSION_CONNECTIONS_MAX",
+        flag: Some("limits-session-connections-max"),
+        value: "COUNT",
+        help: "Most data connections of one session.",
+        set: |c, text| put(&mut c.limits.session_connections_max, count(text)),
+        show: |c| c.limits.session_connections_max.to_string(),
+    },
+    Opt {
+        key: "limits.spaces_max",
+        env: "MEMKV_SERVER_LIMITS_SPACES_MAX",
+        flag: Some("limits-spaces-max"),
+        value: "COUNT",
+        help: "Most spaces the server knows.",
+        set: |c, text| put(&mut c.limits.spaces_max, count(text)),
+        show: |c| c.limits.spaces_max.to_string(),
+    },
+    Opt {
+        key: "limits.batch_keys_max",
+        env: "MEMKV_SERVER_LIMITS_BATCH_KEYS_MAX",
+        flag: Some("limits-batch-keys-max"),
+        value: "COUNT",
+        help: "Most keys in one request, up to 65536.",
+        set: |c, text| put(&mut c.limits.batch_keys_max, count(text)),
+        show: |c| c.limits.batch_keys_max.to_string(),
+    },
+    Opt {
+        key: "limits.request_time_max",
+        env: "MEMKV_SERVER_LIMITS_REQUEST_TIME_MAX",
+        flag: Some("limits-request-time-max"),
+        value: "DURATION",
+        help: "Longest time one request may take; a longer deadline is cut to it.",
+        set: |c, text| put(&mut c.limits.request_ms_max, millis32(text)),
+        show: |c| quoted(show_duration(std::time::Duration::from_millis(c.limits.request_ms_max.into()))),
+    },
+    Opt {
+        key: "limits.stall_time_max",
+        env: "MEMKV_SERVER_LIMITS_STALL_TIME_MAX",
+        flag: Some("limits-stall-time-max"),
+        value: "DURATION",
+        help: "How long a client may read or send nothing in the middle of a request before it is dropped.",
+        set: |c, text| put(&mut c.stall_timeout, parse_duration(text)),
+        show: |c| quoted(show_duration(c.stall_timeout)),
+    },
+    Opt {
+        key: "limits.handshake_time_max",
+        env: "MEMKV_SERVER_LIMITS_HANDSHAKE_TIME_MAX",
+        flag: Some("limits-handshake-time-max"),
+        value: "DURATION",
+        help: "How long a new connection or session may take to say who it is.",
+        set: |c, text| put(&mut c.handshake_timeout, parse_duration(text)),
+        show: |c| quoted(show_duration(c.handshake_timeout)),
+    },
+    Opt {
+        key: "limits.ping_interval",
+        env: "MEMKV_SERVER_LIMITS_PING_INTERVAL",
+        flag: Some("limits-ping-interval"),
+        value: "DURATION",
+        help: "How often clients ping; a session ends after three intervals of silence.",
+        set: |c, text| put(&mut c.ping_interval, parse_duration(text)),
+        show: |c| quoted(show_duration(c.ping_interval)),
+    },
+    Opt {
+        key: "log.format",
+        env: "MEMKV_SERVER_LOG_FORMAT",
+        flag: Some("log-format"),
+        value: "text|json",
+        help: "Form of the log lines on standard error.",
+        set: |c, text| {
+            put(&mut c.log_format, one_of(text, &[("text", LogFormat::Text), ("json", LogFormat::Json)]))
+        },
+        show: |c| match c.log_format {
+            LogFormat::Text => "text".to_owned(),
+            LogFormat::Json => "json".to_owned(),
+        },
+    },
+    Opt {
+        key: "log.filter",
+        env: "MEMKV_SERVER_LOG_FILTER",
+        flag: Some("log-filter"),
+        value: "FILTER",
+        help: "What is logged: error, warn, info, debug, trace, also per module, as in \"info,memkv_server::data=debug\".",
+        set: |c, text| put(&mut c.log_filter, log_filter(text)),
+        show: |c| quoted(&c.log_filter),
+    },
+];
+
+/// The name with the fewest edits to `wrong`.
+pub(crate) fn nearest<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> &'a str {
+    names.min_by_key(|name| edits(wrong, name)).unwrap_or_default()
+}
+
+/// Levenshtein distance over bytes.
+fn edits(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = i;
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+fn put<T>(slot: &mut T, value: Result<T, String>) -> Result<(), String> {
+    *slot = value?;
+    Ok(())
+}
+
+fn optional<T>(text: &str, read: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, String> {
+    if text.trim().is_empty() { Ok(None) } else { read(text.trim()).map(Some) }
+}
+
+fn from_str<T: FromStr>(text: &str, what: &str) -> Result<T, String> {
+    text.trim().parse().map_err(|_| format!("{text:?} is not {what}"))
+}
+
+fn address(text: &str) -> Result<std::net::SocketAddr, String> {
+    from_str(text, "an address; write IP:PORT, as in \"127.0.0.1:9900\"")
+}
+
+fn count(text: &str) -> Result<u32, String> {
+    from_str(text, "a whole number")
+}
+
+fn size32(text: &str) -> Result<u32, String> {
+    u32::try_from(parse_size(text)?).map_err(|_| format!("{text:?} is too large"))
+}
+
+fn millis32(text: &str) -> Result<u32, String> {
+    u32::try_from(parse_duration(text)?.as_millis()).map_err(|_| format!("{text:?} is too long"))
+}
+
+fn node_id(text: &str) -> Result<String, String> {
+    if text.len() > 256 || text.chars().any(char::is_control) {
+        return Err("a node id has 1 to 256 bytes and no control characters".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    match tracing_subscriber::EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("{text:?} is not a log filter: {error}")),
+    }
+}
+
+fn one_of<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, String> {
+    let found = choices.iter().find(|(name, _)| *name == text.trim()).map(|(_, value)| *value);
+    found.ok_or_else(|| {
+        let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+        format!("{text:?} is not one of: {}", names.join(", "))
+    })
+}
+
+/// A YAML text in double quotes.
+fn quoted(value: impl Display) -> String {
+    format!("\"{}\"", value.to_string().replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_from_the_key() {
+        for option in OPTIONS {
+            let upper = option.key.to_uppercase().replace('.', "_");
+            assert_eq!(option.env, format!("MEMKV_SERVER_{upper}"));
+            if let Some(flag) = option.flag {
+                assert_eq!(flag, option.key.replace(['.', '_'], "-"));
+            }
+        }
+    }
+
+    #[test]
+    fn the_nearest_name_has_the_fewest_edits() {
+        assert_eq!(edits("kitten", "sitting"), 3);
+        assert_eq!(nearest("drm", ["listen", "dram", "log.format"].into_iter()), "dram");
+    }
+}

@@ -1,0 +1,222 @@
+//! `memkv.v1.Admin`: looks inside and cleans up.
+
+use super::status::Fault;
+use crate::clock;
+use crate::metrics::{Metrics, resident_bytes};
+use crate::node::{Node, Phase};
+use crate::sessions::Session;
+use memkv_core::{Key, PageHasher, SpaceId};
+use memkv_proto::{Invalid, space_id_from_wire, v1};
+use memkv_storage::{EngineStatus, HashedKey, KeyInfo, Space};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tonic::{Request, Response, Status};
+
+/// Sessions in one status.
+const SESSIONS_SHOWN: usize = 1_000;
+/// Keys of one list: without a wish, and at most.
+const LIST_DEFAULT: u32 = 1_000;
+const LIST_MAX: u32 = 10_000;
+
+/// The service.
+pub(crate) struct AdminService {
+    node: Arc<Node>,
+}
+
+impl AdminService {
+    /// A service over the node.
+    pub(crate) fn new(node: Arc<Node>) -> Self {
+        Self { node }
+    }
+
+    fn space(&self, space_id: &[u8]) -> Result<(SpaceId, Option<Arc<Space>>), Fault> {
+        let id = space_id_from_wire(space_id)?;
+        Ok((id, self.node.engine.space(id)))
+    }
+}
+
+#[tonic::async_trait]
+impl v1::admin_server::Admin for AdminService {
+    async fn get_status(
+        &self,
+        _request: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        let node = &self.node;
+        let now_ms = node.clock.now_ms();
+        let engine = node.engine.status();
+        let sessions = node.sessions.some(SESSIONS_SHOWN);
+        Ok(Response::new(v1::GetStatusResponse {
+            node_id: node.id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            incarnation: node.incarnation,
+            state: state(node.phase()).into(),
+            uptime_ms: now_ms,
+            now_unix_ms: clock::unix_ms(),
+            key_required: node.config.auth_key.is_some(),
+            limits: Some((&node.limits).into()),
+            ops: Some(op_counters(&node.metrics, &engine)),
+            dram: Some(tier(engine)),
+            sessions: sessions.iter().map(|session| session_status(session, now_ms)).collect(),
+            session_count: u32::try_from(node.sessions.count()).unwrap_or(u32::MAX),
+            resident_bytes: resident_bytes(),
+        }))
+    }
+
+    async fn list_spaces(
+        &self,
+        _request: Request<v1::ListSpacesRequest>,
+    ) -> Result<Response<v1::ListSpacesResponse>, Status> {
+        let spaces = self.node.engine.spaces();
+        Ok(Response::new(v1::ListSpacesResponse { spaces: spaces.iter().map(|s| space_status(s)).collect() }))
+    }
+
+    async fn list_keys(
+        &self,
+        request: Request<v1::ListKeysRequest>,
+    ) -> Result<Response<v1::ListKeysResponse>, Status> {
+        let request = request.into_inner();
+        let (_, space) = self.space(&request.space_id)?;
+        let Some(space) = space else { return Ok(Response::new(Default::default())) };
+        let limit = if request.limit == 0 { LIST_DEFAULT } else { request.limit.min(LIST_MAX) };
+        let listing = self.node.engine.list(&space, &request.prefix, limit as usize, &request.cursor);
+        let listing = listing.map_err(|_| Fault::BadCursor)?;
+        let now_ms = self.node.clock.now_ms();
+        Ok(Response::new(v1::ListKeysResponse {
+            keys: listing.entries.into_iter().map(|info| key_status(info, now_ms)).collect(),
+            next_cursor: listing.next_cursor,
+        }))
+    }
+
+    async fn inspect_key(
+        &self,
+        request: Request<v1::InspectKeyRequest>,
+    ) -> Result<Response<v1::InspectKeyResponse>, Status> {
+        let request = request.into_inner();
+        let (id, space) = self.space(&request.space_id)?;
+        let key = Key::new(&request.key).map_err(|error| Fault::Invalid(Invalid::Key(error)))?;
+        let Some(space) = space else { return Ok(Response::new(Default::default())) };
+        let key = HashedKey::new(id, key);
+        let Some(info) = self.node.engine.inspect(&space, key) else {
+            return Ok(Response::new(Default::default()));
+        };
+        let verified = request.verify && self.verify(&space, key).await;
+        let status = Some(key_status(info, self.node.clock.now_ms()));
+        Ok(Response::new(v1::InspectKeyResponse { found: true, status, verified }))
+    }
+
+    async fn clear_space(
+        &self,
+        request: Request<v1::ClearSpaceRequest>,
+    ) -> Result<Response<v1::ClearSpaceResponse>, Status> {
+        let (id, space) = self.space(&request.into_inner().space_id)?;
+        let Some(space) = space else { return Ok(Response::new(Default::default())) };
+        let cleared = self.node.engine.clear(&space);
+        Metrics::add(&self.node.metrics.deleted, cleared.pages);
+        tracing::info!(space = %id, pages = cleared.pages, bytes = cleared.bytes, "space cleared");
+        Ok(Response::new(v1::ClearSpaceResponse {
+            removed_pages: cleared.pages,
+            removed_bytes: cleared.bytes,
+        }))
+    }
+}
+
+impl AdminService {
+    /// Computes the checksum again; a page that fails is taken out, so that it is a miss from now on.
+    async fn verify(&self, space: &Space, key: HashedKey<'_>) -> bool {
+        let mut pins = Vec::new();
+        self.node.engine.pin_batch(space, &[key], self.node.clock.now_ms(), &mut pins).await;
+        let Some(Some(pin)) = pins.pop() else { return false };
+        let good = PageHasher::oneshot(key.digest, &pin) == pin.meta().checksum;
+        if !good {
+            self.node.engine.quarantine(space, key);
+            tracing::error!(key = %key.key, "a stored page did not match its checksum; check this machine's memory");
+        }
+        good
+    }
+}
+
+/// The phase as clients see it.
+pub(crate) fn state(phase: Phase) -> v1::ServerState {
+    match phase {
+        Phase::Serving => v1::ServerState::Serving,
+        Phase::Stopping | Phase::Closing => v1::ServerState::Stopping,
+    }
+}
+
+fn op_counters(metrics: &Metrics, engine: &EngineStatus) -> v1::OpCounters {
+    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    v1::OpCounters {
+        get_keys: get(&metrics.get_keys),
+        get_hits: get(&metrics.get_hits),
+        get_bytes: get(&metrics.get_bytes),
+        put_keys: get(&metrics.put_keys),
+        put_stored: get(&metrics.put_stored),
+        put_existing: get(&metrics.put_existing),
+        put_bytes: get(&metrics.put_bytes),
+        exists_keys: get(&metrics.exists_keys),
+        exists_hits: get(&metrics.exists_hits),
+        deleted: get(&metrics.deleted),
+        evicted: engine.counters.evicted_pages,
+        put_busy: get(&metrics.put_busy),
+        corrupt: engine.counters.corrupt,
+        protocol_errors: get(&metrics.protocol_errors),
+        auth_failures: get(&metrics.auth_failures),
+    }
+}
+
+fn tier(engine: EngineStatus) -> v1::TierStatus {
+    let classes = engine.classes.iter().map(|class| v1::ClassStatus {
+        slot_bytes: class.slot_bytes,
+        slots: class.slots,
+        slots_used: class.in_use,
+        chunks: class.chunks,
+    });
+    v1::TierStatus {
+        classes: classes.collect(),
+        capacity_bytes: engine.capacity_bytes,
+        used_bytes: engine.used_slot_bytes,
+        page_bytes: engine.page_bytes,
+        pages: engine.pages,
+        backing: engine.backing.text().to_owned(),
+    }
+}
+
+fn session_status(session: &Session, now_ms: u64) -> v1::SessionStatus {
+    v1::SessionStatus {
+        session_id: session.id.to_vec(),
+        client_name: session.client_name.clone(),
+        client_version: session.client_version.clone(),
+        peer: session.peer.map(|peer| peer.to_string()).unwrap_or_default(),
+        age_ms: now_ms.saturating_sub(session.opened_ms),
+        connections: session.connections(),
+        sent_bytes: session.sent_bytes.load(Ordering::Relaxed),
+        received_bytes: session.received_bytes.load(Ordering::Relaxed),
+        transport: "tcp".to_owned(),
+    }
+}
+
+fn space_status(space: &Space) -> v1::SpaceStatus {
+    let stats = space.stats();
+    v1::SpaceStatus {
+        space_id: space.id().0.to_vec(),
+        space: Some(space.description().into()),
+        pages: stats.pages,
+        page_bytes: stats.bytes,
+        get_keys: stats.get_keys,
+        get_hits: stats.get_hits,
+    }
+}
+
+fn key_status(info: KeyInfo, now_ms: u64) -> v1::KeyStatus {
+    v1::KeyStatus {
+        key: info.key,
+        record: Some(info.meta.into()),
+        age_ms: now_ms.saturating_sub(info.created_ms),
+        idle_ms: now_ms.saturating_sub(info.last_access_ms),
+        hits: info.hits.into(),
+        slot_bytes: info.slot_bytes,
+        pins: info.pins,
+        position: info.position,
+        tier: "dram".to_owned(),
+    }
+}

@@ -1,0 +1,351 @@
+//! `memkv.v1.Kv`: the complete key-value API for any language, over the same engine as the data plane.
+
+use super::status::Fault;
+use crate::metrics::Metrics;
+use crate::node::{Node, Phase, RequestGuard};
+use bytes::Bytes;
+use memkv_core::{Key, PageHasher, PageMeta, SpaceDescription, SpaceId};
+use memkv_proto::{Invalid, keys_from_wire, space_id_from_wire, v1};
+use memkv_storage::{Filling, HashedKey, PagePin, Published, Refusal, Space};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Bytes of a page in one response.
+const CHUNK_BYTES: usize = 1 << 20;
+/// Responses that wait for a client that does not read them.
+const OUTBOX: usize = 4;
+/// Pages that one get pins at once.
+const PINS: usize = 16;
+
+/// The service.
+#[derive(Clone)]
+pub(crate) struct KvService {
+    node: Arc<Node>,
+}
+
+impl KvService {
+    /// A service over the node's engine.
+    pub(crate) fn new(node: Arc<Node>) -> Self {
+        Self { node }
+    }
+
+    fn enter(&self) -> Result<RequestGuard, Fault> {
+        match self.node.phase() {
+            Phase::Serving => Ok(self.node.in_flight.enter()),
+            Phase::Stopping | Phase::Closing => Err(Fault::Stopping),
+        }
+    }
+
+    fn check_count(&self, keys: usize) -> Result<(), Fault> {
+        let most = self.node.limits.batch_keys_max;
+        if keys > most as usize { Err(Fault::TooManyKeys { keys, most }) } else { Ok(()) }
+    }
+
+    /// Runs `ask` over the keys of a space; a space that was never opened has no pages.
+    fn presence(
+        &self,
+        space_id: &[u8],
+        keys: &[Vec<u8>],
+        ask: impl FnOnce(&Space, &[HashedKey<'_>], &mut [bool]),
+    ) -> Result<Vec<bool>, Fault> {
+        let _in_flight = self.enter()?;
+        self.check_count(keys.len())?;
+        let id = space_id_from_wire(space_id)?;
+        let keys: Vec<_> = keys_from_wire(keys)?.into_iter().map(|key| HashedKey::new(id, key)).collect();
+        let mut found = vec![false; keys.len()];
+        if let Some(space) = self.node.engine.space(id) {
+            ask(&space, &keys, &mut found);
+        }
+        Ok(found)
+    }
+}
+
+fn count(found: &[bool]) -> u64 {
+    found.iter().filter(|found| **found).count() as u64
+}
+
+#[tonic::async_trait]
+impl v1::kv_server::Kv for KvService {
+    type GetStream = ReceiverStream<Result<v1::GetResponse, Status>>;
+
+    async fn open_space(
+        &self,
+        request: Request<v1::OpenSpaceRequest>,
+    ) -> Result<Response<v1::OpenSpaceResponse>, Status> {
+        let _in_flight = self.enter()?;
+        let space = request.into_inner().space.ok_or(Fault::Invalid(Invalid::Missing("space")))?;
+        let description = SpaceDescription::try_from(space).map_err(Fault::Invalid)?;
+        let space = self.node.engine.open_space(description).map_err(Fault::OpenSpace)?;
+        Ok(Response::new(v1::OpenSpaceResponse { space_id: space.id().0.to_vec() }))
+    }
+
+    async fn exists(
+        &self,
+        request: Request<v1::ExistsRequest>,
+    ) -> Result<Response<v1::ExistsResponse>, Status> {
+        let request = request.into_inner();
+        let engine = &self.node.engine;
+        let present = self.presence(&request.space_id, &request.keys, |space, keys, found| {
+            engine.exists_batch(space, keys, found);
+        })?;
+        Metrics::add(&self.node.metrics.exists_keys, present.len() as u64);
+        Metrics::add(&self.node.metrics.exists_hits, count(&present));
+        Ok(Response::new(v1::ExistsResponse { present }))
+    }
+
+    async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<Self::GetStream>, Status> {
+        let in_flight = self.enter()?;
+        let request = request.into_inner();
+        self.check_count(request.keys.len())?;
+        if !request.expected_bytes.is_empty() && request.expected_bytes.len() != request.keys.len() {
+            return Err(Fault::Invalid(Invalid::OutOfRange("expected_bytes")).into());
+        }
+        let id = space_id_from_wire(&request.space_id).map_err(Fault::Invalid)?;
+        keys_from_wire(&request.keys).map_err(Fault::Invalid)?;
+        let (outbox, responses) = mpsc::channel(OUTBOX);
+        let get = Get { node: Arc::clone(&self.node), id, request, outbox };
+        tokio::spawn(async move {
+            get.run().await;
+            drop(in_flight);
+        });
+        Ok(Response::new(ReceiverStream::new(responses)))
+    }
+
+    async fn put(
+        &self,
+        request: Request<Streaming<v1::PutRequest>>,
+    ) -> Result<Response<v1::PutResponse>, Status> {
+        let _in_flight = self.enter()?;
+        let until = Instant::now() + Duration::from_millis(self.node.limits.request_ms_max.into());
+        let put = Put { node: &self.node, space: None, page: None, statuses: Vec::new() };
+        Ok(Response::new(put.run(request.into_inner(), until).await?))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<v1::DeleteRequest>,
+    ) -> Result<Response<v1::DeleteResponse>, Status> {
+        let request = request.into_inner();
+        let engine = &self.node.engine;
+        let removed = self.presence(&request.space_id, &request.keys, |space, keys, removed| {
+            engine.delete_batch(space, keys, removed);
+        })?;
+        Metrics::add(&self.node.metrics.deleted, count(&removed));
+        Ok(Response::new(v1::DeleteResponse { removed }))
+    }
+
+    async fn touch(&self, request: Request<v1::TouchRequest>) -> Result<Response<v1::TouchResponse>, Status> {
+        let request = request.into_inner();
+        let now_ms = self.node.clock.now_ms();
+        let engine = &self.node.engine;
+        let present = self.presence(&request.space_id, &request.keys, |space, keys, found| {
+            engine.touch_batch(space, keys, found, now_ms);
+        })?;
+        Ok(Response::new(v1::TouchResponse { present }))
+    }
+}
+
+/// Owns a pin while pieces of its page are on their way out.
+struct PinnedBytes(PagePin);
+
+impl AsRef<[u8]> for PinnedBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// A get whose request was checked.
+struct Get {
+    node: Arc<Node>,
+    id: SpaceId,
+    request: v1::GetRequest,
+    outbox: mpsc::Sender<Result<v1::GetResponse, Status>>,
+}
+
+impl Get {
+    async fn run(self) {
+        let until = Instant::now() + Duration::from_millis(self.node.limits.request_ms_max.into());
+        // Dropping the outbox early ends the client's stream with an error.
+        if timeout_at(until, self.send_all()).await.is_err() {
+            let _unread = self.outbox.try_send(Err(Fault::Silent.into()));
+        }
+    }
+
+    async fn send_all(&self) {
+        let space = self.node.engine.space(self.id);
+        let mut pins = Vec::new();
+        for (group, keys) in self.request.keys.chunks(PINS).enumerate() {
+            let hashed =
+                keys.iter().filter_map(|key| Key::new(key).ok()).map(|key| HashedKey::new(self.id, key));
+            let hashed: Vec<_> = hashed.collect();
+            pins.clear();
+            match &space {
+                Some(space) => {
+                    self.node.engine.pin_batch(space, &hashed, self.node.clock.now_ms(), &mut pins).await;
+                }
+                None => pins.resize_with(hashed.len(), || None),
+            }
+            for (at, pin) in pins.drain(..).enumerate() {
+                if self.send_page(group * PINS + at, pin).await.is_none() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// `None` once the client does not read any more.
+    async fn send_page(&self, index: usize, pin: Option<PagePin>) -> Option<()> {
+        let metrics = &self.node.metrics;
+        Metrics::add(&metrics.get_keys, 1);
+        let expected = self.request.expected_bytes.get(index).copied();
+        let index = u32::try_from(index).ok()?;
+        let mut first = v1::GetResponse { index, ..Default::default() };
+        let Some(pin) = pin else {
+            first.set_status(v1::Status::Miss);
+            return self.send(first).await;
+        };
+        Metrics::add(&metrics.get_hits, 1);
+        let meta = pin.meta();
+        first.record = Some(meta.into());
+        if expected.is_some_and(|expected| expected != meta.len) {
+            first.set_status(v1::Status::SizeMismatch);
+            return self.send(first).await;
+        }
+        Metrics::add(&metrics.get_bytes, meta.len.into());
+        first.set_status(v1::Status::Ok);
+        let mut rest = Bytes::from_owner(PinnedBytes(pin));
+        first.data = rest.split_to(rest.len().min(CHUNK_BYTES));
+        self.send(first).await?;
+        while !rest.is_empty() {
+            let data = rest.split_to(rest.len().min(CHUNK_BYTES));
+            self.send(v1::GetResponse { index, data, ..Default::default() }).await?;
+        }
+        Some(())
+    }
+
+    async fn send(&self, response: v1::GetResponse) -> Option<()> {
+        timeout(self.node.config.stall_timeout, self.outbox.send(Ok(response))).await.ok()?.ok()
+    }
+}
+
+/// A put's stream, message by message.
+struct Put<'a> {
+    node: &'a Node,
+    space: Option<Arc<Space>>,
+    page: Option<Page>,
+    statuses: Vec<v1::Status>,
+}
+
+/// The page that is coming.
+struct Page {
+    meta: PageMeta,
+    came: usize,
+    /// Where its bytes go, or why they are thrown away.
+    target: Result<(Filling, PageHasher), v1::Status>,
+}
+
+impl Put<'_> {
+    async fn run(
+        mut self,
+        mut inbox: Streaming<v1::PutRequest>,
+        until: Instant,
+    ) -> Result<v1::PutResponse, Status> {
+        loop {
+            let end = until.min(Instant::now() + self.node.config.stall_timeout);
+            let message = timeout_at(end, inbox.message()).await.map_err(|_| Fault::Silent)??;
+            let Some(message) = message else { break };
+            self.take(message)?;
+        }
+        if self.page.is_some() {
+            return Err(Fault::Sequence("the stream ended in the middle of a page").into());
+        }
+        Ok(v1::PutResponse { statuses: self.statuses.into_iter().map(i32::from).collect() })
+    }
+
+    fn take(&mut self, message: v1::PutRequest) -> Result<(), Fault> {
+        if message.record.is_some() || !message.key.is_empty() {
+            if self.page.is_some() {
+                return Err(Fault::Sequence("a page began before the last one was whole"));
+            }
+            self.page = Some(self.begin(&message)?);
+        }
+        let Some(page) = &mut self.page else {
+            return Err(Fault::Sequence("the first message of a page has its key and record"));
+        };
+        let len = page.meta.len as usize;
+        let end = page.came.saturating_add(message.data.len());
+        if end > len {
+            return Err(Fault::Sequence("a page has more bytes than its record says"));
+        }
+        if let Ok((filling, hasher)) = &mut page.target {
+            filling.bytes_mut()[page.came..end].copy_from_slice(&message.data);
+            hasher.update(&message.data);
+        }
+        page.came = end;
+        if end == len
+            && let Some(page) = self.page.take()
+        {
+            self.finish(page);
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, message: &v1::PutRequest) -> Result<Page, Fault> {
+        let limits = &self.node.limits;
+        if self.statuses.len() >= limits.batch_keys_max as usize {
+            return Err(Fault::TooManyKeys { keys: self.statuses.len() + 1, most: limits.batch_keys_max });
+        }
+        let space = match &self.space {
+            Some(space) => Arc::clone(space),
+            None => {
+                let id = space_id_from_wire(&message.space_id)?;
+                Arc::clone(self.space.insert(self.node.engine.space(id).ok_or(Fault::UnknownSpace(id))?))
+            }
+        };
+        let key = Key::new(&message.key).map_err(Invalid::Key)?;
+        let meta = PageMeta::try_from(message.record.ok_or(Invalid::Missing("record"))?)?;
+        let key = HashedKey::new(space.id(), key);
+        Metrics::add(&self.node.metrics.put_keys, 1);
+        let target = if meta.len == 0 || meta.len > limits.page_bytes_max {
+            Err(v1::Status::TooLarge)
+        } else {
+            match self.node.engine.reserve(&space, key, meta.len, message.position) {
+                Ok(filling) => Ok((filling, PageHasher::new(key.digest))),
+                Err(Refusal::Exists) => Err(v1::Status::Exists),
+                Err(Refusal::Busy) => Err(v1::Status::Busy),
+                Err(Refusal::TooLarge { .. }) => Err(v1::Status::TooLarge),
+            }
+        };
+        Ok(Page { meta, came: 0, target })
+    }
+
+    fn finish(&mut self, page: Page) {
+        let now_ms = self.node.clock.now_ms();
+        let status = match page.target {
+            Err(status) => status,
+            Ok((filling, hasher)) => match filling.verify_streamed(page.meta, hasher.finish()) {
+                Ok(sealed) => match sealed.publish(now_ms) {
+                    Published::Stored => v1::Status::Ok,
+                    Published::Exists => v1::Status::Exists,
+                },
+                Err(_corrupt) => v1::Status::Corrupt,
+            },
+        };
+        let metrics = &self.node.metrics;
+        match status {
+            v1::Status::Ok => {
+                Metrics::add(&metrics.put_stored, 1);
+                Metrics::add(&metrics.put_bytes, page.meta.len.into());
+            }
+            v1::Status::Exists => Metrics::add(&metrics.put_existing, 1),
+            v1::Status::Busy => Metrics::add(&metrics.put_busy, 1),
+            v1::Status::Corrupt => Metrics::add(&metrics.corrupt, 1),
+            v1::Status::Unspecified | v1::Status::Miss | v1::Status::SizeMismatch | v1::Status::TooLarge => {}
+        }
+        self.statuses.push(status);
+    }
+}

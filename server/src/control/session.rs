@@ -1,0 +1,228 @@
+//! `memkv.v1.Session`: opens sessions and keeps them while their stream lives.
+
+use super::status::Fault;
+use crate::accept::Peer;
+use crate::metrics::Metrics;
+use crate::node::{Node, Phase};
+use crate::random;
+use crate::sessions::{Registered, Session};
+use memkv_proto::v1::client_message::Message as FromClient;
+use memkv_proto::v1::server_message::Message as ToClient;
+use memkv_proto::{Invalid, PROTOCOL_VERSION, v1};
+use memkv_transport::auth::{SECRET_BYTES, SessionTranscript, same_secret};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// What this server can do beside gRPC.
+const CAPABILITIES: [&str; 1] = ["tcp"];
+/// Messages that wait for a client that does not read them.
+const OUTBOX: usize = 8;
+/// Longest client name and version, bytes.
+const NAME_BYTES_MAX: usize = 256;
+/// Intervals of silence after which a session ends.
+const SILENT_INTERVALS: u32 = 3;
+/// How long a wrong key waits for its answer, so that guessing is slow.
+const WRONG_KEY_PAUSE: Duration = Duration::from_millis(250);
+
+/// The service.
+pub(crate) struct SessionService {
+    node: Arc<Node>,
+    places: Arc<Semaphore>,
+}
+
+impl SessionService {
+    /// A service without sessions.
+    pub(crate) fn new(node: Arc<Node>) -> Self {
+        let places = Arc::new(Semaphore::new(node.limits.sessions_max as usize));
+        Self { node, places }
+    }
+}
+
+#[tonic::async_trait]
+impl v1::session_server::Session for SessionService {
+    type OpenStream = ReceiverStream<Result<v1::ServerMessage, Status>>;
+
+    async fn open(
+        &self,
+        request: Request<Streaming<v1::ClientMessage>>,
+    ) -> Result<Response<Self::OpenStream>, Status> {
+        let place = Arc::clone(&self.places)
+            .try_acquire_owned()
+            .map_err(|_| Fault::TooManySessions(self.node.limits.sessions_max))?;
+        if self.node.phase() != Phase::Serving {
+            return Err(Fault::Stopping.into());
+        }
+        let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0);
+        let (outbox, replies) = mpsc::channel(OUTBOX);
+        let stream = Stream { node: Arc::clone(&self.node), inbox: request.into_inner(), outbox, peer };
+        tokio::spawn(async move {
+            stream.run().await;
+            drop(place);
+        });
+        Ok(Response::new(ReceiverStream::new(replies)))
+    }
+}
+
+/// One stream from its hello to its end.
+struct Stream {
+    node: Arc<Node>,
+    inbox: Streaming<v1::ClientMessage>,
+    outbox: mpsc::Sender<Result<v1::ServerMessage, Status>>,
+    peer: Option<SocketAddr>,
+}
+
+impl Stream {
+    async fn run(mut self) {
+        let limit = self.node.config.handshake_timeout;
+        let opened = timeout(limit, self.handshake()).await.unwrap_or(Err(Fault::Silent));
+        let outcome = match opened {
+            Ok(registered) => {
+                let session = Arc::clone(&registered.session);
+                tracing::info!(client = session.client_name, peer = ?self.peer, "session opened");
+                let outcome = self.keep(&session).await;
+                // From here on the session's data connections close.
+                drop(registered);
+                tracing::info!(client = session.client_name, peer = ?self.peer, "session ended");
+                outcome
+            }
+            Err(fault) => {
+                tracing::debug!(%fault, peer = ?self.peer, "no session opened");
+                Err(fault)
+            }
+        };
+        if let Err(fault) = outcome {
+            // The client may be gone or not reading; then nobody misses the reason.
+            let _unread = self.outbox.try_send(Err(fault.into()));
+        }
+    }
+
+    async fn handshake(&mut self) -> Result<Registered, Fault> {
+        let FromClient::Hello(hello) = self.receive().await? else {
+            return Err(Fault::Sequence("the first message of a session is Hello"));
+        };
+        check_hello(&hello)?;
+        let (server_nonce, session_id): ([u8; SECRET_BYTES], [u8; 16]) = (random::bytes(), random::bytes());
+        let node = Arc::clone(&self.node);
+        let key = node.session_auth_key();
+        let transcript = SessionTranscript {
+            protocol_min: hello.protocol_min,
+            protocol_max: hello.protocol_max,
+            protocol: PROTOCOL_VERSION,
+            client_nonce: &hello.client_nonce,
+            server_nonce: &server_nonce,
+            session_id: &session_id,
+            node_id: &node.id,
+            key_required: node.config.auth_key.is_some(),
+        };
+        self.send(ToClient::Challenge(v1::Challenge {
+            protocol: transcript.protocol,
+            server_nonce: server_nonce.to_vec(),
+            session_id: session_id.to_vec(),
+            node_id: node.id.clone(),
+            server_proof: transcript.server_proof(&key).to_vec(),
+            key_required: transcript.key_required,
+        }))
+        .await?;
+        let FromClient::Proof(proof) = self.receive().await? else {
+            return Err(Fault::Sequence("the second message of a session is Proof"));
+        };
+        if !same_secret(&proof.client_proof, &transcript.client_proof(&key)) {
+            self.node.metrics.auth_failed(self.peer, "a session's proof is wrong");
+            tokio::time::sleep(WRONG_KEY_PAUSE).await;
+            return Err(Fault::WrongKey);
+        }
+        let session_key = transcript.session_key(&key);
+        let client = (hello.client_name, hello.client_version);
+        let session = Session::new(session_id, session_key, client, self.peer, self.node.clock.now_ms());
+        let registered = self.node.sessions.register(session);
+        Metrics::add(&self.node.metrics.sessions_opened, 1);
+        self.send(ToClient::Accepted(self.accepted(&hello.capabilities))).await?;
+        Ok(registered)
+    }
+
+    fn accepted(&self, offered: &[String]) -> v1::Accepted {
+        let both = CAPABILITIES.iter().filter(|ours| offered.iter().any(|theirs| theirs == *ours));
+        let interval = self.node.config.ping_interval.as_millis();
+        v1::Accepted {
+            limits: Some(v1::ServerLimits::from(&self.node.limits)),
+            capabilities: both.map(|name| (*name).to_owned()).collect(),
+            server_version: env!("CARGO_PKG_VERSION").to_owned(),
+            incarnation: self.node.incarnation,
+            ping_interval_ms: u32::try_from(interval).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Answers pings until the stream ends or has been silent for too long.
+    async fn keep(&mut self, session: &Session) -> Result<(), Fault> {
+        let silence = self.node.config.ping_interval * SILENT_INTERVALS;
+        let mut phases = self.node.phases();
+        let mut told = Phase::Serving;
+        loop {
+            let phase = *phases.borrow_and_update();
+            match phase {
+                Phase::Serving => {}
+                Phase::Stopping if told == Phase::Serving => {
+                    let state = v1::ServerState::Stopping.into();
+                    let text = "the server is stopping; use the other servers".to_owned();
+                    self.send(ToClient::Notice(v1::Notice { state, text })).await?;
+                    told = Phase::Stopping;
+                }
+                Phase::Stopping => {}
+                Phase::Closing => return Err(Fault::Stopping),
+            }
+            tokio::select! {
+                message = timeout(silence, self.inbox.message()) => {
+                    match message.map_err(|_| Fault::Silent)? {
+                        Ok(Some(v1::ClientMessage { message: Some(FromClient::Ping(ping)) })) => {
+                            let state = super::admin::state(phase).into();
+                            self.send(ToClient::Pong(v1::Pong { sequence: ping.sequence, state })).await?;
+                        }
+                        Ok(Some(_)) => return Err(Fault::Sequence("an open session takes pings only")),
+                        Ok(None) | Err(_) => return Ok(()),
+                    }
+                }
+                _changed = phases.changed() => {}
+                () = session.wait_ended() => return Err(Fault::Stopping),
+                () = self.outbox.closed() => return Ok(()),
+            }
+        }
+    }
+
+    async fn receive(&mut self) -> Result<FromClient, Fault> {
+        let message = self.inbox.message().await.map_err(|_| Fault::Broken)?.ok_or(Fault::Broken)?;
+        message.message.ok_or(Fault::Invalid(Invalid::Missing("message")))
+    }
+
+    /// Sends a message; a client that does not read for too long counts as silent.
+    async fn send(&self, message: ToClient) -> Result<(), Fault> {
+        let message = Ok(v1::ServerMessage { message: Some(message) });
+        let limit = self.node.config.stall_timeout;
+        match timeout(limit, self.outbox.send(message)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Fault::Broken),
+            Err(_) => Err(Fault::Silent),
+        }
+    }
+}
+
+fn check_hello(hello: &v1::Hello) -> Result<(), Fault> {
+    let (min, max) = (hello.protocol_min, hello.protocol_max);
+    if !(min..=max).contains(&PROTOCOL_VERSION) {
+        return Err(Fault::Version { ours: PROTOCOL_VERSION, min, max });
+    }
+    if hello.client_nonce.len() != SECRET_BYTES {
+        return Err(Invalid::OutOfRange("client_nonce").into());
+    }
+    if hello.client_name.len() > NAME_BYTES_MAX {
+        return Err(Invalid::OutOfRange("client_name").into());
+    }
+    if hello.client_version.len() > NAME_BYTES_MAX {
+        return Err(Invalid::OutOfRange("client_version").into());
+    }
+    Ok(())
+}

@@ -1,0 +1,288 @@
+//! The loop of one data connection: a frame in, a reply out, in order.
+
+use super::desk::Desk;
+use super::inbox::Inbox;
+use super::offers::{Offer, Offers, PIECES, Receiving};
+use super::transfer::{Broken, Patience, read_exact, read_some, write_reply};
+use crate::metrics::Metrics;
+use crate::node::{Node, Phase};
+use crate::sessions::Attachment;
+use memkv_transport::frame::{Code, FrameError, HEADER_BYTES, Header, Op};
+use std::io::IoSliceMut;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+
+/// How long the last reply of a broken connection may take to leave.
+const LAST_WORD: Duration = Duration::from_millis(500);
+/// Bytes that are thrown away so that the last reply is not lost to a reset.
+const LAST_BYTES: usize = 1 << 20;
+
+/// One attached connection.
+pub(crate) struct Connection {
+    node: Arc<Node>,
+    attachment: Attachment,
+    stream: TcpStream,
+    inbox: Inbox,
+    desk: Desk,
+    offers: Offers,
+}
+
+/// What to do after a request.
+enum Next {
+    /// Read the next frame.
+    Go,
+    /// Close: the stream cannot be trusted any more.
+    Close,
+}
+
+/// A request as it came.
+struct Request {
+    header: Header,
+    meta: Vec<u8>,
+    /// Until when the client waits, and until when it may hold things up.
+    deadline: Instant,
+    patience: Patience,
+}
+
+impl Connection {
+    /// A connection that has finished its handshake.
+    pub(crate) fn new(node: Arc<Node>, attachment: Attachment, stream: TcpStream) -> Self {
+        let desk = Desk::new(Arc::clone(&node));
+        Self { node, attachment, stream, inbox: Inbox::new(), desk, offers: Offers::default() }
+    }
+
+    /// Serves requests until the connection ends.
+    pub(crate) async fn run(mut self) {
+        loop {
+            match self.next_request().await {
+                Ok(Next::Go) => {}
+                Ok(Next::Close) => return self.leave().await,
+                Err(Broken::Closed) => return,
+                Err(broken @ Broken::Stalled) => {
+                    Metrics::add(&self.node.metrics.stalled, 1);
+                    tracing::debug!(%broken, client = self.attachment.session.client_name, "data connection dropped");
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn next_request(&mut self) -> Result<Next, Broken> {
+        self.wait_for_frame().await?;
+        let started = std::time::Instant::now();
+        let patience = self.patience(self.inbox.filled_at());
+        let only_header = !self.offers.is_empty();
+        let bytes = self.inbox.header(&self.stream, &patience, only_header).await?;
+        let header = match Header::decode(&bytes).and_then(|header| self.within_limits(header)) {
+            Ok(header) => header,
+            Err(error) => return self.protocol_error(None, error).await,
+        };
+        let _in_flight = self.node.in_flight.enter();
+        let meta = self.inbox.meta(&self.stream, &patience, header.meta_len as usize).await?;
+        if let Err(error) = header.verify(&bytes, &meta) {
+            return self.protocol_error(None, error).await;
+        }
+        let received = self.inbox.filled_at();
+        let most = Duration::from_millis(self.node.limits.request_ms_max.into());
+        let asked = Duration::from_millis(header.deadline_ms.into());
+        // 0 means that the client set no deadline of its own.
+        let deadline = received + if asked.is_zero() { most } else { asked.min(most) };
+        let request = Request { header, meta, deadline, patience: self.patience(received) };
+        let op = request.header.op;
+        let next = self.answer(request).await?;
+        self.node.metrics.request_took(op, started.elapsed());
+        Ok(next)
+    }
+
+    /// Waits for a frame's first byte and gives expired slots back meanwhile.
+    async fn wait_for_frame(&mut self) -> Result<(), Broken> {
+        loop {
+            let only_header = !self.offers.is_empty();
+            let Some(expiry) = self.offers.next_expiry() else {
+                return self.inbox.wait(&self.stream, only_header).await;
+            };
+            match timeout_at(expiry, self.inbox.wait(&self.stream, only_header)).await {
+                Ok(outcome) => return outcome,
+                Err(_elapsed) => self.offers.expire(Instant::now()),
+            }
+        }
+    }
+
+    fn patience(&self, since: Instant) -> Patience {
+        let most = Duration::from_millis(self.node.limits.request_ms_max.into());
+        Patience { stall: self.node.config.stall_timeout, until: since + most }
+    }
+
+    /// Everything about a header that must hold before memory is set aside for the rest of its frame.
+    fn within_limits(&self, header: Header) -> Result<Header, FrameError> {
+        let limits = &self.node.limits;
+        if header.reply {
+            return Err(FrameError::Reserved);
+        }
+        if header.meta_len > limits.frame_meta_bytes_max {
+            return Err(FrameError::OverLimit("bytes of keys and records in a frame"));
+        }
+        if header.count > limits.batch_keys_max {
+            return Err(FrameError::OverLimit("keys in a request"));
+        }
+        if header.op != Op::PutData && header.body_len != 0 {
+            return Err(FrameError::Records);
+        }
+        Ok(header)
+    }
+
+    async fn answer(&mut self, request: Request) -> Result<Next, Broken> {
+        let Request { header, meta, deadline, patience } = request;
+        if header.op == Op::PutData {
+            let known = self.offers.take(header.request_id).filter(|_| meta.is_empty());
+            self.inbox.recycle(meta);
+            return match known {
+                Some(offer) => self.put_data(header, offer, &patience).await,
+                None => self.protocol_error(Some(&header), FrameError::Records).await,
+            };
+        }
+        if let Some(reply) = self.turn_away(&header, deadline) {
+            self.inbox.recycle(meta);
+            return self.reply(&reply, &patience).await;
+        }
+        let now_ms = self.node.clock.now_ms();
+        let outcome = match header.op {
+            Op::Exists | Op::Touch | Op::Delete => self.desk.presence(&header, &meta, now_ms),
+            Op::Get => self.desk.get(&header, &meta, now_ms).await,
+            Op::Put => self.desk.offer(&header, &meta, &mut self.offers, deadline),
+            Op::Ping | Op::PutData => Ok(self.desk.refuse(&header, Code::Ok, "")),
+        };
+        self.inbox.recycle(meta);
+        match outcome {
+            Ok(reply) => {
+                self.attachment.session.sent_bytes.fetch_add(reply.body_len, Ordering::Relaxed);
+                self.reply(&reply, &patience).await
+            }
+            Err(error) => self.protocol_error(Some(&header), error).await,
+        }
+    }
+
+    /// The reply to a request that is not to be carried out.
+    fn turn_away(&mut self, header: &Header, deadline: Instant) -> Option<Header> {
+        if self.node.phase() != Phase::Serving {
+            return Some(self.desk.refuse(header, Code::Stopping, "the server is stopping"));
+        }
+        if Instant::now() >= deadline {
+            Metrics::add(&self.node.metrics.expired, 1);
+            return Some(self.desk.refuse(
+                header,
+                Code::Expired,
+                "the deadline passed before the request's turn came",
+            ));
+        }
+        None
+    }
+
+    /// Receives the pages of an offer.
+    async fn put_data(&mut self, header: Header, offer: Offer, patience: &Patience) -> Result<Next, Broken> {
+        if header.count != offer.pages || header.body_len != offer.body_len {
+            return self.protocol_error(Some(&header), FrameError::Records).await;
+        }
+        if offer.held.is_empty() {
+            self.skip(header.body_len, patience).await?;
+            Metrics::add(&self.node.metrics.expired, 1);
+            let reply = self.desk.refuse(&header, Code::Expired, "the offer expired before its pages came");
+            return self.reply(&reply, patience).await;
+        }
+        let session = Arc::clone(&self.attachment.session);
+        let mut pages = Receiving::new(offer.held, self.node.clock.now_ms());
+        let buffered = self.inbox.buffered(usize::try_from(header.body_len).unwrap_or(usize::MAX));
+        let mut outcome = pages.copy_from(buffered);
+        if let Ok(used) = outcome {
+            self.inbox.consume(used);
+        }
+        while outcome.is_ok() && !pages.is_done() {
+            let bytes = read_some(&self.stream, patience, |stream| {
+                let mut slices = std::array::from_fn::<_, PIECES, _>(|_| IoSliceMut::new(&mut []));
+                let used = pages.slices(&mut slices);
+                stream.try_read_vectored(&mut slices[..used])
+            })
+            .await?;
+            outcome = pages.arrived(bytes).map(|()| bytes);
+        }
+        if outcome.is_err() {
+            return self.protocol_error(Some(&header), FrameError::Records).await;
+        }
+        session.received_bytes.fetch_add(header.body_len, Ordering::Relaxed);
+        self.count_put(&pages);
+        self.desk.pins.clear();
+        self.desk.meta.clear();
+        self.desk.meta.extend_from_slice(&pages.verdicts);
+        drop(pages);
+        let reply = Header::reply_to(&header, Code::Ok, header.count);
+        self.reply(&reply, patience).await
+    }
+
+    fn count_put(&self, pages: &Receiving) {
+        let count =
+            |code: Code| pages.verdicts.iter().filter(|verdict| **verdict == code as u8).count() as u64;
+        let metrics = &self.node.metrics;
+        Metrics::add(&metrics.put_stored, count(Code::Ok));
+        Metrics::add(&metrics.put_existing, count(Code::Exists));
+        Metrics::add(&metrics.corrupt, count(Code::Corrupt));
+        Metrics::add(&metrics.put_bytes, pages.stored_bytes);
+    }
+
+    /// Throws away the next `len` bytes.
+    async fn skip(&mut self, len: u64, patience: &Patience) -> Result<(), Broken> {
+        let buffered = self.inbox.buffered(usize::try_from(len).unwrap_or(usize::MAX)).len();
+        self.inbox.consume(buffered);
+        let mut left = len - buffered as u64;
+        let mut scratch = [0; 16 << 10];
+        while left > 0 {
+            let next = usize::try_from(left).unwrap_or(usize::MAX).min(scratch.len());
+            read_exact(&self.stream, patience, &mut scratch[..next]).await?;
+            left -= next as u64;
+        }
+        Ok(())
+    }
+
+    async fn reply(&mut self, reply: &Header, patience: &Patience) -> Result<Next, Broken> {
+        // A reader gets its full time, however long its request waited for its turn.
+        let patience =
+            Patience { until: patience.until.max(self.patience(Instant::now()).until), ..*patience };
+        let head: [u8; HEADER_BYTES] = reply.encode(&self.desk.meta);
+        write_reply(&self.stream, &patience, &head, &self.desk.meta, &mut self.desk.pins).await?;
+        Ok(Next::Go)
+    }
+
+    /// Counts the error, tells the peer if it is known which request it was, and closes.
+    async fn protocol_error(&mut self, header: Option<&Header>, error: FrameError) -> Result<Next, Broken> {
+        Metrics::add(&self.node.metrics.protocol_errors, 1);
+        tracing::debug!(%error, client = self.attachment.session.client_name, "malformed frame, closing");
+        let unknown = Header::request(Op::Ping, 0, Default::default(), 0);
+        let reply = self.desk.refuse(header.unwrap_or(&unknown), error.code(), &error.to_string());
+        let patience = Patience { stall: LAST_WORD, until: Instant::now() + LAST_WORD };
+        let head = reply.encode(&self.desk.meta);
+        write_reply(&self.stream, &patience, &head, &self.desk.meta, &mut self.desk.pins).await?;
+        Ok(Next::Close)
+    }
+
+    /// Closes so that the last reply arrives: unread bytes would turn the close into a reset, which may
+    /// overtake it.
+    async fn leave(self) {
+        // Whatever the session held is free from here on.
+        let Self { stream, offers, desk, .. } = self;
+        drop((offers, desk));
+        if socket2::SockRef::from(&stream).shutdown(std::net::Shutdown::Write).is_err() {
+            return;
+        }
+        let patience = Patience { stall: LAST_WORD, until: Instant::now() + LAST_WORD };
+        let mut scratch = [0; 4 << 10];
+        let mut left = LAST_BYTES;
+        while left > 0 {
+            match read_some(&stream, &patience, |stream| stream.try_read(&mut scratch)).await {
+                Ok(bytes) => left = left.saturating_sub(bytes),
+                Err(_) => return,
+            }
+        }
+    }
+}

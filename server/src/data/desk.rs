@@ -1,0 +1,235 @@
+//! What each op means: a request's records in, a reply's records (and pages) out.
+//!
+//! The buffers live as long as the connection, so a request allocates nothing once they have grown.
+//!
+//! Deliberately absent: sockets and clocks.
+
+use super::offers::{Held, Offer, Offers};
+use crate::metrics::Metrics;
+use crate::node::Node;
+use memkv_core::{Key, PageMeta, SpaceId};
+use memkv_storage::{HashedKey, PagePin, Refusal};
+use memkv_transport::frame::{Code, FLAG_EXACT, FLAG_PREFIX, FrameError, Header, Op};
+use memkv_transport::records::{self, Wanted};
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// Entries a reused list keeps room for between requests.
+const KEPT_ENTRIES: usize = 4096;
+
+/// A connection's work place.
+pub(crate) struct Desk {
+    node: Arc<Node>,
+    keys: Vec<HashedKey<'static>>,
+    found: Vec<bool>,
+    rooms: Vec<u32>,
+    /// The pages of the reply.
+    pub(crate) pins: Vec<Option<PagePin>>,
+    /// The records of the reply.
+    pub(crate) meta: Vec<u8>,
+}
+
+impl Desk {
+    /// An empty one.
+    pub(crate) fn new(node: Arc<Node>) -> Self {
+        Self {
+            node,
+            keys: Vec::new(),
+            found: Vec::new(),
+            rooms: Vec::new(),
+            pins: Vec::new(),
+            meta: Vec::new(),
+        }
+    }
+
+    /// Answers exists, touch and delete with a bitmap.
+    pub(crate) fn presence(
+        &mut self,
+        header: &Header,
+        meta: &[u8],
+        now_ms: u64,
+    ) -> Result<Header, FrameError> {
+        let mut keys = recycle(std::mem::take(&mut self.keys));
+        for key in records::keys(meta, header.count) {
+            keys.push(HashedKey::new(header.space, key?));
+        }
+        self.found.clear();
+        self.found.resize(keys.len(), false);
+        // A space that was never opened has no pages.
+        if let Some(space) = self.node.engine.space(header.space) {
+            let engine = &self.node.engine;
+            match header.op {
+                Op::Touch => engine.touch_batch(&space, &keys, &mut self.found, now_ms),
+                Op::Delete => engine.delete_batch(&space, &keys, &mut self.found),
+                Op::Exists | Op::Get | Op::Put | Op::PutData | Op::Ping => {
+                    engine.exists_batch(&space, &keys, &mut self.found);
+                }
+            }
+        }
+        self.keys = recycle(keys);
+        self.count_presence(header.op);
+        if header.op == Op::Exists && header.flags & FLAG_PREFIX != 0 {
+            let prefix = self.found.iter().position(|found| !found).unwrap_or(self.found.len());
+            self.found[prefix..].fill(false);
+        }
+        self.meta.clear();
+        records::push_bitmap(&mut self.meta, &self.found);
+        trim(&mut self.keys);
+        trim(&mut self.found);
+        Ok(Header::reply_to(header, Code::Ok, header.count))
+    }
+
+    fn count_presence(&self, op: Op) {
+        let found = self.found.iter().filter(|found| **found).count() as u64;
+        let metrics = &self.node.metrics;
+        match op {
+            Op::Exists => {
+                Metrics::add(&metrics.exists_keys, self.found.len() as u64);
+                Metrics::add(&metrics.exists_hits, found);
+            }
+            Op::Delete => Metrics::add(&metrics.deleted, found),
+            Op::Touch | Op::Get | Op::Put | Op::PutData | Op::Ping => {}
+        }
+    }
+
+    /// Answers get: records, and pins on the pages that are to be sent.
+    pub(crate) async fn get(
+        &mut self,
+        header: &Header,
+        meta: &[u8],
+        now_ms: u64,
+    ) -> Result<Header, FrameError> {
+        let mut keys = recycle(std::mem::take(&mut self.keys));
+        self.rooms.clear();
+        for wanted in records::wanted(meta, header.count) {
+            let Wanted { dst_len, key } = wanted?;
+            keys.push(HashedKey::new(header.space, key));
+            self.rooms.push(dst_len);
+        }
+        self.pins.clear();
+        match self.node.engine.space(header.space) {
+            Some(space) => self.node.engine.pin_batch(&space, &keys, now_ms, &mut self.pins).await,
+            None => self.pins.resize_with(keys.len(), || None),
+        }
+        self.keys = recycle(keys);
+        trim(&mut self.keys);
+        self.meta.clear();
+        let (mut hits, mut body_len) = (0, 0);
+        for (pin, &room) in self.pins.iter_mut().zip(&self.rooms) {
+            let record = pin.as_ref().map(PagePin::meta);
+            let code = judge(record, room, header.flags & FLAG_EXACT != 0);
+            hits += u64::from(code != Code::Miss);
+            if code == Code::Ok {
+                body_len += u64::from(record.map_or(0, |meta| meta.len));
+            } else {
+                *pin = None;
+            }
+            self.meta.extend_from_slice(&records::page_record(code, record.unwrap_or_default()));
+        }
+        let metrics = &self.node.metrics;
+        Metrics::add(&metrics.get_keys, header.count.into());
+        Metrics::add(&metrics.get_hits, hits);
+        Metrics::add(&metrics.get_bytes, body_len);
+        let mut reply = Header::reply_to(header, Code::Ok, header.count);
+        reply.body_len = body_len;
+        Ok(reply)
+    }
+
+    /// Answers put: one verdict per page, and slots in `offers` for the wanted ones.
+    pub(crate) fn offer(
+        &mut self,
+        header: &Header,
+        meta: &[u8],
+        offers: &mut Offers,
+        expires: Instant,
+    ) -> Result<Header, FrameError> {
+        // All records are read before the first slot is taken.
+        for offered in records::offered(meta, header.count) {
+            offered?;
+        }
+        self.meta.clear();
+        let Some(space) = self.node.engine.space(header.space) else {
+            self.meta
+                .extend_from_slice(b"the space was not opened since this server's start; call Kv.OpenSpace");
+            return Ok(Header::reply_to(header, Code::UnknownSpace, 0));
+        };
+        let mut room = self.offer_bytes_max().saturating_sub(offers.held_bytes());
+        let mut held = Vec::new();
+        let (mut existing, mut busy) = (0, 0);
+        for offered in records::offered(meta, header.count) {
+            let offered = offered?;
+            let hashed = HashedKey::new(header.space, offered.key);
+            let code = if offered.len == 0 || offered.len > self.node.limits.page_bytes_max {
+                Code::TooLarge
+            } else if !offers.has_room() || u64::from(offered.len) > room {
+                self.if_absent(&space, hashed, Code::Busy)
+            } else {
+                match self.node.engine.reserve(&space, hashed, offered.len, offered.position) {
+                    Ok(filling) => {
+                        room -= u64::from(offered.len);
+                        held.push(Held::new(filling, hashed.digest, offered.len));
+                        Code::Want
+                    }
+                    Err(Refusal::Exists) => Code::Exists,
+                    Err(Refusal::Busy) => Code::Busy,
+                    Err(Refusal::TooLarge { .. }) => Code::TooLarge,
+                }
+            };
+            existing += u64::from(code == Code::Exists);
+            busy += u64::from(code == Code::Busy);
+            self.meta.push(code as u8);
+        }
+        let metrics = &self.node.metrics;
+        Metrics::add(&metrics.put_keys, header.count.into());
+        Metrics::add(&metrics.put_existing, existing);
+        Metrics::add(&metrics.put_busy, busy);
+        if !held.is_empty() && !offers.add(self.pending(header.request_id, held, expires)) {
+            return Err(FrameError::OverLimit("two offers with one request id"));
+        }
+        Ok(Header::reply_to(header, Code::Ok, header.count))
+    }
+
+    fn if_absent(&self, space: &memkv_storage::Space, key: HashedKey<'_>, otherwise: Code) -> Code {
+        let mut found = [false];
+        self.node.engine.exists_batch(space, &[key], &mut found);
+        if found[0] { Code::Exists } else { otherwise }
+    }
+
+    fn pending(&self, request_id: u64, held: Vec<Held>, expires: Instant) -> Offer {
+        let (pages, body_len) = (held.len() as u32, super::offers::body_len(&held));
+        Offer { request_id, held, expires, pages, body_len, guard: Some(self.node.in_flight.enter()) }
+    }
+
+    /// Slots that the offers of one connection may hold: a quarter of the store, at least one page.
+    fn offer_bytes_max(&self) -> u64 {
+        (self.node.config.dram_bytes / 4).max(self.node.limits.page_bytes_max.into())
+    }
+
+    /// A reply without records whose meta section is a text for people.
+    pub(crate) fn refuse(&mut self, header: &Header, code: Code, text: &str) -> Header {
+        self.meta.clear();
+        self.meta.extend_from_slice(text.as_bytes());
+        self.pins.clear();
+        Header::reply_to(header, code, 0)
+    }
+}
+
+fn judge(record: Option<PageMeta>, room: u32, exact: bool) -> Code {
+    match record {
+        None => Code::Miss,
+        Some(meta) if meta.len > room || (exact && meta.len != room) => Code::SizeMismatch,
+        Some(_) => Code::Ok,
+    }
+}
+
+/// An empty list with the same memory; collecting an empty vector in place keeps its allocation.
+fn recycle<'b>(mut keys: Vec<HashedKey<'_>>) -> Vec<HashedKey<'b>> {
+    keys.clear();
+    let placeholder = Key::new(b"-").expect("one byte is a key");
+    keys.into_iter().map(|_| HashedKey::new(SpaceId::default(), placeholder)).collect()
+}
+
+fn trim<T>(list: &mut Vec<T>) {
+    list.clear();
+    list.shrink_to(KEPT_ENTRIES);
+}

@@ -1,0 +1,110 @@
+//! The data plane: data connections, from their handshake to their last frame.
+//!
+//! - [`connection`]: the loop that reads frames and writes replies;
+//! - [`desk`]: what each op means;
+//! - [`offers`]: slots between a put's offer and its pages;
+//! - [`inbox`], [`transfer`]: bytes between socket and memory.
+//!
+//! Everything that a connection holds lives in its one task. When the session ends or the server closes, the task
+//! is dropped at its next await, and slots, pins and its place in the limits go with it.
+
+mod connection;
+mod desk;
+mod inbox;
+mod offers;
+mod transfer;
+
+use crate::metrics::Metrics;
+use crate::node::{Node, Phase};
+use crate::sessions::Attachment;
+use memkv_transport::handshake::{
+    ATTACH_BYTES, Attach, AttachError, AttachStatus, PREFACE, PROOF_BYTES, refusal, welcome,
+};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use transfer::{Broken, Patience, read_exact, write_reply};
+
+/// Serves a connection whose first eight bytes were [`PREFACE`], until it ends.
+pub(crate) async fn serve(node: Arc<Node>, stream: TcpStream) {
+    let Some(attachment) = attach(&node, &stream).await else { return };
+    let session = Arc::clone(&attachment.session);
+    let mut phases = node.phases();
+    let connection = connection::Connection::new(Arc::clone(&node), attachment, stream);
+    node.metrics.data_connections.fetch_add(1, Ordering::Relaxed);
+    tokio::select! {
+        biased;
+        () = session.wait_ended() => {}
+        _closing = phases.wait_for(|phase| *phase == Phase::Closing) => {}
+        () = connection.run() => {}
+    }
+    node.metrics.data_connections.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// Performs the handshake; `None` if the connection was refused.
+async fn attach(node: &Arc<Node>, stream: &TcpStream) -> Option<Attachment> {
+    let limit = node.config.handshake_timeout;
+    let patience = Patience { stall: limit, until: Instant::now() + limit };
+    match handshake(node, stream, &patience).await {
+        Ok(Ok(attachment)) => Some(attachment),
+        Ok(Err(status)) => {
+            if status == AttachStatus::Denied {
+                let peer = stream.peer_addr().ok();
+                node.metrics.auth_failed(peer, "a data connection does not know its session's key");
+            }
+            tracing::debug!(?status, "data connection refused");
+            None
+        }
+        Err(broken) => {
+            Metrics::add(&node.metrics.protocol_errors, 1);
+            tracing::debug!(%broken, "data connection ended during its handshake");
+            None
+        }
+    }
+}
+
+/// The four steps. The inner error has been told to the client.
+async fn handshake(
+    node: &Arc<Node>,
+    stream: &TcpStream,
+    patience: &Patience,
+) -> Result<Result<Attachment, AttachStatus>, Broken> {
+    let mut step1 = [0; ATTACH_BYTES];
+    step1[..PREFACE.len()].copy_from_slice(&PREFACE);
+    read_exact(stream, patience, &mut step1[PREFACE.len()..]).await?;
+    let refused = |status| async move {
+        send(stream, patience, &refusal(status)).await?;
+        Ok(Err(status))
+    };
+    let attach = match Attach::decode(&step1) {
+        Ok(attach) => attach,
+        Err(AttachError::Version(_)) => return refused(AttachStatus::Version).await,
+        Err(AttachError::NotMemkv | AttachError::Refused(_) | AttachError::WrongProof) => {
+            return Err(Broken::Closed);
+        }
+    };
+    if node.phase() != Phase::Serving {
+        return refused(AttachStatus::Stopping).await;
+    }
+    let Some(session) = node.sessions.find(&attach.session_id) else {
+        return refused(AttachStatus::UnknownSession).await;
+    };
+    let Some(attachment) = session.attach(node.limits.session_connections_max) else {
+        return refused(AttachStatus::TooMany).await;
+    };
+    let server_nonce = crate::random::bytes();
+    send(stream, patience, &attach.challenge(&session.key, &server_nonce)).await?;
+    let mut proof = [0; PROOF_BYTES];
+    read_exact(stream, patience, &mut proof).await?;
+    let status = match attach.check(&session.key, &server_nonce, &proof) {
+        Ok(()) => AttachStatus::Ok,
+        Err(_wrong) => AttachStatus::Denied,
+    };
+    send(stream, patience, &welcome(status)).await?;
+    Ok(if status == AttachStatus::Ok { Ok(attachment) } else { Err(status) })
+}
+
+async fn send(stream: &TcpStream, patience: &Patience, bytes: &[u8]) -> Result<(), Broken> {
+    write_reply(stream, patience, bytes, &[], &mut Vec::new()).await
+}

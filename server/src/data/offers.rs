@@ -1,0 +1,251 @@
+//! Offers that wait for their pages, and the pages on their way into slots.
+//!
+//! A put reserves one slot per wanted page. The slots belong to the [`Offer`] until every page has come, the offer
+//! expires, or the connection ends; dropping the offer gives them back. A page becomes visible only when it has
+//! come whole and its checksum, computed while the bytes arrive, matches.
+//!
+//! Deliberately absent: sockets. The connection asks [`Receiving::slices`] where the next bytes belong and tells
+//! [`Receiving::arrived`] how many came.
+
+use crate::node::RequestGuard;
+use memkv_core::PageHasher;
+use memkv_storage::{Filling, Published};
+use memkv_transport::frame::Code;
+use memkv_transport::iov::Progress;
+use memkv_transport::records::{PAGE_RECORD_BYTES, read_page_record};
+use std::io::IoSliceMut;
+use tokio::time::Instant;
+
+/// Pieces of one vectored read; a page is two pieces.
+pub(crate) const PIECES: usize = 64;
+/// Bytes of one vectored read, so that they are still in the core's cache when they are hashed.
+const READ_BYTES: usize = 1 << 20;
+
+/// A reserved slot and what its checksum starts from.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// The slot; gone once the page was judged.
+    filling: Option<Filling>,
+    digest: u64,
+    len: usize,
+}
+
+impl Held {
+    /// Holds a slot for the page of `len` bytes whose key has this digest.
+    pub(crate) fn new(filling: Filling, digest: u64, len: u32) -> Self {
+        Self { filling: Some(filling), digest, len: len as usize }
+    }
+}
+
+/// The wanted pages of one put.
+#[derive(Debug)]
+pub(crate) struct Offer {
+    pub(crate) request_id: u64,
+    /// Slots in the order of the pages; empty once expired.
+    pub(crate) held: Vec<Held>,
+    /// When the slots are given back.
+    pub(crate) expires: Instant,
+    /// Number of wanted pages, also after expiry.
+    pub(crate) pages: u32,
+    /// Bytes of the put-data body, also after expiry.
+    pub(crate) body_len: u64,
+    /// Keeps a graceful stop waiting.
+    pub(crate) guard: Option<RequestGuard>,
+}
+
+/// The offers of one connection.
+#[derive(Debug, Default)]
+pub(crate) struct Offers {
+    open: Vec<Offer>,
+    held_bytes: u64,
+}
+
+/// Offers of one connection that may wait at once.
+const OFFERS_MAX: usize = 1024;
+
+impl Offers {
+    /// Whether one more may wait.
+    pub(crate) fn has_room(&self) -> bool {
+        self.open.len() < OFFERS_MAX
+    }
+
+    /// Whether any waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// Bytes of slots that wait.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.held_bytes
+    }
+
+    /// Adds one. `false`, and nothing is added, if its id is in use.
+    pub(crate) fn add(&mut self, offer: Offer) -> bool {
+        if self.open.iter().any(|open| open.request_id == offer.request_id) {
+            return false;
+        }
+        self.held_bytes += bytes_of(&offer.held);
+        self.open.push(offer);
+        true
+    }
+
+    /// Takes the offer with this id.
+    pub(crate) fn take(&mut self, request_id: u64) -> Option<Offer> {
+        let at = self.open.iter().position(|open| open.request_id == request_id)?;
+        let offer = self.open.swap_remove(at);
+        self.held_bytes -= bytes_of(&offer.held);
+        Some(offer)
+    }
+
+    /// When the next slots are to be given back.
+    pub(crate) fn next_expiry(&self) -> Option<Instant> {
+        self.open.iter().filter(|open| !open.held.is_empty()).map(|open| open.expires).min()
+    }
+
+    /// Gives back the slots of every offer that expired by `now`; the offers themselves stay known.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        for offer in self.open.iter_mut().filter(|open| open.expires <= now) {
+            self.held_bytes -= bytes_of(&offer.held);
+            offer.held = Vec::new();
+            offer.guard = None;
+        }
+    }
+}
+
+fn bytes_of(held: &[Held]) -> u64 {
+    held.iter().map(|page| page.len as u64).sum()
+}
+
+/// A put-data body on its way in: for each page a record, then its bytes.
+pub(crate) struct Receiving {
+    held: Vec<Held>,
+    records: Vec<[u8; PAGE_RECORD_BYTES]>,
+    progress: Progress,
+    hasher: Option<PageHasher>,
+    /// What became of each page so far.
+    pub(crate) verdicts: Vec<u8>,
+    /// Bytes of stored pages.
+    pub(crate) stored_bytes: u64,
+    now_ms: u64,
+}
+
+/// The body does not hold the pages that were offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WrongBody;
+
+impl Receiving {
+    /// Expects the pages of `held`.
+    pub(crate) fn new(held: Vec<Held>, now_ms: u64) -> Self {
+        let records = vec![[0; PAGE_RECORD_BYTES]; held.len()];
+        let verdicts = Vec::with_capacity(held.len());
+        Self { held, records, progress: Progress::default(), hasher: None, verdicts, stored_bytes: 0, now_ms }
+    }
+
+    /// Whether everything has come.
+    pub(crate) fn is_done(&self) -> bool {
+        self.progress.is_done(2 * self.held.len())
+    }
+
+    /// Where the next bytes belong.
+    pub(crate) fn slices<'a>(&'a mut self, slices: &mut [IoSliceMut<'a>; PIECES]) -> usize {
+        let first = self.progress.piece / 2;
+        let mut skip_pieces = self.progress.piece % 2;
+        let mut skip_bytes = self.progress.offset;
+        let (mut used, mut room) = (0, READ_BYTES);
+        for (record, page) in self.records[first..].iter_mut().zip(&mut self.held[first..]) {
+            let page = page.filling.as_mut().map(Filling::bytes_mut).unwrap_or_default();
+            for piece in [&mut record[..], page].into_iter().skip(std::mem::take(&mut skip_pieces)) {
+                if used == PIECES || room == 0 {
+                    return used;
+                }
+                let piece = &mut piece[std::mem::take(&mut skip_bytes)..];
+                let bytes = piece.len().min(room);
+                room -= bytes;
+                slices[used] = IoSliceMut::new(&mut piece[..bytes]);
+                used += 1;
+            }
+        }
+        used
+    }
+
+    /// Copies bytes that came together with the header to where they belong; returns how many were used.
+    pub(crate) fn copy_from(&mut self, bytes: &[u8]) -> Result<usize, WrongBody> {
+        let mut rest = bytes;
+        while !rest.is_empty() && !self.is_done() {
+            let mut slices = std::array::from_fn(|_| IoSliceMut::new(&mut []));
+            let used = self.slices(&mut slices);
+            let before = rest.len();
+            for slice in &mut slices[..used] {
+                let len = slice.len().min(rest.len());
+                slice[..len].copy_from_slice(&rest[..len]);
+                rest = &rest[len..];
+            }
+            let copied = before - rest.len();
+            self.arrived(copied)?;
+        }
+        Ok(bytes.len() - rest.len())
+    }
+
+    /// Takes note that the first `bytes` bytes of [`Receiving::slices`] are there: hashes them, and publishes
+    /// every page that is whole.
+    pub(crate) fn arrived(&mut self, bytes: usize) -> Result<(), WrongBody> {
+        let before = self.progress;
+        let held = &self.held;
+        let len_of = |piece: usize| if piece % 2 == 0 { PAGE_RECORD_BYTES } else { held[piece / 2].len };
+        self.progress.advance(bytes, len_of, 2 * held.len());
+        let after = self.progress;
+        for page in before.piece / 2..(after.piece / 2 + 1).min(self.held.len()) {
+            let bytes_piece = 2 * page + 1;
+            let from = if before.piece == bytes_piece { before.offset } else { 0 };
+            let to = match after.piece {
+                piece if piece > bytes_piece => self.held[page].len,
+                piece if piece == bytes_piece => after.offset,
+                _ => 0,
+            };
+            self.take_in(page, from, to)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes `from..to` of `page` are new.
+    fn take_in(&mut self, page: usize, from: usize, to: usize) -> Result<(), WrongBody> {
+        let held = &mut self.held[page];
+        let Some(mut filling) = held.filling.take() else { return Ok(()) };
+        let whole = to == held.len;
+        let bytes = &filling.bytes_mut()[from..to];
+        let computed = if from == 0 && whole {
+            PageHasher::oneshot(held.digest, bytes)
+        } else {
+            let digest = held.digest;
+            let hasher = self.hasher.get_or_insert_with(|| PageHasher::new(digest));
+            hasher.update(bytes);
+            if !whole {
+                held.filling = Some(filling);
+                return Ok(());
+            }
+            let computed = hasher.finish();
+            self.hasher = None;
+            computed
+        };
+        let (code, meta) = read_page_record(&self.records[page]).map_err(|_| WrongBody)?;
+        if code != Code::Ok || meta.len as usize != held.len {
+            return Err(WrongBody);
+        }
+        let verdict = match filling.verify_streamed(meta, computed).map(|sealed| sealed.publish(self.now_ms))
+        {
+            Ok(Published::Stored) => {
+                self.stored_bytes += u64::from(meta.len);
+                Code::Ok
+            }
+            Ok(Published::Exists) => Code::Exists,
+            Err(_corrupt) => Code::Corrupt,
+        };
+        self.verdicts.push(verdict as u8);
+        Ok(())
+    }
+}
+
+/// Bytes of the put-data body for these pages.
+pub(crate) fn body_len(held: &[Held]) -> u64 {
+    bytes_of(held) + (held.len() * PAGE_RECORD_BYTES) as u64
+}

@@ -1,0 +1,149 @@
+//! The admin HTTP server: `/metrics`, `/healthz`, `/readyz` and a status page. It never shows a key or a page.
+
+use crate::config::units::show_size;
+use crate::metrics::resident_bytes;
+use crate::node::{Node, Phase};
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use tokio::io::{self, AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Connections that the admin port has open at once; others wait.
+const CONNECTIONS_MAX: usize = 64;
+
+/// Serves until dropped.
+pub(crate) async fn serve(node: Arc<Node>, listener: TcpListener) -> io::Result<()> {
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/", get(page))
+        .with_state(node);
+    let listener = Limited { listener, places: Arc::new(Semaphore::new(CONNECTIONS_MAX)) };
+    axum::serve(listener, router).await
+}
+
+async fn metrics(State(node): State<Arc<Node>>) -> impl IntoResponse {
+    sample(&node);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], node.metrics.render())
+}
+
+async fn ready(State(node): State<Arc<Node>>) -> (StatusCode, &'static str) {
+    match node.phase() {
+        Phase::Serving => (StatusCode::OK, "ready\n"),
+        Phase::Stopping | Phase::Closing => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+    }
+}
+
+/// Takes the values that exist only while somebody looks.
+fn sample(node: &Node) {
+    let engine = node.engine.status();
+    let sampled = &node.metrics.sampled;
+    let values = [
+        (&sampled.sessions, node.sessions.count() as u64),
+        (&sampled.spaces, engine.spaces),
+        (&sampled.in_flight, node.in_flight.count() as u64),
+        (&sampled.capacity, engine.capacity_bytes),
+        (&sampled.used, engine.used_slot_bytes),
+        (&sampled.page_bytes, engine.page_bytes),
+        (&sampled.pages, engine.pages),
+        (&sampled.resident, resident_bytes()),
+        (&sampled.ready, u64::from(node.phase() == Phase::Serving)),
+        (&node.metrics.evicted, engine.counters.evicted_pages),
+        (&node.metrics.corrupt, engine.counters.corrupt),
+    ];
+    for (slot, value) in values {
+        slot.store(value, Ordering::Relaxed);
+    }
+}
+
+async fn page(State(node): State<Arc<Node>>) -> String {
+    let engine = node.engine.status();
+    let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    let metrics = &node.metrics;
+    let lines = [
+        ("memkv-server", env!("CARGO_PKG_VERSION").to_owned()),
+        ("node", node.id.clone()),
+        ("state", format!("{:?}", node.phase()).to_lowercase()),
+        ("uptime", format!("{} s", node.clock.now_ms() / 1000)),
+        (
+            "key required",
+            if node.config.auth_key.is_some() { "yes" } else { "no (loopback only)" }.to_owned(),
+        ),
+        (
+            "dram",
+            format!("{} of {} in use", show_size(engine.used_slot_bytes), show_size(engine.capacity_bytes)),
+        ),
+        ("backing", engine.backing.text().to_owned()),
+        ("pages", format!("{} ({} bytes)", engine.pages, engine.page_bytes)),
+        ("spaces", engine.spaces.to_string()),
+        ("sessions", node.sessions.count().to_string()),
+        ("connections", format!("{} data", get(&metrics.data_connections))),
+        ("get", format!("{} of {} keys found", get(&metrics.get_hits), get(&metrics.get_keys))),
+        ("put", format!("{} of {} pages stored", get(&metrics.put_stored), get(&metrics.put_keys))),
+        ("evicted", engine.counters.evicted_pages.to_string()),
+        ("corrupt", engine.counters.corrupt.to_string()),
+        ("resident", show_size(resident_bytes())),
+    ];
+    lines.iter().map(|(name, value)| format!("{name:<14}{value}\n")).collect()
+}
+
+/// A listener with a bound on open connections.
+struct Limited {
+    listener: TcpListener,
+    places: Arc<Semaphore>,
+}
+
+impl axum::serve::Listener for Limited {
+    type Io = Placed;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Placed, SocketAddr) {
+        let place = Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
+        let (stream, peer) = axum::serve::Listener::accept(&mut self.listener).await;
+        (Placed { stream, _place: place }, peer)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// A connection and its place among the open ones.
+struct Placed {
+    stream: TcpStream,
+    _place: OwnedSemaphorePermit,
+}
+
+impl AsyncRead for Placed {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Placed {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

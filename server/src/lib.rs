@@ -1,0 +1,28 @@
+//! The MemKV daemon as a library.
+//!
+//! - [`config`]: file, environment and flags become one checked [`Config`];
+//! - [`app`]: builds a [`Server`] from it and stops it again;
+//! - `control`: gRPC services; `data`: data connections; `http`: admin HTTP; `accept`: the port they share.
+//!
+//! Invariants: every bound is known and all memory for pages is reserved before the port listens; what a client
+//! holds (slots, pins, places) belongs to its connection's task and goes with it.
+//!
+//! Deliberately absent: routing between servers. Each server owns its pages and knows no other.
+
+#![forbid(unsafe_code)]
+
+mod accept;
+pub mod app;
+mod clock;
+pub mod config;
+mod control;
+mod data;
+mod http;
+pub mod logging;
+mod metrics;
+mod node;
+mod random;
+mod sessions;
+
+pub use app::{Server, StartError, Stopped};
+pub use config::{Config, ConfigError};

@@ -1,0 +1,142 @@
+//! The registry of open sessions.
+//!
+//! A session lives as long as its gRPC stream. When the stream ends, [`Session::end`] wakes every data connection of
+//! it, and each drops what it holds: pins, reserved slots, its place in the limits.
+
+use dashmap::DashMap;
+use memkv_transport::auth::SessionKey;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use tokio::sync::watch;
+
+/// A session's 16 random bytes.
+pub(crate) type SessionId = [u8; 16];
+
+/// One open session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) id: SessionId,
+    /// Binds data connections to the session.
+    pub(crate) key: SessionKey,
+    pub(crate) client_name: String,
+    pub(crate) client_version: String,
+    pub(crate) peer: Option<SocketAddr>,
+    /// When it opened, by the daemon's clock.
+    pub(crate) opened_ms: u64,
+    /// Bytes of pages sent.
+    pub(crate) sent_bytes: AtomicU64,
+    /// Bytes of pages received.
+    pub(crate) received_bytes: AtomicU64,
+    connections: AtomicU32,
+    ended: watch::Sender<bool>,
+}
+
+impl Session {
+    /// A session without connections.
+    pub(crate) fn new(
+        id: SessionId,
+        key: SessionKey,
+        client: (String, String),
+        peer: Option<SocketAddr>,
+        opened_ms: u64,
+    ) -> Self {
+        Self {
+            id,
+            key,
+            client_name: client.0,
+            client_version: client.1,
+            peer,
+            opened_ms,
+            sent_bytes: AtomicU64::new(0),
+            received_bytes: AtomicU64::new(0),
+            connections: AtomicU32::new(0),
+            ended: watch::Sender::new(false),
+        }
+    }
+
+    /// Takes a connection's place; `None` if there are `most` already.
+    pub(crate) fn attach(self: &Arc<Self>, most: u32) -> Option<Attachment> {
+        let more = |now: u32| (now < most).then_some(now + 1);
+        self.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Attachment { session: Arc::clone(self) })
+    }
+
+    /// Data connections attached now.
+    pub(crate) fn connections(&self) -> u32 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Ends the session: all its connections close.
+    pub(crate) fn end(&self) {
+        self.ended.send_replace(true);
+    }
+
+    /// Waits until the session has ended.
+    pub(crate) async fn wait_ended(&self) {
+        let mut ended = self.ended.subscribe();
+        // The sender lives in `self`, so waiting cannot fail while somebody waits.
+        let _ended = ended.wait_for(|ended| *ended).await;
+    }
+}
+
+/// A data connection's place in its session, given back on drop.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    pub(crate) session: Arc<Session>,
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.session.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// All open sessions by id.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions {
+    open: DashMap<SessionId, Arc<Session>>,
+}
+
+impl Sessions {
+    /// Registers a session; dropping the result ends it.
+    pub(crate) fn register(self: &Arc<Self>, session: Session) -> Registered {
+        let session = Arc::new(session);
+        self.open.insert(session.id, Arc::clone(&session));
+        Registered { sessions: Arc::clone(self), session }
+    }
+
+    /// The session with this id, if it is open.
+    pub(crate) fn find(&self, id: &SessionId) -> Option<Arc<Session>> {
+        self.open.get(id).map(|entry| Arc::clone(&entry))
+    }
+
+    /// How many are open.
+    pub(crate) fn count(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Up to `most` of the open sessions.
+    pub(crate) fn some(&self, most: usize) -> Vec<Arc<Session>> {
+        self.open.iter().take(most).map(|entry| Arc::clone(&entry)).collect()
+    }
+
+    /// Ends every session.
+    pub(crate) fn end_all(&self) {
+        self.open.iter().for_each(|entry| entry.end());
+    }
+}
+
+/// An open session's entry in the registry. Dropping it ends the session.
+#[derive(Debug)]
+pub(crate) struct Registered {
+    sessions: Arc<Sessions>,
+    pub(crate) session: Arc<Session>,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.sessions.open.remove(&self.session.id);
+        self.session.end();
+    }
+}
