@@ -1,0 +1,19 @@
+//! Tidy rules: what a reviewer would otherwise have to check by eye.
+//!
+//! - [`arrows`]: which crate may depend on which;
+//! - [`size`]: files and functions stay small;
+//! - [`unsafety`]: where `unsafe` may be, and how often it is there;
+//! - [`words`]: no promises and no paths of somebody's machine;
+//! - [`links`]: what a document points at exists.
+//!
+//! Each rule is a pure function of text with its own tests; the tests named `the_repository…` apply it to the
+//! tree.
+
+#![forbid(unsafe_code)]
+
+mod arrows;
+mod links;
+mod size;
+mod source;
+mod unsafety;
+mod words;

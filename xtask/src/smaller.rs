@@ -1,0 +1,29 @@
+//! Commands of a few lines.
+
+use crate::context::{Context, Profile};
+use crate::process::{capture, step};
+use crate::ui::say;
+use anyhow::{Context as _, Result, bail};
+
+/// `cargo xtask bench ARGS`: the load generator, in release, on the terminal.
+pub(crate) fn bench(context: &Context, args: &[String]) -> Result<()> {
+    let packages = ["build", "--release", "-p", "memkv-server", "-p", "memkv-bench"];
+    step(context, "build the daemon and memkv-bench (release)", "build-bench", context.cargo(&packages))?;
+    let mut command = context.command(context.binary(Profile::Release, "memkv-bench"));
+    command.args(args).env("MEMKV_SERVER_BIN", context.binary(Profile::Release, "memkv-server"));
+    let status = command.status().context("start memkv-bench")?;
+    if status.success() { Ok(()) } else { bail!("memkv-bench ended with {status}") }
+}
+
+/// `cargo xtask docs`: writes the documents that are generated from code.
+pub(crate) fn docs(context: &Context, args: &[String]) -> Result<()> {
+    if !args.is_empty() {
+        bail!("usage: cargo xtask docs");
+    }
+    let command = context.cargo(&["run", "--quiet", "--package", "memkv-cli", "--", "reference"]);
+    let reference = capture(context, "print the CLI reference", "docs", command)?;
+    let path = context.root.join("docs/cli.md");
+    std::fs::write(&path, reference).with_context(|| format!("write {}", path.display()))?;
+    say("wrote docs/cli.md");
+    Ok(())
+}

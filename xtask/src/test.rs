@@ -1,0 +1,190 @@
+//! `cargo xtask test`: every test there is, and one closing line that counts them.
+//!
+//! Three levels: Rust (`cargo test`), Python (pytest against the real `sglang` package, with a wheel built from
+//! this tree) and the quick demo. Every Cargo call selects the same packages in the same profile, so that nothing
+//! is built twice. A level that cannot run, or that ran nothing, is a failure.
+
+use crate::context::{Context, Profile};
+use crate::process::{show_tail, step, watch};
+use crate::python::{Purpose, venv};
+use crate::report::{CargoReader, PytestReader, Suite, closing_line, table};
+use crate::ui::say;
+use crate::{demo, wheel};
+use anyhow::{Context as _, Result, bail};
+use std::time::Instant;
+
+/// What every Cargo call here selects. The wheel's crate links against an interpreter; pytest covers it.
+const SELECTION: [&str; 3] = ["--workspace", "--exclude", "memkv-sglang"];
+
+/// One level: its name, and what runs it.
+type Level = (&'static str, fn(&Context, Option<&str>) -> Result<Vec<Suite>>);
+
+const LEVELS: [Level; 3] = [("rust", rust), ("python", python), ("demo", quick_demo)];
+
+/// Runs all levels, also after one has failed.
+pub(crate) fn run(context: &Context, args: &[String]) -> Result<()> {
+    let filter = match args {
+        [] => None,
+        [flag, text] if flag == "--filter" => Some(text.as_str()),
+        _ => bail!("usage: cargo xtask test [--filter TEXT]"),
+    };
+    let mut suites = Vec::new();
+    for (name, level) in LEVELS {
+        say(&format!("\n{name}"));
+        let outcome = level(context, filter);
+        context.check_stop()?;
+        suites.extend(judge(name, outcome, filter.is_some()));
+    }
+    let failed = suites.iter().any(|suite| suite.failed > 0);
+    let ran_none = suites.iter().all(|suite| suite.passed == 0);
+    say(&format!("\n{}", table(&suites)));
+    if ran_none {
+        say("no test ran");
+    }
+    say(&closing_line(&suites));
+    // The closing line must stay the last one, so the failure has no text of its own.
+    if failed || ran_none {
+        std::process::exit(1)
+    }
+    Ok(())
+}
+
+/// Turns a level that could not run, or that ran nothing, into a failure.
+fn judge(name: &str, outcome: Result<Vec<Suite>>, filtered: bool) -> Vec<Suite> {
+    let failure = |reason: String| Suite {
+        name: name.to_owned(),
+        failed: 1,
+        reasons: vec![reason],
+        ..Suite::default()
+    };
+    match outcome {
+        Ok(suites) if filtered || suites.iter().any(|suite| suite.passed + suite.failed > 0) => suites,
+        Ok(_) => vec![failure("no test ran".to_owned())],
+        Err(error) => {
+            say(&format!("error: {error:#}"));
+            vec![failure(format!("{error:#}"))]
+        }
+    }
+}
+
+fn rust(context: &Context, filter: Option<&str>) -> Result<Vec<Suite>> {
+    let mut build = context.cargo(&["build", "--bins", "--tests", "--examples"]);
+    build.args(SELECTION);
+    step(context, "build programs and tests", "test-build", build)?;
+    let mut command = context.cargo(&["test", "--no-fail-fast"]);
+    command.args(SELECTION);
+    if let Some(filter) = filter {
+        command.args(["--", filter]);
+    }
+    command.env("MEMKV_BIN_DIR", context.target.join(Profile::Dev.directory()));
+    let log = context.logs.join("test-rust.log");
+    let mut reader = CargoReader::default();
+    let mut failures = Failures::default();
+    let status = watch(context, "run the Rust tests", &log, command, |line| {
+        failures.line(line);
+        reader.line(line);
+    })?;
+    failures.show();
+    let suites = reader.finish();
+    if !status.success() && suites.iter().all(|suite| suite.failed == 0) {
+        show_tail(&log)?;
+        bail!("cargo test failed before it ran every test ({status}); see {}", log.display());
+    }
+    Ok(suites)
+}
+
+/// Keeps what failing tests printed, to show it after the run.
+#[derive(Default)]
+struct Failures {
+    inside: bool,
+    lines: Vec<String>,
+}
+
+impl Failures {
+    fn line(&mut self, line: &str) {
+        if line == "failures:" {
+            self.inside = true;
+        }
+        if self.inside {
+            self.lines.push(line.to_owned());
+        }
+        if line.starts_with("test result: ") {
+            self.inside = false;
+        }
+    }
+
+    fn show(&self) {
+        for line in &self.lines {
+            say(line);
+        }
+    }
+}
+
+fn python(context: &Context, filter: Option<&str>) -> Result<Vec<Suite>> {
+    let venv = venv(context, Purpose::Sglang)?;
+    say(&format!("  {}", venv.sglang));
+    let wheel = wheel::build(context, &venv, Profile::Dev)?;
+    wheel::install(context, &venv, &wheel)?;
+    let mut command = venv.run(context, &["-m", "pytest", "sglang-plugin/tests", "-rs", "-v", "--color=no"]);
+    if let Some(filter) = filter {
+        command.args(["-k", filter]);
+    }
+    let bin = context.target.join(Profile::Dev.directory());
+    command.env("MEMKV_BIN_DIR", &bin).env("MEMKV_SERVER_BIN", bin.join("memkv-server"));
+    let log = context.logs.join("test-python.log");
+    let started = Instant::now();
+    let mut reader = PytestReader::default();
+    let status = watch(context, "run the Python tests", &log, command, |line| reader.line(line))?;
+    let mut suite = reader.finish("sglang-plugin: pytest", started.elapsed());
+    // Status 5: nothing collected, which a filter may well do.
+    let nothing = status.code() == Some(5);
+    if !status.success() && !nothing {
+        show_failures(&log)?;
+        suite.failed = suite.failed.max(1);
+    }
+    Ok(vec![suite])
+}
+
+/// Shows pytest's part about failures, or the log's tail if there is none.
+fn show_failures(log: &std::path::Path) -> Result<()> {
+    let text = std::fs::read_to_string(log).with_context(|| format!("read {}", log.display()))?;
+    let start = text.lines().position(|line| line.contains("= FAILURES =") || line.contains("= ERRORS ="));
+    let Some(start) = start else { return show_tail(log) };
+    text.lines().skip(start).take(400).for_each(say);
+    Ok(())
+}
+
+fn quick_demo(context: &Context, filter: Option<&str>) -> Result<Vec<Suite>> {
+    if filter.is_some_and(|filter| !"demo".contains(filter)) {
+        return Ok(Vec::new());
+    }
+    let started = Instant::now();
+    demo::quick(context, Profile::Dev, 128)?;
+    let suite =
+        Suite { name: "demo --quick".to_owned(), passed: 1, time: started.elapsed(), ..Suite::default() };
+    Ok(vec![suite])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_that_ran_nothing_or_broke_is_a_failure() {
+        assert_eq!(judge("x", Ok(vec![]), false)[0].failed, 1);
+        assert_eq!(judge("x", Ok(vec![Suite::default()]), false)[0].reasons, ["no test ran"]);
+        assert_eq!(judge("x", Err(anyhow::anyhow!("broke")), true)[0].reasons, ["broke"]);
+        assert!(judge("x", Ok(vec![]), true).is_empty());
+        let fine = Suite { passed: 1, ..Suite::default() };
+        assert_eq!(judge("x", Ok(vec![fine.clone()]), false), [fine]);
+    }
+
+    #[test]
+    fn failures_are_kept_from_their_heading_to_the_result() {
+        let mut failures = Failures::default();
+        for line in ["running 1 test", "failures:", "---- a stdout ----", "test result: FAILED. x", "other"] {
+            failures.line(line);
+        }
+        assert_eq!(failures.lines, ["failures:", "---- a stdout ----", "test result: FAILED. x"]);
+    }
+}
