@@ -132,9 +132,10 @@ impl Evictor {
     ) -> usize {
         let chunks = state.arena.chunk_count() as usize;
         // Several at once in a large store, so that a new model does not wait for a scan per chunk. A bound on those
-        // that wait for readers, so that one reader who never ends cannot drain the whole store.
+        // that wait for readers, so that readers who never end cannot drain the whole store.
         let draining = state.arena.draining();
-        let most = (chunks / 128).max(1).min((chunks / 16).max(2).saturating_sub(draining.len()));
+        let may_wait = (chunks / 16).max(2).min(chunks / 2).max(1);
+        let most = (chunks / 128).max(1).min(may_wait.saturating_sub(draining.len()));
         let mut cold = self.cold_chunks(&state.arena, demand.fill.slot_bytes);
         cold.retain(|chunk| !draining.contains(&chunk.chunk) && colder(state, chunk, demand, own));
         keep_first(&mut cold, most);

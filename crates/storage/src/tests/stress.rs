@@ -6,7 +6,7 @@ use super::*;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-const KEYS: u64 = 96;
+const KEYS: u64 = 512;
 const LENS: [u32; 4] = [4 * KIB, 20 * KIB, 100 * KIB, 300 * KIB];
 
 /// A sequence of numbers that looks random and is the same in every run.
@@ -48,7 +48,15 @@ fn check(n: u64, pin: &PagePin) {
 fn write(engine: &Engine, space: &Arc<Space>, n: u64, now_ms: u64) {
     let name = n.to_le_bytes();
     let key = hashed(space, &name);
-    let Ok(mut filling) = engine.reserve(space, key, len_of(n), 0) else { return };
+    let mut filling = match engine.reserve(space, key, len_of(n), 0) {
+        Ok(filling) => filling,
+        Err(refusal) => {
+            if refusal == Refusal::Busy {
+                thread::yield_now();
+            }
+            return;
+        }
+    };
     let bytes = filling.bytes_mut();
     fill(n, bytes);
     let meta = described(key, bytes);
@@ -61,8 +69,10 @@ fn write(engine: &Engine, space: &Arc<Space>, n: u64, now_ms: u64) {
 
 #[test]
 fn readers_never_see_wrong_bytes() {
-    const WRITES: u64 = 4000;
-    let engine = engine(8 << 20);
+    // Enough that every kind of event was there; they come long before the bound.
+    const ENOUGH: u64 = 1000;
+    const WRITES_MAX: u64 = 100_000;
+    let engine = engine(32 << 20);
     let space = space(&engine, "a");
     let (time, done, reads) = (AtomicU64::new(1), AtomicBool::new(false), AtomicU64::new(0));
     let reader = |seed| {
@@ -88,7 +98,11 @@ fn readers_never_see_wrong_bytes() {
     };
     let writer = |seed| {
         let mut numbers = Numbers(seed);
-        for _ in 0..WRITES {
+        for _ in 0..WRITES_MAX {
+            let counters = engine.status().counters;
+            if counters.stored_pages.min(counters.evicted_pages).min(reads.load(Ordering::Relaxed)) > ENOUGH {
+                break;
+            }
             let now_ms = time.fetch_add(1, Ordering::Relaxed);
             write(&engine, &space, numbers.below(KEYS), now_ms);
             if numbers.below(4) == 0 {
