@@ -26,6 +26,8 @@ fn sizes_that_do_not_fit_are_refused_with_advice() {
     assert!(matches!(small, ArenaError::TooSmall { needed: 0x40_0000, .. }), "{small}");
     assert!(matches!(Arena::new(config(1 << 30, u32::MAX)), Err(ArenaError::PageTooLarge(_))));
     assert!(Arena::new(config(u64::MAX, 1 << 20)).is_err());
+    let too_many_slots = Arena::new(config(1 << 45, 1 << 20));
+    assert!(matches!(too_many_slots, Err(ArenaError::TooLarge(_))));
     assert!(matches!(Arena::new(config(0, 0)), Err(ArenaError::TooSmall { .. })));
 }
 
@@ -72,6 +74,7 @@ fn dropped_handles_give_their_slots_back() {
     let arena = arena(8 << 20);
     drop(arena.reserve(5).unwrap());
     drop(arena.reserve(5).unwrap().0.seal());
+    assert_eq!(arena.chunk(0), None, "an empty chunk has no class");
     assert_eq!(arena.held_bytes(), 0);
 }
 

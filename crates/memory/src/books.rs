@@ -37,12 +37,8 @@ pub struct ClassFill {
 pub struct ClassDemand {
     /// How full the class is; `held_bytes` as in [`ClassFill`].
     pub fill: ClassFill,
-    /// Slots in use.
-    pub in_use: u64,
     /// Chunks of the class.
     pub chunks: u32,
-    /// A reservation failed.
-    pub starved: bool,
 }
 
 /// One size class, for status.
@@ -98,8 +94,8 @@ struct Class {
     slots: u64,
     /// Chunks with free slots that do not drain.
     open: Vec<u32>,
-    reserved_since: u64,
-    starved: bool,
+    /// A slot was asked for since the last look.
+    asked: bool,
 }
 
 pub(crate) struct Books {
@@ -137,10 +133,9 @@ impl Books {
         let at = self.class_for(exact);
         let mut new_chunk = false;
         let slot_bytes = self.classes[at].slot_bytes;
-        self.classes[at].reserved_since += 1;
+        self.classes[at].asked = true;
         if self.classes[at].open.is_empty() {
             let Some(chunk) = self.free_chunks.pop() else {
-                self.classes[at].starved = true;
                 return Err(Full { slot_bytes });
             };
             self.assign(chunk, at);
@@ -214,12 +209,10 @@ impl Books {
         for at in 0..self.classes.len() {
             let fill = self.fill(at);
             let class = &mut self.classes[at];
-            if class.reserved_since > 0 {
-                let (in_use, chunks, starved) = (class.in_use, class.chunks, class.starved);
-                demand.push(ClassDemand { fill, in_use, chunks, starved });
+            if class.asked {
+                demand.push(ClassDemand { fill, chunks: class.chunks });
             }
-            class.reserved_since = 0;
-            class.starved = false;
+            class.asked = false;
         }
         demand
     }
@@ -356,8 +349,7 @@ impl Class {
             free_slots: 0,
             slots: 0,
             open: Vec::new(),
-            reserved_since: 0,
-            starved: false,
+            asked: false,
         }
     }
 }

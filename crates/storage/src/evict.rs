@@ -37,6 +37,7 @@ const INLINE_PAGES: usize = 32;
 struct Candidate {
     rank: Rank,
     slot: SlotId,
+    slot_bytes: u32,
 }
 
 pub(crate) struct Evictor {
@@ -50,8 +51,6 @@ pub(crate) struct Evictor {
 #[derive(Default)]
 struct Scan {
     candidates: Vec<Candidate>,
-    /// Bytes of the candidates' slots.
-    slot_bytes: u64,
     /// The scan ended before it had seen all pages.
     partial: bool,
     /// The chunk at which the next scan starts.
@@ -68,6 +67,17 @@ impl Scan {
             self.candidates.select_nth_unstable_by_key(count - 1, |candidate| candidate.rank);
         }
         self.candidates.truncate(count);
+    }
+
+    /// Keeps the coldest candidates that together hold `bytes`, or all, in order.
+    fn keep_bytes(&mut self, bytes: u64) {
+        self.candidates.sort_unstable_by_key(|candidate| candidate.rank);
+        let mut held = 0;
+        let enough = self.candidates.iter().position(|candidate| {
+            held += u64::from(candidate.slot_bytes);
+            held >= bytes
+        });
+        self.candidates.truncate(enough.map_or(usize::MAX, |last| last + 1));
     }
 }
 
@@ -177,11 +187,11 @@ impl Evictor {
         for _ in 0..PASSES {
             let over = state.marks.bytes_over_low(state.arena.held_bytes(), capacity);
             self.collect(&state.arena, scan, None);
-            let Some(average) = mean_bytes(scan) else { return };
-            if over == 0 {
-                return;
-            }
+            let average = mean(scan.candidates.iter().map(|candidate| u64::from(candidate.slot_bytes)));
+            let Some(average) = average.filter(|_| over > 0) else { return };
+            // About as many as it takes, then exactly: the coldest may be larger than the average.
             scan.keep_coldest(over.div_ceil(average));
+            scan.keep_bytes(over);
             self.evict(state, &scan.candidates, evicted);
         }
     }
@@ -189,7 +199,7 @@ impl Evictor {
     /// Fills `scan` with the evictable pages of one class, or of all.
     fn collect(&self, arena: &Arena, scan: &mut Scan, class: Option<u32>) {
         scan.candidates.clear();
-        (scan.slot_bytes, scan.partial) = (0, false);
+        scan.partial = false;
         let chunks = arena.chunk_count();
         for step in 0..chunks {
             let number = (scan.hand + step) % chunks;
@@ -199,16 +209,14 @@ impl Evictor {
             }
             let Some(view) = arena.chunk(number) else { continue };
             if class.is_none_or(|slot_bytes| slot_bytes == view.slot_bytes) {
-                let before = scan.candidates.len();
                 let pages = arena.pages(view, 0, view.slots).filter(|page| page.pins == 0);
-                scan.candidates.extend(pages.map(|page| self.candidate(&page)));
-                scan.slot_bytes += (scan.candidates.len() - before) as u64 * u64::from(view.slot_bytes);
+                scan.candidates.extend(pages.map(|page| self.candidate(&page, view.slot_bytes)));
             }
         }
     }
 
-    fn candidate(&self, page: &PageView) -> Candidate {
-        Candidate { rank: self.policy.rank(page), slot: page.slot }
+    fn candidate(&self, page: &PageView, slot_bytes: u32) -> Candidate {
+        Candidate { rank: self.policy.rank(page), slot: page.slot, slot_bytes }
     }
 
     /// Evicts the candidates that are still what they were.
@@ -288,13 +296,57 @@ fn keep_first(cold: &mut Vec<Coldness>, count: usize) {
     cold.truncate(count);
 }
 
-/// Average slot size of the candidates.
-fn mean_bytes(scan: &Scan) -> Option<u64> {
-    scan.slot_bytes.checked_div(scan.candidates.len() as u64)
-}
-
 fn mean(values: impl Iterator<Item = u64>) -> Option<u64> {
     let (sum, count) =
         values.fold((0_u128, 0_u128), |(sum, count), value| (sum + u128::from(value), count + 1));
     u64::try_from(sum.checked_div(count)?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::{engine, exists, get_at, put, space, touch};
+
+    #[test]
+    fn a_page_that_was_wanted_since_the_scan_stays() {
+        let engine = engine(4 << 20);
+        let space = space(&engine, "a");
+        for key in [b"old", b"hot", b"pin"] {
+            put(&engine, &space, key, b"page").unwrap();
+        }
+        let (evictor, mut scan, mut evicted) =
+            (Evictor::new(PolicyKind::Lru), Scan::default(), Evicted::default());
+        evictor.collect(&engine.state.arena, &mut scan, None);
+        assert_eq!((scan.candidates.len(), scan.partial), (3, false));
+        touch(&engine, &space, b"hot", 9);
+        let pin = get_at(&engine, &space, b"pin", 0);
+        evictor.evict(&engine.state, &scan.candidates, &mut evicted);
+        assert_eq!(evicted.pages, 1);
+        assert!(!exists(&engine, &space, b"old"));
+        assert!(exists(&engine, &space, b"hot") && exists(&engine, &space, b"pin"));
+        drop(pin);
+    }
+
+    #[test]
+    fn of_a_partial_scan_only_a_share_goes() {
+        let engine = engine(4 << 20);
+        let (arena, space) = (&engine.state.arena, space(&engine, "a"));
+        for n in 0..80_u8 {
+            put(&engine, &space, &[n], b"page").unwrap();
+        }
+        let evictor = Evictor::new(PolicyKind::Lru);
+        for (partial, kept) in [(false, 50), (true, 10)] {
+            let mut scan = Scan::default();
+            evictor.collect(arena, &mut scan, None);
+            scan.partial = partial;
+            scan.keep_coldest(50);
+            assert_eq!(scan.candidates.len(), kept);
+        }
+    }
+
+    #[test]
+    fn means_do_not_overflow() {
+        assert_eq!(mean([u64::MAX, u64::MAX, u64::MAX - 3].into_iter()), Some(u64::MAX - 1));
+        assert_eq!(mean([].into_iter()), None);
+    }
 }

@@ -222,4 +222,19 @@ mod tests {
         assert_eq!(shard_of(0xab00_0000_0000_0001), 0xab);
         assert_eq!(tag_of(0xab00_0000_1234_5678), 0x1234_5678);
     }
+    #[test]
+    fn a_page_is_removed_by_slot_only_from_that_slot() {
+        let (arena, spaces) = crate::tests::arena_and_spaces();
+        let space = spaces.open(memkv_core::SpaceDescription::named("a").unwrap()).unwrap();
+        let slots: Vec<_> = (0..3).map(|_| arena.reserve(1).unwrap().0.seal()).collect();
+        let mut shard = Shard::default();
+        for (name, slot) in [b"a", b"b"].into_iter().zip(&slots) {
+            let key = StoredKey::new(&space, Key::new(name).unwrap());
+            assert!(shard.insert(42, key, || slot.id()));
+        }
+        assert!(shard.remove_slot(42, slots[2].id()).is_none());
+        assert!(shard.remove_slot(43, slots[0].id()).is_none());
+        assert_eq!(shard.remove_slot(42, slots[1].id()).unwrap().key().key(), b"b");
+        assert_eq!(shard.len(), 1);
+    }
 }

@@ -12,8 +12,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-const KIB: u32 = 1 << 10;
-const MIB: u32 = 1 << 20;
+pub(crate) const KIB: u32 = 1 << 10;
+pub(crate) const MIB: u32 = 1 << 20;
 
 fn config(dram_bytes: u64) -> EngineConfig {
     EngineConfig {
@@ -25,15 +25,26 @@ fn config(dram_bytes: u64) -> EngineConfig {
 }
 
 /// An engine with chunks of 4 MiB and pages of up to 1 MiB.
-fn engine(dram_bytes: u64) -> Arc<Engine> {
+pub(crate) fn engine(dram_bytes: u64) -> Arc<Engine> {
     Engine::new(config(dram_bytes)).unwrap()
 }
 
-fn space(engine: &Engine, name: &str) -> Arc<Space> {
+/// The parts below an engine.
+pub(crate) fn arena_and_spaces() -> (Arc<memkv_memory::Arena>, crate::space::Spaces) {
+    let config = memkv_memory::ArenaConfig {
+        bytes: 4 << 20,
+        page_bytes_max: MIB,
+        prefault: false,
+        huge_pages: HugePages::Off,
+    };
+    (memkv_memory::Arena::new(config).unwrap(), crate::space::Spaces::new(4))
+}
+
+pub(crate) fn space(engine: &Engine, name: &str) -> Arc<Space> {
     engine.open_space(SpaceDescription::named(name).unwrap()).unwrap()
 }
 
-fn hashed<'a>(space: &Space, key: &'a [u8]) -> HashedKey<'a> {
+pub(crate) fn hashed<'a>(space: &Space, key: &'a [u8]) -> HashedKey<'a> {
     HashedKey::new(space.id(), Key::new(key).unwrap())
 }
 
@@ -43,7 +54,7 @@ fn described(key: HashedKey<'_>, page: &[u8]) -> PageMeta {
     PageMeta { len, codec: 3, flags: 0x1234, checksum: PageHasher::oneshot(key.digest, page) }
 }
 
-fn put_at(
+pub(crate) fn put_at(
     engine: &Engine,
     space: &Arc<Space>,
     key: &[u8],
@@ -56,49 +67,54 @@ fn put_at(
     Ok(filling.verify(described(key, page)).unwrap().publish(now_ms))
 }
 
-fn put(engine: &Engine, space: &Arc<Space>, key: &[u8], page: &[u8]) -> Result<Published, Refusal> {
+pub(crate) fn put(
+    engine: &Engine,
+    space: &Arc<Space>,
+    key: &[u8],
+    page: &[u8],
+) -> Result<Published, Refusal> {
     put_at(engine, space, key, page, (0, 0))
 }
 
 /// Runs a future that must not wait.
-fn at_once<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn at_once<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => value,
         Poll::Pending => panic!("memory does not wait"),
     }
 }
 
-fn get_at(engine: &Engine, space: &Space, key: &[u8], now_ms: u64) -> Option<PagePin> {
+pub(crate) fn get_at(engine: &Engine, space: &Space, key: &[u8], now_ms: u64) -> Option<PagePin> {
     let mut pins = Vec::new();
     at_once(engine.pin_batch(space, &[hashed(space, key)], now_ms, &mut pins));
     assert_eq!(pins.len(), 1);
     pins.pop().unwrap()
 }
 
-fn get(engine: &Engine, space: &Space, key: &[u8]) -> Option<PagePin> {
+pub(crate) fn get(engine: &Engine, space: &Space, key: &[u8]) -> Option<PagePin> {
     get_at(engine, space, key, 0)
 }
 
-fn exists(engine: &Engine, space: &Space, key: &[u8]) -> bool {
+pub(crate) fn exists(engine: &Engine, space: &Space, key: &[u8]) -> bool {
     let mut found = [false];
     engine.exists_batch(space, &[hashed(space, key)], &mut found);
     found[0]
 }
 
-fn delete(engine: &Engine, space: &Space, key: &[u8]) -> bool {
+pub(crate) fn delete(engine: &Engine, space: &Space, key: &[u8]) -> bool {
     let mut removed = [false];
     engine.delete_batch(space, &[hashed(space, key)], &mut removed);
     removed[0]
 }
 
-fn touch(engine: &Engine, space: &Space, key: &[u8], now_ms: u64) -> bool {
+pub(crate) fn touch(engine: &Engine, space: &Space, key: &[u8], now_ms: u64) -> bool {
     let mut found = [false];
     engine.touch_batch(space, &[hashed(space, key)], &mut found, now_ms);
     found[0]
 }
 
 /// Nothing is held, by anyone.
-fn assert_empty(engine: &Engine) {
+pub(crate) fn assert_empty(engine: &Engine) {
     let status = engine.status();
     assert_eq!((status.used_slot_bytes, status.asked_bytes), (0, 0));
     assert_eq!((status.pages, status.page_bytes), (0, 0));

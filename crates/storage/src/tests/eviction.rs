@@ -44,6 +44,39 @@ fn nothing_goes_below_the_high_mark() {
 }
 
 #[test]
+fn a_class_keeps_free_slots_where_the_bytes_alone_look_fine() {
+    let engine = engine(16 << 20);
+    let space = space(&engine, "a");
+    // 4 of these fill a chunk and leave an eighth of it unused.
+    let page = vec![1; 900 << 10];
+    for n in 0..16 {
+        put_at(&engine, &space, &key(n), &page, (0, u64::from(n))).unwrap();
+    }
+    assert_eq!(engine.evict_round(16).pages, 2);
+    assert_eq!(present(&engine, &space, 0..4), [2, 3]);
+}
+
+#[test]
+fn the_whole_store_stays_below_its_mark_though_each_class_has_slots() {
+    let engine = engine(256 << 20);
+    let space = space(&engine, "a");
+    // Two classes with 31 of the 64 chunks each; both could still get the last two chunks.
+    for n in 0..31 * (16 + 32) {
+        let len = if n < 31 * 16 { 256 * KIB } else { 128 * KIB };
+        let filling = engine.reserve(&space, hashed(&space, &key(n)), len, 0).unwrap();
+        // The content does not matter here.
+        let meta = PageMeta { len, ..PageMeta::default() };
+        filling.verify_streamed(meta, meta.checksum).unwrap().publish(u64::from(n));
+    }
+    assert_eq!(engine.status().chunks_free, 2);
+    engine.evict_round(5000);
+    let status = engine.status();
+    assert!(status.used_slot_bytes <= status.capacity_bytes / 10 * 9, "{}", status.used_slot_bytes);
+    assert!(status.used_slot_bytes >= status.capacity_bytes / 100 * 89, "{}", status.used_slot_bytes);
+    assert!(exists(&engine, &space, &key(31 * 48 - 1)) && !exists(&engine, &space, &key(0)));
+}
+
+#[test]
 fn reads_and_touches_keep_pages() {
     let engine = engine(16 << 20);
     let space = space(&engine, "a");
@@ -91,6 +124,19 @@ fn a_reservation_makes_its_own_room_if_it_must() {
     assert_eq!(present(&engine, &space, 0..20), (4..20).collect::<Vec<_>>());
     assert_eq!(engine.status().counters.evicted_inline, 4);
     assert_eq!(engine.status().counters.evicted_pages, 4);
+}
+
+#[test]
+fn a_reservation_passes_over_pinned_pages() {
+    let engine = engine(4 << 20);
+    let space = space(&engine, "a");
+    for n in 0..16 {
+        put_n(&engine, &space, n).unwrap();
+    }
+    let mut pins = Vec::new();
+    at_once(engine.pin_batch(&space, &[hashed(&space, &key(0))], 0, &mut pins));
+    assert_eq!(put_n(&engine, &space, 16), Ok(Published::Stored));
+    assert_eq!(present(&engine, &space, 0..3), [0, 2]);
 }
 
 #[test]
@@ -261,4 +307,20 @@ fn a_nearly_empty_chunk_can_be_taken() {
     engine.evict_round(1);
     assert_eq!(put(&engine, &space, b"new", &page()), Ok(Published::Stored));
     assert_eq!(engine.status().counters.chunks_moved, 1);
+}
+
+#[test]
+fn the_coldest_chunk_is_taken() {
+    let engine = engine(16 << 20);
+    let (old, new) = (space(&engine, "old"), space(&engine, "new"));
+    for n in 0..64 {
+        put_n(&engine, &old, n).unwrap();
+    }
+    for n in (0..32).chain(48..64) {
+        touch(&engine, &old, &key(n), 100);
+    }
+    assert_eq!(put(&engine, &new, b"new", b"page"), Err(Refusal::Busy));
+    engine.evict_round(100);
+    assert_eq!(put(&engine, &new, b"new", b"page"), Ok(Published::Stored));
+    assert_eq!(present(&engine, &old, 0..64), (0..32).chain(48..64).collect::<Vec<_>>());
 }
