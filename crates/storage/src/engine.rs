@@ -229,7 +229,7 @@ impl Engine {
         limit: usize,
         cursor: &[u8],
     ) -> Result<Listing, BadCursor> {
-        list::list(&self.state, space, prefix, limit, cursor)
+        list::list(&self.state, space, prefix, (limit, list::SCAN_MAX), cursor)
     }
 
     /// What is known about a key's page. Does not count as an access.

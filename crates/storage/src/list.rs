@@ -18,8 +18,8 @@ use std::collections::BinaryHeap;
 const VERSION: u8 = 1;
 /// The most keys in one answer.
 const LIMIT_MAX: usize = 16_384;
-/// A call stops after the shard in which it has looked at this many entries.
-const SCAN_MAX: usize = 1 << 18;
+/// A call ends after the shard in which it has looked at this many entries.
+pub(crate) const SCAN_MAX: usize = 1 << 18;
 
 /// What is known about a stored page.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,12 +83,13 @@ impl<'a> Cursor<'a> {
 
 const _: () = assert!(SHARDS == 256, "a cursor names a shard with one byte");
 
-/// Lists up to `limit` keys (at least one, at most [`LIMIT_MAX`]) that start with `prefix`.
+/// Lists up to `limit` keys (at least one, at most [`LIMIT_MAX`]) that start with `prefix`, and looks at about
+/// `scan_max` entries at most.
 pub(crate) fn list(
     state: &State,
     space: &Space,
     prefix: &[u8],
-    limit: usize,
+    (limit, scan_max): (usize, usize),
     cursor: &[u8],
 ) -> Result<Listing, BadCursor> {
     let limit = limit.clamp(1, LIMIT_MAX);
@@ -103,7 +104,7 @@ pub(crate) fn list(
         let next_cursor = if entries.len() - before == room {
             let last = entries.last().map_or(&[][..], |info: &KeyInfo| &info.key);
             Cursor::encode(number, last)
-        } else if scanned >= SCAN_MAX {
+        } else if scanned >= scan_max {
             Cursor::encode(number + 1, &[])
         } else {
             continue;

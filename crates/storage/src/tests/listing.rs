@@ -43,6 +43,24 @@ fn every_key_is_listed_once_whatever_the_piece() {
 }
 
 #[test]
+fn a_call_looks_at_a_bounded_number_of_entries() {
+    let (engine, space) = filled();
+    let (mut keys, mut cursor, mut calls) = (BTreeSet::new(), Vec::new(), 0);
+    loop {
+        let piece = crate::list::list(&engine.state, &space, b"3/", (usize::MAX, 100), &cursor).unwrap();
+        calls += 1;
+        keys.extend(piece.entries.into_iter().map(|info| info.key));
+        cursor = piece.next_cursor;
+        if cursor.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(keys.len(), (0..1000).filter(|n| n % 7 == 3).count());
+    // 2000 entries in shards of about 8.
+    assert!((15..=20).contains(&calls), "{calls}");
+}
+
+#[test]
 fn keys_that_stay_are_listed_while_others_come_and_go() {
     let (engine, space) = filled();
     let (mut keys, mut cursor) = (BTreeSet::new(), Vec::new());
