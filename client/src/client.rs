@@ -1,0 +1,322 @@
+//! The client: its servers, its background runtime, its life and end.
+
+use crate::config::Transport;
+use crate::plan::ScratchPool;
+use crate::server::{Attempt, Server};
+use crate::stats::Counters;
+use crate::{ClientStats, Config, Error, ErrorKind, ServerAddress, Space, control, drive, session};
+use memkv_core::page::key_digest;
+use memkv_core::route::{self, Node};
+use memkv_core::{Key, Limits, SpaceDescription, SpaceId};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::mem::ManuallyDrop;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Instant;
+use tokio::runtime::{Builder, Handle, Runtime};
+
+/// What a client's background tasks share with it. Does not keep the client alive.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    spaces: Mutex<BTreeMap<SpaceId, SpaceDescription>>,
+    this: std::sync::Weak<Shared>,
+}
+
+impl Shared {
+    fn new(config: Config) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self { config, spaces: Mutex::default(), this: this.clone() })
+    }
+
+    /// All spaces that were opened with this client.
+    pub(crate) fn all_spaces(&self) -> Vec<SpaceDescription> {
+        self.spaces.lock().values().cloned().collect()
+    }
+
+    /// A handle for a task of its own.
+    pub(crate) fn for_task(&self) -> Arc<Self> {
+        self.this.upgrade().expect("whoever has a reference is inside an Arc that lives")
+    }
+}
+
+pub(crate) struct Inner {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) servers: Vec<Arc<Server>>,
+    pub(crate) handle: Handle,
+    pub(crate) scratch: ScratchPool,
+    pub(crate) counters: Counters,
+    runtime: Mutex<Option<Runtime>>,
+    closed: AtomicBool,
+    pid: u32,
+}
+
+/// A client of a MemKV cluster. Cheap to clone; all clones share connections and counters.
+///
+/// It owns one background thread that connects, reconnects and probes. When the last clone (of it and its spaces)
+/// is dropped, or [`Client::close`] was called, the thread and all connections go away.
+#[derive(Clone)]
+pub struct Client {
+    pub(crate) inner: Arc<Inner>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("servers", &self.inner.shared.config.servers).finish_non_exhaustive()
+    }
+}
+
+/// Whether ops go to a server now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerState {
+    /// They do.
+    Ready,
+    /// There is no session; the background keeps trying. Its keys are [`crate::PageOutcome::Unavailable`] at once.
+    Connecting,
+    /// The circuit breaker is open; the background probes. Its keys are [`crate::PageOutcome::Unavailable`] at once.
+    Suspect {
+        /// What happened last.
+        reason: String,
+    },
+}
+
+/// What the client sees of one server now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServerView {
+    /// As configured.
+    pub address: ServerAddress,
+    /// What the server calls itself, once a session was open.
+    pub node_id: Option<String>,
+    /// Whether ops go to it.
+    pub state: ServerState,
+    /// How pages move.
+    pub transport: Transport,
+    /// Data connections open now.
+    pub connections: u32,
+    /// The server's bounds, as it announced them; defaults before that.
+    pub limits: Limits,
+    /// What went wrong last, if anything ever did.
+    pub last_error: Option<String>,
+}
+
+/// One place in a key's order of servers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouteEntry {
+    /// The server.
+    pub server: ServerAddress,
+    /// Its score for the key; the highest owns it.
+    pub score: f64,
+}
+
+pub(crate) fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the client is closed; make a new one")
+}
+
+/// Checks a configuration and settles the transport.
+fn settle(mut config: Config) -> Result<Config, Error> {
+    if config.servers.is_empty() {
+        let text = "no server is configured; set MEMKV_SERVERS, for example MEMKV_SERVERS=10.0.0.5:9900,10.0.0.6:9900";
+        return Err(Error::new(ErrorKind::Config, text));
+    }
+    for (index, server) in config.servers.iter().enumerate() {
+        if config.servers[..index].iter().any(|other| other.id == server.id) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!("the server id {:?} is there twice", server.id),
+            ));
+        }
+    }
+    if config.servers.iter().all(|server| server.weight == 0) {
+        return Err(Error::new(
+            ErrorKind::Config,
+            "all servers have weight 0, so none takes keys; give one a weight",
+        ));
+    }
+    config.transport = match config.transport {
+        Transport::Auto => {
+            tracing::debug!("transport auto: tcp");
+            Transport::Tcp
+        }
+        chosen @ (Transport::Tcp | Transport::Grpc) => chosen,
+        reserved @ (Transport::Rdma | Transport::Shm) => {
+            let text = format!(
+                "the transport {reserved} is not in this release; set MEMKV_TRANSPORT to auto, tcp or grpc"
+            );
+            return Err(Error::new(ErrorKind::NotSupported, text));
+        }
+    };
+    Ok(config)
+}
+
+impl Inner {
+    fn new(config: Config) -> Result<Self, Error> {
+        let config = settle(config)?;
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("memkv-client")
+            .enable_all()
+            .build()
+            .map_err(|error| {
+                let text = format!("cannot start the client's background thread: {error}");
+                Error::new(ErrorKind::Unavailable, text).with_source(error)
+            })?;
+        let handle = runtime.handle().clone();
+        let shared = Shared::new(config);
+        let inner = Self {
+            nodes: shared.config.servers.iter().map(|s| Node::new(s.id.as_str(), s.weight)).collect(),
+            servers: Vec::new(),
+            handle,
+            scratch: ScratchPool::default(),
+            counters: Counters::default(),
+            runtime: Mutex::new(Some(runtime)),
+            closed: AtomicBool::new(false),
+            pid: std::process::id(),
+            shared,
+        };
+        // From here on, an early return shuts the runtime down in `Drop`.
+        inner.with_servers()
+    }
+
+    /// Makes the servers and starts their tasks.
+    fn with_servers(mut self) -> Result<Self, Error> {
+        let context = self.handle.clone();
+        let _context = context.enter();
+        for address in &self.shared.config.servers {
+            let channel = control::channel(address, self.shared.config.connect_timeout)?;
+            self.servers.push(Arc::new(Server::new(address.clone(), channel)));
+        }
+        for server in &self.servers {
+            self.handle.spawn(session::run(self.shared.clone(), server.clone()));
+        }
+        Ok(self)
+    }
+
+    /// Refuses to work after `close`, and in a process that was forked off.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.pid != std::process::id() {
+            let text = "this client was made before a fork, and its background thread stayed in the parent; make a new client in this process";
+            return Err(Error::new(ErrorKind::Closed, text));
+        }
+        if self.closed.load(Relaxed) { Err(closed()) } else { Ok(()) }
+    }
+
+    fn close(&self) {
+        if self.pid != std::process::id() {
+            return;
+        }
+        self.closed.store(true, Relaxed);
+        for server in &self.servers {
+            server.pool.end_session();
+        }
+        let runtime = self.runtime.lock().take();
+        if let Some(runtime) = runtime {
+            // Does not wait, so it may be called from inside any runtime.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.pid == std::process::id() {
+            self.close();
+            return;
+        }
+        // In a forked child the background thread does not exist, and locks that it held stay locked for ever. The
+        // parent's things are left alone; the child is the poorer by their memory.
+        let runtime = self.runtime.try_lock().and_then(|mut runtime| runtime.take());
+        let _left = ManuallyDrop::new((runtime, std::mem::take(&mut self.servers)));
+    }
+}
+
+impl Client {
+    /// Connects to the configured servers.
+    ///
+    /// Waits until every server has answered once or has been tried once, at most `connect_timeout`. A server that
+    /// cannot be reached is no error: the background keeps trying, and its keys are misses meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] or [`ErrorKind::NotSupported`] for a configuration that cannot work;
+    /// [`ErrorKind::Unauthenticated`], [`ErrorKind::VersionMismatch`] or [`ErrorKind::Protocol`] if a server answered
+    /// and will never take this client.
+    pub async fn connect(config: Config) -> Result<Self, Error> {
+        let client = Self { inner: Arc::new(Inner::new(config)?) };
+        let inner = &client.inner;
+        let deadline = Instant::now() + inner.shared.config.connect_timeout;
+        for server in &inner.servers {
+            let mut attempt = server.attempt.subscribe();
+            let answered =
+                async move { attempt.wait_for(|attempt| !matches!(attempt, Attempt::None)).await.is_ok() };
+            drive::before(&inner.handle, deadline, answered).await;
+        }
+        for server in &inner.servers {
+            let attempt = server.attempt.borrow().clone();
+            if let Attempt::Failed { fatal: Some(kind), text } = attempt {
+                return Err(Error::new(kind, format!("server {}: {text}", server.address)));
+            }
+        }
+        Ok(client)
+    }
+
+    /// A space of this client. Registers it with every ready server now, and with the others when they come.
+    ///
+    /// # Errors
+    ///
+    /// What a server says against the space; [`ErrorKind::Closed`]. Servers that do not answer are no error.
+    pub async fn space(&self, description: SpaceDescription) -> Result<Space, Error> {
+        self.inner.check()?;
+        let id = description.id();
+        self.inner.shared.spaces.lock().insert(id, description.clone());
+        if let Err(error) = self.register(&description).await {
+            self.inner.shared.spaces.lock().remove(&id);
+            return Err(error.context("open space"));
+        }
+        Ok(Space::new(self.clone(), description))
+    }
+
+    /// A snapshot of the counters.
+    #[must_use]
+    pub fn stats(&self) -> ClientStats {
+        self.inner.counters.read(self.inner.servers.iter().map(|server| server.stats()).collect())
+    }
+
+    /// What the client sees of its servers now.
+    #[must_use]
+    pub fn servers(&self) -> Vec<ServerView> {
+        let transport = self.inner.shared.config.transport;
+        self.inner.servers.iter().map(|server| server.view(transport)).collect()
+    }
+
+    /// The configuration it runs with.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.inner.shared.config
+    }
+
+    /// The servers in a key's order of preference; empty for bytes that are no key.
+    #[must_use]
+    pub fn route(&self, space: SpaceId, key: &[u8]) -> Vec<RouteEntry> {
+        let Ok(key) = Key::new(key) else { return Vec::new() };
+        let digest = key_digest(space, key);
+        let entry = |index: usize| RouteEntry {
+            server: self.inner.servers[index].address.clone(),
+            score: self.inner.nodes[index].score(digest),
+        };
+        route::order(&self.inner.nodes, digest).into_iter().map(entry).collect()
+    }
+
+    /// Closes connections and sessions and ends the background thread, for all clones. Ops that run meanwhile in
+    /// other threads end with [`crate::PageOutcome::Unavailable`] or as they would have.
+    #[allow(
+        clippy::unused_async,
+        reason = "closing may come to wait for a farewell; callers should be ready for it"
+    )]
+    pub async fn close(self) {
+        self.inner.close();
+    }
+
+    pub(crate) fn close_now(&self) {
+        self.inner.close();
+    }
+}

@@ -1,0 +1,86 @@
+//! Every option of the client, in one table: for the parser, the documentation and the CLI.
+
+/// One option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OptionInfo {
+    /// The YAML key, and the name for [`crate::config::ConfigBuilder::set`].
+    pub name: &'static str,
+    /// The environment variable.
+    pub env: &'static str,
+    /// The default, as it would be written.
+    pub default: &'static str,
+    /// What it does, with its unit.
+    pub doc: &'static str,
+}
+
+/// The environment variable that names the YAML file.
+pub const CONFIG_ENV: &str = "MEMKV_CONFIG";
+
+/// All options.
+pub const OPTIONS: &[OptionInfo] = &[
+    OptionInfo {
+        name: "servers",
+        env: "MEMKV_SERVERS",
+        default: "",
+        doc: "The servers, separated by commas (in YAML also a list): [id=]host:port[*weight]. All clients need the same ids and weights. The port defaults to 9900, the weight to 100.",
+    },
+    OptionInfo {
+        name: "auth_key",
+        env: "MEMKV_AUTH_KEY",
+        default: "",
+        doc: "The cluster's key, 64 hex digits. Empty for servers without a key, which listen on loopback only.",
+    },
+    OptionInfo {
+        name: "auth_key_file",
+        env: "MEMKV_AUTH_KEY_FILE",
+        default: "",
+        doc: "A file that holds the key, instead of auth_key.",
+    },
+    OptionInfo {
+        name: "transport",
+        env: "MEMKV_TRANSPORT",
+        default: "auto",
+        doc: "How pages move: auto (tcp in this release), tcp, or grpc. rdma and shm are reserved and refused.",
+    },
+    OptionInfo {
+        name: "rdma_devices",
+        env: "MEMKV_RDMA_DEVICES",
+        default: "",
+        doc: "RDMA devices to use, separated by commas. Read and kept, without effect in this release.",
+    },
+    OptionInfo {
+        name: "connect_timeout",
+        env: "MEMKV_CONNECT_TIMEOUT",
+        default: "3s",
+        doc: "How long connect waits for the servers' first answers, and one attempt to connect may take.",
+    },
+    OptionInfo {
+        name: "op_timeout",
+        env: "MEMKV_OP_TIMEOUT",
+        default: "3s",
+        doc: "Deadline of one call, however many keys it has and servers it asks.",
+    },
+    OptionInfo {
+        name: "connections_per_server",
+        env: "MEMKV_CONNECTIONS_PER_SERVER",
+        default: "8",
+        doc: "The most data connections kept to one server, 1 to 64. Two are opened at start, more when all are busy.",
+    },
+    OptionInfo {
+        name: "client_name",
+        env: "MEMKV_CLIENT_NAME",
+        default: "memkv-client",
+        doc: "What `inspect` shows for this client; the process id is added.",
+    },
+];
+
+/// The option of that name, with '-' taken for '_'.
+pub(crate) fn named(name: &str) -> Option<&'static OptionInfo> {
+    let name = name.replace('-', "_");
+    OPTIONS.iter().find(|option| option.name == name)
+}
+
+/// All names, for error texts.
+pub(crate) fn names() -> String {
+    OPTIONS.iter().map(|option| option.name).collect::<Vec<_>>().join(", ")
+}

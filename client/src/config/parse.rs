@@ -1,0 +1,186 @@
+//! From chosen texts to values.
+
+use super::options::{self, OptionInfo};
+use super::{Config, Transport};
+use crate::{Error, ErrorKind, address};
+use memkv_transport::auth::AuthKey;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    Yaml { path: String, key: &'static str },
+    Env(&'static str),
+    Explicit(&'static str),
+}
+
+impl Source {
+    /// A higher rank wins.
+    fn rank(&self) -> u8 {
+        match self {
+            Self::Yaml { .. } => 0,
+            Self::Env(_) => 1,
+            Self::Explicit(_) => 2,
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Yaml { path, key } => write!(f, "{path}: {key}"),
+            Self::Env(name) => write!(f, "environment variable {name}"),
+            Self::Explicit(name) => write!(f, "option {name}"),
+        }
+    }
+}
+
+/// A YAML value: a text, or a list of texts.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Value {
+    Text(String),
+    List(Vec<String>),
+    Number(u64),
+}
+
+/// The texts chosen so far, by option name.
+#[derive(Default)]
+pub(super) struct Chosen {
+    values: BTreeMap<&'static str, (String, Source)>,
+}
+
+impl Chosen {
+    pub(super) fn add(&mut self, option: &OptionInfo, value: String, source: Source) {
+        self.values.insert(option.name, (value, source));
+    }
+
+    /// Adds what a YAML file says.
+    pub(super) fn add_yaml(&mut self, path: &str, text: &str) -> Result<(), Error> {
+        let bad = |problem: String| Error::new(ErrorKind::Config, format!("{path}: {problem}"));
+        let only_comments = text.lines().all(|line| matches!(line.trim().chars().next(), None | Some('#')));
+        if only_comments {
+            return Ok(());
+        }
+        let read: BTreeMap<String, Option<Value>> = serde_saphyr::from_str(text)
+            .map_err(|error| bad(format!("not a YAML map of options to texts or lists of texts: {error}")))?;
+        for (key, value) in read {
+            let option = options::OPTIONS.iter().find(|option| option.name == key).ok_or_else(|| {
+                bad(format!("there is no option {key:?}; the options are: {}", options::names()))
+            })?;
+            let value = match value {
+                None => continue,
+                Some(Value::Text(text)) => text,
+                Some(Value::Number(number)) => number.to_string(),
+                Some(Value::List(list)) => list.join(","),
+            };
+            self.add(option, value, Source::Yaml { path: path.to_owned(), key: option.name });
+        }
+        Ok(())
+    }
+
+    fn read<T>(
+        &self,
+        name: &'static str,
+        default: T,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<T, Error> {
+        match self.values.get(name) {
+            None => Ok(default),
+            Some((text, source)) => {
+                parse(text).map_err(|problem| Error::new(ErrorKind::Config, format!("{source}: {problem}")))
+            }
+        }
+    }
+
+    pub(super) fn into_config(
+        self,
+        read_file: &dyn Fn(&Path) -> std::io::Result<String>,
+    ) -> Result<Config, Error> {
+        let default = Config::default();
+        Ok(Config {
+            servers: self.read("servers", default.servers, address::parse_list)?,
+            auth_key: self.auth_key(read_file)?,
+            transport: self.read("transport", default.transport, str::parse::<Transport>)?,
+            rdma_devices: self.read("rdma_devices", default.rdma_devices, |text| Ok(list(text)))?,
+            connect_timeout: self.read("connect_timeout", default.connect_timeout, duration)?,
+            op_timeout: self.read("op_timeout", default.op_timeout, duration)?,
+            connections_per_server: self.read(
+                "connections_per_server",
+                default.connections_per_server,
+                connections,
+            )?,
+            client_name: self.read("client_name", default.client_name, client_name)?,
+        })
+    }
+
+    /// The key itself or the file that holds it, whichever comes from the higher source.
+    fn auth_key(
+        &self,
+        read_file: &dyn Fn(&Path) -> std::io::Result<String>,
+    ) -> Result<Option<AuthKey>, Error> {
+        let key = self.values.get("auth_key").filter(|(text, _)| !text.trim().is_empty());
+        let file = self.values.get("auth_key_file").filter(|(text, _)| !text.trim().is_empty());
+        let bad =
+            |source: &Source, problem: String| Error::new(ErrorKind::Config, format!("{source}: {problem}"));
+        let (text, source) = match (key, file) {
+            (None, None) => return Ok(None),
+            (Some((_, source)), Some((_, other))) if source.rank() == other.rank() => {
+                return Err(bad(source, format!("the key is also given by {other}; keep one of the two")));
+            }
+            (Some((text, source)), other) if other.is_none_or(|(_, s)| s.rank() < source.rank()) => {
+                (text.clone(), source)
+            }
+            (_, Some((path, source))) => {
+                let text = read_file(Path::new(path.trim()))
+                    .map_err(|error| bad(source, format!("cannot read the key file {path}: {error}")))?;
+                (text, source)
+            }
+            (Some((text, source)), None) => (text.clone(), source),
+        };
+        AuthKey::from_hex(&text).map(Some).map_err(|error| bad(source, error.to_string()))
+    }
+}
+
+fn list(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+}
+
+fn connections(text: &str) -> Result<u32, String> {
+    match text.trim().parse() {
+        Ok(count @ 1..=64) => Ok(count),
+        _ => Err(format!("{text:?} is not a whole number from 1 to 64")),
+    }
+}
+
+fn client_name(text: &str) -> Result<String, String> {
+    if text.len() > 128 || text.chars().any(char::is_control) {
+        return Err("the name has more than 128 bytes or control characters".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// Reads `5s`, `500ms`, `2m` or `250us`; more than nothing and at most an hour.
+fn duration(text: &str) -> Result<Duration, String> {
+    let bad =
+        || format!("{text:?} is not a duration; write a number and a unit, for example \"5s\" or \"500ms\"");
+    let trimmed = text.trim();
+    let digits = trimmed.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+    let number: u64 = trimmed[..digits].parse().map_err(|_| bad())?;
+    let micros = match trimmed[digits..].trim() {
+        "us" => 1,
+        "ms" => 1_000,
+        "s" => 1_000_000,
+        "m" => 60_000_000,
+        _ => return Err(bad()),
+    };
+    let length = Duration::from_micros(number.checked_mul(micros).ok_or_else(bad)?);
+    if length.is_zero() || length > Duration::from_secs(3600) {
+        return Err(format!("{text:?} is out of range; write more than 0 and at most \"60m\""));
+    }
+    Ok(length)
+}

@@ -1,0 +1,237 @@
+//! What is said on one connection during one batch op, as state machines over a nonblocking socket.
+//!
+//! An [`Exchange`] is advanced until the socket has nothing to read and no room to write; whoever drives it then
+//! waits for the socket. It never blocks, never looks at a clock, and knows nothing of threads or tasks, so the
+//! blocking and the asynchronous driver share it.
+//!
+//! A batch that is too large for one frame is cut into sub-batches ([`Sub`]), which are pipelined.
+
+mod fetch;
+mod put;
+
+use crate::breaker::Failure;
+use crate::link::{Link, LinkError};
+use crate::outcome::{self, PageOutcome};
+use crate::plan::KeyList;
+use crate::pool::Lease;
+use crate::raw::Pieces;
+use fetch::Fetch;
+use memkv_core::{Key, Limits, SpaceId};
+use memkv_transport::frame::{Code, Header, Op};
+use put::Put;
+use std::time::Instant;
+
+/// About the most bytes of pages in one frame's body.
+const BODY_BYTES_MAX: u64 = 32 << 20;
+
+/// Everything about one batch op that its exchanges share.
+pub(crate) struct Batch<'a> {
+    pub(crate) op: Op,
+    pub(crate) flags: u16,
+    pub(crate) space: SpaceId,
+    pub(crate) keys: &'a dyn KeyList,
+    pub(crate) pieces: Pieces<'a>,
+    pub(crate) digests: &'a [u64],
+    pub(crate) order: &'a [u32],
+    pub(crate) outcomes: &'a mut [PageOutcome],
+    pub(crate) deadline: Instant,
+    /// Milliseconds left when the op began; requests carry it.
+    pub(crate) deadline_ms: u32,
+    /// The length of the last page that a server told of.
+    pub(crate) seen_len: u32,
+}
+
+impl Batch<'_> {
+    /// The page at a place of `order`.
+    fn page(&self, at: usize) -> usize {
+        self.order[at] as usize
+    }
+
+    fn key(&self, page: usize) -> Key<'_> {
+        Key::new(self.keys.key(page)).expect("the plan has checked every key")
+    }
+
+    /// A page's length as the wire says it. One that does not fit is refused by every server.
+    fn wire_len(&self, page: usize) -> u32 {
+        u32::try_from(self.pieces.page_len(page)).unwrap_or(u32::MAX)
+    }
+
+    /// A request's header for one sub-batch.
+    fn header(&self, link: &Link, op: Op, id: u64, count: usize) -> Header {
+        // A frame has at most `batch_keys_max` records, a `u32`.
+        let mut header = Header::request(op, id, self.space, count as u32);
+        header.flags = self.flags;
+        header.deadline_ms = self.deadline_ms.clamp(1, link.limits.request_ms_max.max(1));
+        header
+    }
+
+    /// Gives every page of a sub-batch the outcome of the whole request.
+    fn settle(&mut self, sub: Sub, op: Op, code: Code) -> Result<(), LinkError> {
+        for at in sub.from..sub.to {
+            let page = self.page(at);
+            self.outcomes[page] = outcome::from_code(op, code);
+        }
+        match code {
+            Code::Malformed | Code::OverLimit => Err(LinkError::Unexpected("the server refused the frame")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where the sub-batch that begins at `from` ends, so that it keeps to all bounds. At least one page.
+    pub(crate) fn cut(&self, from: usize, to: usize, limits: &Limits) -> usize {
+        let (record, moves_pages) = match self.op {
+            Op::Exists | Op::Touch | Op::Delete | Op::Ping => (2, false),
+            Op::Get => (6, true),
+            Op::Put | Op::PutData => (10, true),
+        };
+        let (mut meta, mut body) = (0_u64, 0_u64);
+        let to = to.min(from.saturating_add(limits.batch_keys_max as usize));
+        for at in from..to {
+            let page = self.page(at);
+            meta += record + self.keys.key(page).len() as u64;
+            if moves_pages {
+                body += self.pieces.page_len(page) as u64;
+            }
+            let over = meta > u64::from(limits.frame_meta_bytes_max) || body > BODY_BYTES_MAX;
+            if over && at > from {
+                return at;
+            }
+        }
+        to.max(from + 1)
+    }
+}
+
+/// A part of an exchange's pages that one frame carries: places `from..to` of the batch's order.
+#[derive(Clone, Copy, Debug)]
+struct Sub {
+    from: usize,
+    to: usize,
+    id: u64,
+}
+
+impl Sub {
+    fn len(self) -> usize {
+        self.to - self.from
+    }
+}
+
+/// Whether an exchange can go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Nothing is left to do.
+    Done,
+    /// It waits for bytes from the peer, and, with `write`, also for room in the socket.
+    Wait { write: bool },
+}
+
+enum Machine {
+    Fetch(Fetch),
+    Put(Put),
+}
+
+impl Machine {
+    fn new(op: Op, from: usize, to: usize) -> Self {
+        match op {
+            Op::Exists | Op::Get | Op::Delete | Op::Touch | Op::Ping => Self::Fetch(Fetch::new(from, to)),
+            Op::Put | Op::PutData => Self::Put(Put::new(from, to)),
+        }
+    }
+
+    fn advance(&mut self, link: &mut Link, batch: &mut Batch<'_>) -> Result<Step, LinkError> {
+        match self {
+            Self::Fetch(fetch) => fetch.advance(link, batch),
+            Self::Put(put) => put.advance(link, batch),
+        }
+    }
+}
+
+/// One connection's part in a batch op.
+pub(crate) struct Exchange {
+    lease: Lease,
+    from: usize,
+    to: usize,
+    machine: Machine,
+    retried: bool,
+    step: Step,
+    failure: Option<Failure>,
+}
+
+impl Exchange {
+    /// Places `from..to` of the batch's order, over a leased connection.
+    pub(crate) fn new(op: Op, mut lease: Lease, from: usize, to: usize) -> Self {
+        lease.link().begin();
+        let machine = Machine::new(op, from, to);
+        let step = Step::Wait { write: true };
+        Self { lease, from, to, machine, retried: false, step, failure: None }
+    }
+
+    pub(crate) fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// What it waited for when it was last advanced.
+    pub(crate) fn step(&self) -> Step {
+        self.step
+    }
+
+    /// Does all that can be done without waiting.
+    pub(crate) fn advance(&mut self, batch: &mut Batch<'_>) -> Step {
+        if self.step == Step::Done {
+            return Step::Done;
+        }
+        self.step = match self.machine.advance(self.lease.link(), batch) {
+            Ok(step) => step,
+            Err(error) => self.broken(&error, batch),
+        };
+        self.step
+    }
+
+    /// A connection that the server closed while it lay in the pool may be replaced once; else the exchange fails.
+    fn broken(&mut self, error: &LinkError, batch: &mut Batch<'_>) -> Step {
+        let stale = matches!(error, LinkError::Closed | LinkError::Io(_)) && !self.lease.link().replied;
+        if stale && !self.retried && self.lease.replace() {
+            self.retried = true;
+            self.lease.link().begin();
+            self.machine = Machine::new(batch.op, self.from, self.to);
+            return self.advance(batch);
+        }
+        self.lease.server().note_error(&error.to_string());
+        self.failure = Some(Failure::Broken);
+        Step::Done
+    }
+
+    /// Gives up on an exchange whose socket cannot be waited for.
+    pub(crate) fn fail(&mut self, error: &std::io::Error) {
+        self.lease.server().note_error(&error.to_string());
+        self.failure = Some(Failure::Broken);
+        self.step = Step::Done;
+    }
+
+    /// Ends the exchange: a finished connection goes back to its pool, any other is closed.
+    pub(crate) fn end(self, batch: &mut Batch<'_>) {
+        let Self { mut lease, from, to, step, failure, .. } = self;
+        if lease.link().refused == Some(Code::UnknownSpace) {
+            lease.server().reopen_spaces();
+        }
+        let failure = if step == Step::Done { failure } else { Some(Failure::Timeout) };
+        let server = lease.server().clone();
+        match failure {
+            None => {
+                lease.finish();
+                server.succeeded();
+            }
+            Some(failure) => {
+                drop(lease);
+                server.failed(failure);
+            }
+        }
+        if failure == Some(Failure::Timeout) {
+            for at in from..to {
+                let page = batch.page(at);
+                if batch.outcomes[page] == PageOutcome::Unavailable {
+                    batch.outcomes[page] = PageOutcome::TimedOut;
+                }
+            }
+        }
+    }
+}

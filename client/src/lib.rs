@@ -1,0 +1,50 @@
+//! The MemKV client: keeps pages on a cluster of servers and gets them back.
+//!
+//! [`Client`] is the asynchronous core, [`blocking`] the same without a runtime on the data path. A [`Space`] is a
+//! client plus the set of pages it may share ([`SpaceDescription`]); all ops on pages are methods of it.
+//!
+//! Invariants:
+//! - a page that an op reports as [`PageOutcome::Hit`] has the bytes that were put under that key in that space;
+//! - no op takes longer than the configured `op_timeout`, and no op waits for a connect;
+//! - a server that fails costs only its own keys: its pages are reported, the others keep their results;
+//! - the caller's memory is touched only on the thread or task that called, and never after the call has ended.
+//!
+//! Deliberately absent: retries of data ops (a miss is fine, KV can be computed again), any order between two
+//! calls, and global state: every [`Client`] owns its connections and its one background thread.
+
+#![deny(unsafe_code)]
+
+mod address;
+pub mod blocking;
+mod breaker;
+mod client;
+pub mod config;
+mod control;
+mod drive;
+mod error;
+mod exchange;
+mod grpc;
+mod link;
+mod ops;
+mod outcome;
+mod plan;
+mod pool;
+#[allow(unsafe_code, reason = "the one place where a caller's raw memory becomes slices for vectored I/O")]
+mod raw;
+mod server;
+mod session;
+mod space;
+mod stats;
+
+pub use address::{BadAddress, DEFAULT_PORT, DEFAULT_WEIGHT, ServerAddress};
+pub use client::{Client, RouteEntry, ServerState, ServerView};
+pub use config::{Config, ConfigBuilder, Transport};
+pub use control::{ClearReport, ServerResult};
+pub use error::{Error, ErrorKind};
+pub use memkv_core::{SpaceDescription, SpaceId};
+pub use memkv_proto::v1;
+pub use memkv_transport::auth::AuthKey;
+pub use outcome::{BatchReport, PageOutcome};
+pub use raw::RawPieces;
+pub use space::Space;
+pub use stats::{ClientStats, OpStats, ServerStats};

@@ -1,0 +1,184 @@
+//! What the client knows of one server: its address, its connections, whether to trust it now.
+
+use crate::breaker::{Breaker, Failure, random_jitter};
+use crate::config::Transport;
+use crate::pool::{Pool, Taken};
+use crate::{Error, ServerAddress, ServerState, ServerStats, ServerView};
+use memkv_core::Limits;
+use parking_lot::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+use tokio::sync::{Notify, watch};
+use tonic::transport::Channel;
+
+/// What became of the last attempt to open a session.
+#[derive(Clone, Debug)]
+pub(crate) enum Attempt {
+    /// There was none yet.
+    None,
+    /// The session is open.
+    Open,
+    /// It failed; `fatal` if it will fail again until somebody changes something.
+    Failed { fatal: Option<crate::ErrorKind>, text: String },
+}
+
+pub(crate) struct Server {
+    pub(crate) address: ServerAddress,
+    pub(crate) channel: Channel,
+    pub(crate) pool: Pool,
+    pub(crate) attempt: watch::Sender<Attempt>,
+    limits: Mutex<Limits>,
+    breaker: Mutex<Breaker>,
+    wake: Notify,
+    reopen: AtomicBool,
+    last_error: Mutex<Option<String>>,
+    node_id: Mutex<Option<String>>,
+    completed: AtomicU64,
+    timeouts: AtomicU64,
+    broken: AtomicU64,
+    sessions: AtomicU64,
+}
+
+impl Server {
+    pub(crate) fn new(address: ServerAddress, channel: Channel) -> Self {
+        Self {
+            address,
+            channel,
+            pool: Pool::default(),
+            attempt: watch::Sender::new(Attempt::None),
+            limits: Mutex::new(Limits::default()),
+            breaker: Mutex::new(Breaker::new()),
+            wake: Notify::new(),
+            reopen: AtomicBool::new(false),
+            last_error: Mutex::new(None),
+            node_id: Mutex::new(None),
+            completed: AtomicU64::new(0),
+            timeouts: AtomicU64::new(0),
+            broken: AtomicU64::new(0),
+            sessions: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether ops may go to it.
+    pub(crate) fn is_available(&self) -> bool {
+        self.pool.is_ready() && self.breaker.lock().allows()
+    }
+
+    /// A connection, unless the breaker is open.
+    pub(crate) fn take(&self) -> Taken {
+        if !self.breaker.lock().allows() {
+            return Taken::NotReady;
+        }
+        let taken = self.pool.take();
+        if matches!(taken, Taken::Busy) {
+            self.wake();
+        }
+        taken
+    }
+
+    /// Makes the background task look at what is needed.
+    pub(crate) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Resolves after [`Server::wake`].
+    pub(crate) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        *self.limits.lock()
+    }
+
+    pub(crate) fn with_breaker<T>(&self, act: impl FnOnce(&mut Breaker) -> T) -> T {
+        act(&mut self.breaker.lock())
+    }
+
+    pub(crate) fn succeeded(&self) {
+        self.completed.fetch_add(1, Relaxed);
+        self.breaker.lock().success();
+    }
+
+    pub(crate) fn failed(&self, failure: Failure) {
+        let counter = match failure {
+            Failure::Timeout => &self.timeouts,
+            Failure::Broken => &self.broken,
+        };
+        counter.fetch_add(1, Relaxed);
+        if failure == Failure::Timeout {
+            self.note_error("the deadline passed before the server had answered");
+        }
+        let opened = self.breaker.lock().failure(failure, Instant::now(), random_jitter());
+        if opened {
+            let error = self.last_error.lock().clone().unwrap_or_default();
+            tracing::warn!(server = %self.address.id, error, "server suspected; its keys are misses until it answers a probe");
+            self.pool.drop_idle();
+            self.pool.returned().notify(usize::MAX);
+        }
+        self.wake();
+    }
+
+    pub(crate) fn note_error(&self, text: &str) {
+        *self.last_error.lock() = Some(text.to_owned());
+    }
+
+    /// The server forgot a space; all are to be opened again.
+    pub(crate) fn reopen_spaces(&self) {
+        self.reopen.store(true, Relaxed);
+        self.wake();
+    }
+
+    pub(crate) fn takes_reopen(&self) -> bool {
+        self.reopen.swap(false, Relaxed)
+    }
+
+    /// A session is accepted.
+    pub(crate) fn accepted(&self, node_id: &str, limits: Limits) {
+        self.sessions.fetch_add(1, Relaxed);
+        *self.limits.lock() = limits;
+        *self.node_id.lock() = Some(node_id.to_owned());
+        self.breaker.lock().reset();
+    }
+
+    /// The attempt to open a session failed, or the session ended.
+    pub(crate) fn session_failed(&self, error: &Error) {
+        use crate::ErrorKind::{NotSupported, Protocol, Unauthenticated, VersionMismatch};
+        self.note_error(&error.to_string());
+        let fatal = matches!(error.kind(), Unauthenticated | VersionMismatch | NotSupported | Protocol);
+        let fatal = fatal.then(|| error.kind());
+        self.attempt.send_replace(Attempt::Failed { fatal, text: error.to_string() });
+    }
+
+    pub(crate) fn view(&self, transport: Transport) -> ServerView {
+        let ready = self.pool.is_ready();
+        let allowed = self.breaker.lock().allows();
+        let last_error = self.last_error.lock().clone();
+        let state = match (ready, allowed) {
+            (true, true) => ServerState::Ready,
+            (true, false) => ServerState::Suspect { reason: last_error.clone().unwrap_or_default() },
+            (false, _) => ServerState::Connecting,
+        };
+        ServerView {
+            address: self.address.clone(),
+            node_id: self.node_id.lock().clone(),
+            state,
+            transport,
+            connections: self.pool.connections(),
+            limits: self.limits(),
+            last_error,
+        }
+    }
+
+    pub(crate) fn stats(&self) -> ServerStats {
+        ServerStats {
+            id: self.address.id.clone(),
+            available: self.is_available(),
+            connections: self.pool.connections(),
+            completed: self.completed.load(Relaxed),
+            timeouts: self.timeouts.load(Relaxed),
+            broken: self.broken.load(Relaxed),
+            breaker_opened: self.breaker.lock().opened(),
+            sessions: self.sessions.load(Relaxed),
+        }
+    }
+}

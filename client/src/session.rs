@@ -1,0 +1,456 @@
+//! The background task of one server: opens the session, keeps connections ready, probes a suspected server.
+//!
+//! All connecting happens here, never in a call of the user.
+
+use crate::breaker::{Backoff, random_jitter};
+use crate::client::Shared;
+use crate::config::Transport;
+use crate::control;
+use crate::link::Link;
+use crate::outcome;
+use crate::server::{Attempt, Server};
+use crate::{Error, ErrorKind};
+use memkv_core::Limits;
+use memkv_proto::{PROTOCOL_VERSION, v1};
+use memkv_transport::auth::{AuthKey, SessionKey, SessionTranscript, same_secret};
+use memkv_transport::frame::{Code, HEADER_BYTES, Header, Op};
+use memkv_transport::handshake::{self, Attach, AttachError, AttachStatus};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use v1::client_message::Message as Said;
+use v1::server_message::Message as Heard;
+
+/// The pause before another attempt to open a connection inside a session.
+const ATTACH_PAUSE: Duration = Duration::from_millis(200);
+/// A session is lost after this many ping intervals without an answer.
+const SILENT_INTERVALS: u32 = 3;
+
+/// Keeps a session to the server open, for as long as the client lives.
+pub(crate) async fn run(shared: Arc<Shared>, server: Arc<Server>) {
+    let mut backoff = Backoff::default();
+    let mut failures = 0_u32;
+    loop {
+        let opened_before = matches!(*server.attempt.borrow(), Attempt::Open);
+        let error = match open(&shared, &server).await {
+            Ok(session) => {
+                backoff.reset();
+                failures = 0;
+                tracing::info!(server = %server.address.id, "session open");
+                serve(&shared, &server, session).await
+            }
+            Err(error) => error,
+        };
+        server.pool.end_session();
+        // One line for each loss; the attempts after it are only counted.
+        if failures == 0 || opened_before {
+            tracing::warn!(server = %server.address.id, error = %error, "no session; keys of this server are misses");
+        } else {
+            tracing::debug!(server = %server.address.id, error = %error, attempt = failures, "still no session");
+        }
+        failures = failures.saturating_add(1);
+        server.session_failed(&error);
+        sleep(backoff.next(random_jitter())).await;
+    }
+}
+
+/// An open session.
+struct Session {
+    say: mpsc::Sender<v1::ClientMessage>,
+    hear: Streaming<v1::ServerMessage>,
+    ping_interval: Duration,
+    attacher: Attacher,
+}
+
+/// What it takes to open a data connection of a session.
+#[derive(Clone)]
+struct Attacher {
+    host: String,
+    port: u16,
+    session_id: [u8; 16],
+    key: SessionKey,
+    limits: Limits,
+    generation: u64,
+    timeout: Duration,
+    user_timeout: Duration,
+}
+
+fn random<const N: usize>() -> Result<[u8; N], Error> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        Error::new(ErrorKind::Unavailable, format!("the system has no random numbers: {error}"))
+    })?;
+    Ok(bytes)
+}
+
+fn protocol(text: &str) -> Error {
+    Error::new(ErrorKind::Protocol, format!("{text}; is the address that of a memkv-server?"))
+}
+
+/// Opens a session with its spaces and first connections, and lets ops in.
+async fn open(shared: &Shared, server: &Arc<Server>) -> Result<Session, Error> {
+    let limit = shared.config.connect_timeout;
+    let session = timeout(limit, greet(shared, server)).await.map_err(|_| no_answer(limit))??;
+    control::open_spaces(shared, server, &shared.all_spaces()).await?;
+    if shared.config.transport != Transport::Grpc {
+        let mut first = Err(no_answer(limit));
+        for _ in 0..server.pool.reserve() {
+            let attached = session.attacher.attach().await;
+            match attached {
+                Ok(link) => {
+                    server.pool.opened(link);
+                    first = Ok(());
+                }
+                Err(error) => {
+                    server.pool.not_opened(session.attacher.generation);
+                    if first.is_err() {
+                        first = Err(error);
+                    }
+                }
+            }
+        }
+        first?;
+    }
+    server.pool.set_ready();
+    server.attempt.send_replace(Attempt::Open);
+    Ok(session)
+}
+
+fn no_answer(limit: Duration) -> Error {
+    Error::new(ErrorKind::Unavailable, format!("no answer within {limit:?}; is the server running?"))
+}
+
+/// Says hello, checks the server's proof, proves the key.
+async fn greet(shared: &Shared, server: &Arc<Server>) -> Result<Session, Error> {
+    let client_nonce: [u8; 32] = random()?;
+    let hello = v1::Hello {
+        protocol_min: PROTOCOL_VERSION,
+        protocol_max: PROTOCOL_VERSION,
+        client_nonce: client_nonce.to_vec(),
+        client_name: format!("{} pid {}", shared.config.client_name, std::process::id()),
+        client_version: env!("CARGO_PKG_VERSION").to_owned(),
+        capabilities: vec!["tcp".to_owned()],
+    };
+    let (say, said) = mpsc::channel(4);
+    let message = |message| v1::ClientMessage { message: Some(message) };
+    // The channel is new and has room for four messages.
+    let gone = |_| Error::new(ErrorKind::Unavailable, "the session's stream ended");
+    say.send(message(Said::Hello(hello))).await.map_err(gone)?;
+    let mut client = v1::session_client::SessionClient::new(server.channel.clone());
+    let mut hear = client
+        .open(ReceiverStream::new(said))
+        .await
+        .map_err(|status| control::error_of(&status))?
+        .into_inner();
+    let Some(Heard::Challenge(challenge)) = next(&mut hear).await? else {
+        return Err(protocol("the server did not answer hello with a challenge"));
+    };
+    if challenge.protocol != PROTOCOL_VERSION {
+        let text = format!(
+            "the server chose protocol {}, this client speaks {PROTOCOL_VERSION}; use releases that fit together",
+            challenge.protocol
+        );
+        return Err(Error::new(ErrorKind::VersionMismatch, text));
+    }
+    let key = agree_on_key(shared.config.auth_key.as_ref(), challenge.key_required)?;
+    let transcript = SessionTranscript {
+        protocol_min: PROTOCOL_VERSION,
+        protocol_max: PROTOCOL_VERSION,
+        protocol: challenge.protocol,
+        client_nonce: &client_nonce,
+        server_nonce: &challenge.server_nonce,
+        session_id: &challenge.session_id,
+        node_id: &challenge.node_id,
+        key_required: challenge.key_required,
+    };
+    if challenge.server_nonce.len() != 32
+        || !same_secret(&transcript.server_proof(&key), &challenge.server_proof)
+    {
+        let text = "the server does not know this client's key; set MEMKV_AUTH_KEY to the server's key";
+        return Err(Error::new(ErrorKind::Unauthenticated, text));
+    }
+    let proof = v1::Proof { client_proof: transcript.client_proof(&key).to_vec() };
+    say.send(message(Said::Proof(proof))).await.map_err(gone)?;
+    let Some(Heard::Accepted(accepted)) = next(&mut hear).await? else {
+        return Err(protocol("the server did not accept the session"));
+    };
+    let session_key = transcript.session_key(&key);
+    let session_id = challenge.session_id.as_slice().try_into();
+    let session_id = session_id.map_err(|_| protocol("the session id does not have 16 bytes"))?;
+    let limits = limits_of(accepted.limits.ok_or_else(|| protocol("the server announced no limits"))?)?;
+    server.accepted(&challenge.node_id, limits);
+    let connections = shared.config.connections_per_server.min(limits.session_connections_max);
+    let generation = server.pool.begin_session(connections);
+    let attacher = Attacher {
+        host: server.address.host.clone(),
+        port: server.address.port,
+        session_id,
+        key: session_key,
+        limits,
+        generation,
+        timeout: shared.config.connect_timeout,
+        user_timeout: (shared.config.op_timeout * 2).max(Duration::from_secs(5)),
+    };
+    let ping_interval = Duration::from_millis(u64::from(accepted.ping_interval_ms.clamp(100, 60_000)));
+    Ok(Session { say, hear, ping_interval, attacher })
+}
+
+/// The key of the session, if both sides have one or neither has.
+fn agree_on_key(own: Option<&AuthKey>, server_has_one: bool) -> Result<AuthKey, Error> {
+    match (own, server_has_one) {
+        (Some(key), true) => Ok(key.clone()),
+        (None, false) => Ok(AuthKey::open()),
+        (None, true) => Err(Error::new(
+            ErrorKind::Unauthenticated,
+            "the server requires a key; set MEMKV_AUTH_KEY (or MEMKV_AUTH_KEY_FILE) to the server's key",
+        )),
+        // Falling back to no key would let anybody on the way pretend to be the server.
+        (Some(_), false) => Err(Error::new(
+            ErrorKind::Unauthenticated,
+            "this client has a key and the server has none; give the server the key (MEMKV_SERVER_AUTH_KEY) or unset MEMKV_AUTH_KEY",
+        )),
+    }
+}
+
+fn limits_of(wire: v1::ServerLimits) -> Result<Limits, Error> {
+    let limits = Limits {
+        page_bytes_max: wire.page_bytes_max,
+        batch_keys_max: wire.batch_keys_max,
+        frame_meta_bytes_max: wire.frame_meta_bytes_max,
+        session_connections_max: wire.session_connections_max,
+        request_ms_max: wire.request_ms_max,
+        ..Limits::default()
+    };
+    if limits.batch_keys_max == 0 || limits.session_connections_max == 0 || limits.request_ms_max == 0 {
+        return Err(protocol("the server announced limits of zero"));
+    }
+    Ok(limits)
+}
+
+async fn next(hear: &mut Streaming<v1::ServerMessage>) -> Result<Option<Heard>, Error> {
+    let message = hear.message().await.map_err(|status| control::error_of(&status))?;
+    let message =
+        message.ok_or_else(|| Error::new(ErrorKind::Unavailable, "the server ended the session"))?;
+    Ok(message.message)
+}
+
+/// Serves a session until it ends; returns why.
+async fn serve(shared: &Shared, server: &Arc<Server>, mut session: Session) -> Error {
+    let mut work =
+        Work { shared, server, attacher: session.attacher, running: JoinSet::new(), pause_until: None };
+    let mut ping = tokio::time::interval(session.ping_interval);
+    ping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (mut sequence, mut answered) = (0_u64, Instant::now());
+    loop {
+        work.begin();
+        let timer = work.next_timer();
+        tokio::select! {
+            heard = next(&mut session.hear) => match heard {
+                Err(error) => return error,
+                Ok(Some(Heard::Pong(pong))) if pong.state() != v1::ServerState::Stopping => answered = Instant::now(),
+                Ok(Some(Heard::Notice(notice))) if notice.state() != v1::ServerState::Stopping => {
+                    tracing::info!(server = %server.address.id, notice = %notice.text, "server notice");
+                }
+                Ok(Some(Heard::Pong(_) | Heard::Notice(_))) => {
+                    return Error::new(ErrorKind::Unavailable, "the server is stopping");
+                }
+                Ok(Some(Heard::Challenge(_) | Heard::Accepted(_)) | None) => {
+                    return protocol("the server sent a message that has no place in an open session");
+                }
+            },
+            _ = ping.tick() => {
+                if answered.elapsed() > session.ping_interval * SILENT_INTERVALS + Duration::from_secs(1) {
+                    return Error::new(ErrorKind::Timeout, "the server no longer answers pings");
+                }
+                sequence += 1;
+                let message = v1::ClientMessage { message: Some(Said::Ping(v1::Ping { sequence })) };
+                // A full channel means that the server does not read; the missing answers will tell.
+                if let Err(mpsc::error::TrySendError::Closed(_)) = session.say.try_send(message) {
+                    return Error::new(ErrorKind::Unavailable, "the session's stream ended");
+                }
+            }
+            () = server.woken() => {}
+            Some(done) = work.running.join_next() => if let Some(error) = work.end(done) { return error },
+            () = tokio::time::sleep_until(timer.into()) => {}
+        }
+    }
+}
+
+/// What a session's small tasks came to.
+enum Done {
+    Attached(Result<Box<Link>, Error>),
+    Probed(Result<Box<Link>, Error>),
+    Reopened(Result<(), Error>),
+}
+
+/// The small tasks of a session.
+struct Work<'a> {
+    shared: &'a Shared,
+    server: &'a Arc<Server>,
+    attacher: Attacher,
+    running: JoinSet<Done>,
+    pause_until: Option<Instant>,
+}
+
+impl Work<'_> {
+    /// Begins whatever is due.
+    fn begin(&mut self) {
+        let now = Instant::now();
+        if self.server.takes_reopen() {
+            let (server, shared) = (self.server.clone(), self.shared.for_task());
+            self.running.spawn(async move {
+                Done::Reopened(control::open_spaces(&shared, &server, &shared.all_spaces()).await)
+            });
+        }
+        if self.shared.config.transport == Transport::Grpc {
+            if self.server.with_breaker(|breaker| breaker.begin_probe(now)) {
+                // The session itself shows that the server answers on this transport.
+                self.server.with_breaker(|breaker| breaker.end_probe(true, now, random_jitter()));
+            }
+            return;
+        }
+        if self.server.with_breaker(|breaker| breaker.begin_probe(now)) {
+            let attacher = self.attacher.clone();
+            self.server.pool.reserve_one();
+            self.running.spawn(async move { Done::Probed(attacher.probe().await) });
+        }
+        if self.pause_until.is_some_and(|until| now < until) {
+            return;
+        }
+        self.pause_until = None;
+        for _ in 0..self.server.pool.reserve() {
+            let attacher = self.attacher.clone();
+            self.running.spawn(async move { Done::Attached(attacher.attach().await) });
+        }
+    }
+
+    /// When to look again without being woken.
+    fn next_timer(&self) -> Instant {
+        let later = Instant::now() + Duration::from_secs(60);
+        let probe = self.server.with_breaker(|breaker| breaker.probe_at());
+        [probe, self.pause_until].into_iter().flatten().fold(later, Instant::min)
+    }
+
+    /// Takes a task's result; an error ends the session.
+    fn end(&mut self, done: Result<Done, tokio::task::JoinError>) -> Option<Error> {
+        let generation = self.attacher.generation;
+        match done {
+            Ok(Done::Attached(Ok(link))) => self.server.pool.opened(link),
+            Ok(Done::Attached(Err(error))) => {
+                self.server.pool.not_opened(generation);
+                self.pause_until = Some(Instant::now() + ATTACH_PAUSE);
+                self.server.note_error(&error.to_string());
+                if error.kind() == ErrorKind::Closed {
+                    return Some(error);
+                }
+            }
+            Ok(Done::Probed(result)) => {
+                let ok = result.is_ok();
+                match result {
+                    Ok(link) => {
+                        tracing::info!(server = %self.server.address.id, "server answers again");
+                        self.server.pool.opened(link);
+                    }
+                    Err(error) => {
+                        self.server.pool.not_opened(generation);
+                        self.server.note_error(&error.to_string());
+                    }
+                }
+                let now = Instant::now();
+                self.server.with_breaker(|breaker| breaker.end_probe(ok, now, random_jitter()));
+            }
+            Ok(Done::Reopened(Ok(()))) => {}
+            Ok(Done::Reopened(Err(error))) => self.server.note_error(&error.to_string()),
+            // The task was cancelled with the runtime, or has a bug; a new session starts afresh.
+            Err(error) => return Some(Error::new(ErrorKind::Unavailable, error.to_string())),
+        }
+        None
+    }
+}
+
+impl Attacher {
+    /// Opens one data connection.
+    async fn attach(&self) -> Result<Box<Link>, Error> {
+        let stream = timeout(self.timeout, self.handshake()).await.map_err(|_| no_answer(self.timeout))??;
+        self.link(stream)
+    }
+
+    /// Opens one data connection and sees whether the server answers a request on it.
+    async fn probe(&self) -> Result<Box<Link>, Error> {
+        let ping = async {
+            let mut stream = self.handshake().await?;
+            let request = Header::request(Op::Ping, u64::MAX, Default::default(), 0).encode(&[]);
+            stream.write_all(&request).await.map_err(broken)?;
+            let mut reply = [0; HEADER_BYTES];
+            stream.read_exact(&mut reply).await.map_err(broken)?;
+            let header = Header::decode(&reply).map_err(|error| protocol(&error.to_string()))?;
+            header.verify(&reply, &[]).map_err(|error| protocol(&error.to_string()))?;
+            if header.op != Op::Ping || header.status != Code::Ok {
+                let outcome = outcome::from_code(header.op, header.status);
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    format!("a ping was answered by {outcome:?}"),
+                ));
+            }
+            Ok(stream)
+        };
+        let stream = timeout(self.timeout, ping).await.map_err(|_| no_answer(self.timeout))??;
+        self.link(stream)
+    }
+
+    fn link(&self, stream: TcpStream) -> Result<Box<Link>, Error> {
+        // A tokio stream is nonblocking already, and stays so.
+        let stream = stream.into_std().map_err(broken)?;
+        Ok(Box::new(Link::new(stream, self.limits, self.generation)))
+    }
+
+    async fn handshake(&self) -> Result<TcpStream, Error> {
+        let mut stream = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(broken)?;
+        self.set_options(&stream).map_err(broken)?;
+        let attach = Attach { session_id: self.session_id, client_nonce: random()? };
+        stream.write_all(&attach.encode()).await.map_err(broken)?;
+        let mut challenge = [0; handshake::CHALLENGE_BYTES];
+        stream.read_exact(&mut challenge).await.map_err(broken)?;
+        let proof = attach.answer(&self.key, &challenge).map_err(attach_error)?;
+        stream.write_all(&proof).await.map_err(broken)?;
+        let mut welcome = [0; handshake::WELCOME_BYTES];
+        stream.read_exact(&mut welcome).await.map_err(broken)?;
+        handshake::read_status(&welcome).map_err(attach_error)?;
+        Ok(stream)
+    }
+
+    fn set_options(&self, stream: &TcpStream) -> std::io::Result<()> {
+        stream.set_nodelay(true)?;
+        let socket = socket2::SockRef::from(stream);
+        let keepalive = socket2::TcpKeepalive::new()
+            .with_time(Duration::from_secs(10))
+            .with_interval(Duration::from_secs(5))
+            .with_retries(3);
+        socket.set_tcp_keepalive(&keepalive)?;
+        socket.set_tcp_user_timeout(Some(self.user_timeout))
+    }
+}
+
+fn broken(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Unavailable, format!("data connection: {error}")).with_source(error)
+}
+
+/// [`ErrorKind::Closed`] says that the session itself is gone.
+fn attach_error(error: AttachError) -> Error {
+    let kind = match error {
+        AttachError::NotMemkv => ErrorKind::Protocol,
+        AttachError::Version(_) => ErrorKind::VersionMismatch,
+        AttachError::WrongProof | AttachError::Refused(AttachStatus::Denied) => ErrorKind::Unauthenticated,
+        AttachError::Refused(AttachStatus::UnknownSession) => ErrorKind::Closed,
+        AttachError::Refused(
+            AttachStatus::Ok | AttachStatus::TooMany | AttachStatus::Version | AttachStatus::Stopping,
+        ) => ErrorKind::Unavailable,
+    };
+    Error::new(kind, format!("data connection: {error}"))
+}
