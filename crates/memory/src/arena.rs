@@ -20,7 +20,8 @@ const PAGE_BYTES_LIMIT: u32 = 1 << 30;
 pub struct ArenaConfig {
     /// Bytes to reserve; rounded down to whole chunks.
     pub bytes: u64,
-    /// The largest page.
+    /// The largest page. Lowered to a sixteenth of the memory, but not below 4 MiB: a chunk must hold the largest
+    /// page, and a store of few chunks could hold pages of few sizes at a time.
     pub page_bytes_max: u32,
     /// Make all memory resident before [`Arena::new`] returns.
     pub prefault: bool,
@@ -32,17 +33,8 @@ pub struct ArenaConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum ArenaError {
     /// Not even one chunk fits.
-    #[error(
-        "{bytes} bytes of memory are too few for pages of up to {page_bytes_max} bytes; give at least {needed} bytes or allow smaller pages"
-    )]
-    TooSmall {
-        /// What was asked.
-        bytes: u64,
-        /// The largest page.
-        page_bytes_max: u32,
-        /// The smallest size that works.
-        needed: u64,
-    },
+    #[error("{0} bytes of memory are too few; give at least {CHUNK_BYTES_MIN}")]
+    TooSmall(u64),
     /// The page limit is too high.
     #[error("pages of up to {0} bytes are too large; the limit is {PAGE_BYTES_LIMIT} bytes")]
     PageTooLarge(u32),
@@ -155,6 +147,12 @@ pub struct Arena {
     slot_bits: u32,
 }
 
+/// The largest page that an arena takes, see [`ArenaConfig::page_bytes_max`].
+fn page_limit(bytes: u64, page_bytes_max: u32) -> u32 {
+    let share = (bytes / 16 + 1).next_power_of_two() / 2;
+    u32::try_from(share.max(CHUNK_BYTES_MIN)).map_or(page_bytes_max, |limit| limit.min(page_bytes_max))
+}
+
 /// Chunk size for an arena: near a 64th of it, between 4 and 64 MiB, and never smaller than the largest page.
 fn chunk_bytes(bytes: u64, page_bytes_max: u32) -> u64 {
     let near = (bytes / 64).max(1).next_power_of_two().clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX);
@@ -172,10 +170,10 @@ impl Arena {
         if page_bytes_max > PAGE_BYTES_LIMIT {
             return Err(ArenaError::PageTooLarge(page_bytes_max));
         }
+        let page_bytes_max = page_limit(bytes, page_bytes_max);
         let chunk = chunk_bytes(bytes, page_bytes_max);
         if bytes < chunk {
-            let needed = chunk_bytes(0, page_bytes_max);
-            return Err(ArenaError::TooSmall { bytes, page_bytes_max, needed });
+            return Err(ArenaError::TooSmall(bytes));
         }
         let too_large = || ArenaError::TooLarge(bytes);
         let chunks = u32::try_from(bytes / chunk).map_err(|_| too_large())?;
@@ -340,7 +338,7 @@ impl Arena {
         self.books.lock().chunks_of(slot_bytes)
     }
 
-    /// The largest page.
+    /// The largest page, after the limit that the arena's size sets.
     #[must_use]
     pub fn page_bytes_max(&self) -> u32 {
         self.page_bytes_max

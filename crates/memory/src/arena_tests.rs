@@ -22,13 +22,14 @@ fn sizes_that_do_not_fit_are_refused_with_advice() {
         prefault: false,
         huge_pages: HugePages::Off,
     };
-    let small = Arena::new(config(1 << 20, 1 << 20)).err().unwrap();
-    assert!(matches!(small, ArenaError::TooSmall { needed: 0x40_0000, .. }), "{small}");
+    let small = Arena::new(config((4 << 20) - 1, 1 << 20)).err().unwrap();
+    assert!(small.to_string().contains("at least 4194304"), "{small}");
+    assert!(Arena::new(config(4 << 20, 64 << 20)).is_ok());
     assert!(matches!(Arena::new(config(1 << 30, u32::MAX)), Err(ArenaError::PageTooLarge(_))));
     assert!(Arena::new(config(u64::MAX, 1 << 20)).is_err());
     let too_many_slots = Arena::new(config(1 << 45, 1 << 20));
     assert!(matches!(too_many_slots, Err(ArenaError::TooLarge(_))));
-    assert!(matches!(Arena::new(config(0, 0)), Err(ArenaError::TooSmall { .. })));
+    assert!(matches!(Arena::new(config(0, 0)), Err(ArenaError::TooSmall(0))));
 }
 
 #[test]
@@ -38,6 +39,19 @@ fn chunks_follow_the_arena_and_hold_the_largest_page() {
     assert_eq!(chunk_bytes(1 << 40, 1), 64 << 20);
     assert_eq!(chunk_bytes(16 << 20, 5 << 20), 8 << 20);
     assert_eq!(chunk_bytes(1 << 40, 100 << 20), 128 << 20);
+}
+
+#[test]
+fn a_small_arena_takes_smaller_pages() {
+    let mib = |n: u32| n << 20;
+    assert_eq!(page_limit(1 << 40, mib(64)), mib(64));
+    assert_eq!(page_limit(1 << 30, mib(64)), mib(64));
+    assert_eq!(page_limit((1 << 30) - 1, mib(64)), mib(32));
+    assert_eq!(page_limit(256 << 20, mib(64)), mib(16));
+    assert_eq!(page_limit(256 << 20, 5000), 5000);
+    assert_eq!(page_limit(16 << 20, mib(64)), mib(4));
+    assert_eq!(page_limit(u64::MAX, u32::MAX), u32::MAX);
+    assert_eq!(page_limit(0, 0), 0);
 }
 
 #[test]

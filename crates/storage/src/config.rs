@@ -7,7 +7,8 @@ use memkv_memory::{ArenaError, HugePages};
 pub struct EngineConfig {
     /// Memory for pages, in bytes; rounded down to whole chunks.
     pub dram_bytes: u64,
-    /// The largest page, in bytes.
+    /// The largest page, in bytes. A store takes pages of up to a sixteenth of its memory, or 4 MiB if that is more;
+    /// a higher limit is lowered to that, see [`Engine::page_bytes_max`](crate::Engine::page_bytes_max).
     pub page_bytes_max: u32,
     /// The most spaces.
     pub spaces_max: u32,

@@ -68,6 +68,12 @@ impl Engine {
         Ok(Arc::new(Self { state: Arc::new(state), evictor: Evictor::new(config.policy) }))
     }
 
+    /// The largest page that is taken: the configured limit, or less in a small store. What a server announces.
+    #[must_use]
+    pub fn page_bytes_max(&self) -> u32 {
+        self.state.arena.page_bytes_max()
+    }
+
     /// Opens a space, or finds it if it is open.
     ///
     /// # Errors

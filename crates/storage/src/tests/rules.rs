@@ -107,6 +107,18 @@ fn lengths_are_limited_and_empty_pages_are_pages() {
 }
 
 #[test]
+fn a_small_store_with_the_default_limit_holds_many_sizes() {
+    let engine = Engine::new(EngineConfig::with_dram(64 << 20)).unwrap();
+    assert_eq!(engine.page_bytes_max(), 4 * MIB);
+    let space = space(&engine, "a");
+    let lens = [1, 5000, 65_536, 100_000, 1 << 20, 3 << 20, 4 << 20];
+    for len in lens {
+        assert_eq!(put(&engine, &space, &len.to_string().into_bytes(), &vec![1; len]), Ok(Published::Stored));
+    }
+    assert!(lens.iter().all(|len| exists(&engine, &space, &len.to_string().into_bytes())));
+}
+
+#[test]
 fn tails_do_not_show_earlier_pages() {
     let engine = engine(4 << 20);
     let space = space(&engine, "a");
