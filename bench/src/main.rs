@@ -1,2 +1,130 @@
-//! Placeholder.
-fn main() {}
+//! `memkv-bench`: how fast MemKV moves pages, beside what plain sockets carry in the same run.
+//!
+//! Results go to stdout (and, as JSON, to a file); progress goes to stderr.
+//!
+//! Deliberately absent so far: several client processes, open-loop schedules, and traces.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, reason = "the tables are this program's output")]
+
+mod daemon;
+mod machine;
+mod raw;
+mod report;
+mod run;
+mod stats;
+mod workload;
+
+use anyhow::{Context as _, ensure};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Measures MemKV on this machine.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measures get, put and exists against a daemon that it starts, beside raw sockets and memcpy.
+    Run(RunArgs),
+    /// The other side of the raw baseline; `run` starts it.
+    #[command(hide = true)]
+    RawServer,
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// About one minute: a working set of 256 MiB and three rounds.
+    #[arg(long)]
+    quick: bool,
+    /// Bytes of all pages of a pass, for example 1GiB. Memory needed: about six times as much.
+    #[arg(long, value_parser = parse_size)]
+    working_set: Option<usize>,
+    /// Rounds to measure; the medians are over these.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Page sizes to measure.
+    #[arg(long, value_parser = parse_size, value_delimiter = ',', default_value = "64KiB,256KiB,1MiB,4MiB")]
+    pages: Vec<usize>,
+    /// The memkv-server to start; the one beside this program by default.
+    #[arg(long)]
+    server: Option<PathBuf>,
+    /// Also writes everything to this file, as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Run(args) => run_command(args),
+        Command::RawServer => raw::serve(),
+    }
+}
+
+fn run_command(args: RunArgs) -> anyhow::Result<()> {
+    if cfg!(debug_assertions) {
+        eprintln!("this is a debug build: its figures mean nothing; use cargo run --release -p memkv-bench");
+    }
+    let (working_set, rounds) = if args.quick { (256 << 20, 3) } else { (1 << 30, 7) };
+    let working_set_bytes = args.working_set.unwrap_or(working_set);
+    let largest_batch = args.pages.iter().max().copied().unwrap_or(0) * 128;
+    ensure!(
+        working_set_bytes >= largest_batch,
+        "the working set must hold a batch of 128 of the largest pages: at least {}; raise --working-set or \
+         lower --pages",
+        report::size(largest_batch)
+    );
+    let plan = run::Plan {
+        working_set_bytes,
+        rounds: args.rounds.unwrap_or(rounds).max(1),
+        page_bytes: args.pages,
+        server: daemon::find_server(args.server)?,
+        command: command_line(),
+    };
+    let report = run::run(plan, &|what| eprintln!("{what} …"))?;
+    println!("{}", report::tables(&report));
+    if let Some(path) = args.json {
+        let text = serde_json::to_string_pretty(&report).context("write JSON")?;
+        std::fs::write(&path, text + "\n").with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The command as typed, with the program's plain name.
+fn command_line() -> String {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    format!("memkv-bench {}", args.join(" "))
+}
+
+/// Reads `64KiB`, `1GiB` or plain bytes.
+fn parse_size(text: &str) -> Result<usize, String> {
+    let units = [("KiB", 10), ("MiB", 20), ("GiB", 30)];
+    let (digits, shift) = units
+        .iter()
+        .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)))
+        .unwrap_or((text, 0));
+    let number: usize = digits.trim().parse().map_err(|_| format!("{text:?} is not a size; write 64KiB"))?;
+    let bytes = number.checked_shl(shift).filter(|bytes| bytes >> shift == number && *bytes >= 4096);
+    bytes.ok_or_else(|| format!("{text:?} is not a size of at least 4KiB"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read() {
+        assert_eq!(parse_size("64KiB"), Ok(65_536));
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert!(parse_size("1").is_err() && parse_size("64kb").is_err() && parse_size("99999999999GiB").is_err());
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+}

@@ -1,0 +1,117 @@
+//! The `memkv-server` under load: a process of its own, with a key, on loopback.
+
+use anyhow::{Context as _, bail, ensure};
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running daemon; it is killed with this handle.
+pub(crate) struct Daemon {
+    child: Child,
+    port: u16,
+    key: String,
+    folder: TempDir,
+}
+
+impl Daemon {
+    /// Starts `program` with a store of `dram_bytes` and a fresh key, and waits until it is ready.
+    pub(crate) fn start(program: &Path, dram_bytes: u64) -> anyhow::Result<Self> {
+        let port = free_port_pair()?;
+        let mut key = [0; 32];
+        getrandom::fill(&mut key).context("make a key")?;
+        let key = hex::encode(key);
+        let folder = tempfile::tempdir().context("make a folder for the daemon")?;
+        let log = File::create(folder.path().join("log")).context("make the daemon's log")?;
+        let mut command = Command::new(program);
+        command.args(["--listen", &format!("127.0.0.1:{port}")]);
+        command.args(["--dram", &format!("{}MiB", dram_bytes.div_ceil(1 << 20))]);
+        command.env("MEMKV_SERVER_AUTH_KEY", &key).stdin(Stdio::null());
+        command.stdout(log.try_clone()?).stderr(log);
+        let child = command.spawn().with_context(|| format!("start {}", program.display()))?;
+        let mut daemon = Self { child, port, key, folder };
+        daemon.wait_ready()?;
+        Ok(daemon)
+    }
+
+    fn wait_ready(&mut self) -> anyhow::Result<()> {
+        let start = Instant::now();
+        while !self.is_ready() {
+            let ended = self.child.try_wait()?;
+            if ended.is_some() || start.elapsed() > PATIENCE {
+                let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+                bail!("memkv-server did not become ready ({ended:?}); its log:\n{log}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    fn is_ready(&self) -> bool {
+        let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port + 1));
+        let Ok(mut stream) = TcpStream::connect(admin) else { return false };
+        let request = "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let mut answer = String::new();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).is_ok()
+            && stream.write_all(request.as_bytes()).is_ok()
+            && stream.read_to_string(&mut answer).is_ok()
+            && answer.starts_with("HTTP/1.1 200")
+    }
+
+    /// Where clients connect, as text.
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The key, as 64 hex digits.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended already; there is nothing to do about either failure.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// The server to measure: the one given, or the one beside this program.
+pub(crate) fn find_server(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    if let Some(path) = given {
+        ensure!(path.exists(), "there is no server at {}", path.display());
+        return Ok(path);
+    }
+    let own = std::env::current_exe().context("find this program")?;
+    let folder = own.parent().context("find this program's folder")?;
+    let target = folder.parent().unwrap_or(folder);
+    let places = [target.join("daemon"), folder.to_owned()].map(|folder| folder.join("memkv-server"));
+    let found = places.iter().find(|path| path.exists());
+    found.cloned().context(
+        "memkv-server is not beside memkv-bench; build it with: cargo build --release -p memkv-server, \
+         or name it with --server",
+    )
+}
+
+fn free_port_pair() -> anyhow::Result<u16> {
+    for _ in 0..1000 {
+        let mut random = [0; 2];
+        getrandom::fill(&mut random).context("choose a port")?;
+        let port = 12_000 + u16::from_le_bytes(random) % 20_000;
+        let both = [port, port + 1].map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)));
+        if both.iter().all(Result::is_ok) {
+            return Ok(port);
+        }
+    }
+    bail!("no free pair of ports")
+}
