@@ -1,1 +1,30 @@
-//! e2e
+//! End-to-end tests: real daemons, real sockets, faults from outside. One binary, tests as modules.
+//!
+//! No test judges speed. Where a time is asserted, it is a deadline that the product promises.
+
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+mod bad_input;
+#[cfg(test)]
+mod capacity;
+#[cfg(test)]
+mod common;
+#[cfg(test)]
+mod configuration;
+#[cfg(test)]
+mod cuts;
+#[cfg(test)]
+mod flips;
+#[cfg(test)]
+mod grpc_api;
+#[cfg(test)]
+mod outages;
+#[cfg(test)]
+mod round_trips;
+#[cfg(test)]
+mod sessions;
+#[cfg(test)]
+mod slow_readers;
+#[cfg(test)]
+mod tools;

@@ -8,6 +8,8 @@ use memkv_proto::{AUTH_METADATA, v1};
 use memkv_transport::auth::{AuthKey, Credential, SessionKey, SessionTranscript};
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -217,6 +219,7 @@ pub struct Session {
     /// Keeps the request stream open.
     _to_server: mpsc::Sender<v1::ClientMessage>,
     pump: tokio::task::JoinHandle<()>,
+    silent: Arc<AtomicBool>,
 }
 
 impl Session {
@@ -227,6 +230,13 @@ impl Session {
     /// If the server refuses it.
     pub fn attach(&self) -> anyhow::Result<DataConn> {
         DataConn::attach(self.addr, self.id, &self.key)
+    }
+
+    /// Stops the pings but keeps the stream open, as a client does whose machine froze.
+    #[must_use]
+    pub fn fall_silent(self) -> Self {
+        self.silent.store(true, Ordering::SeqCst);
+        self
     }
 
     /// The same session behind another address, for example a proxy's.
@@ -285,12 +295,17 @@ async fn open_session(
     let interval = Duration::from_millis(u64::from(accepted.ping_interval_ms.max(1)));
     let session_key = transcript.session_key(&key);
     let pinger = to_server.clone();
+    let silent = Arc::new(AtomicBool::new(false));
+    let quiet = silent.clone();
     let pump = tokio::spawn(async move {
         let mut ticks = tokio::time::interval(interval);
         let mut sequence = 0;
         loop {
             tokio::select! {
                 _ = ticks.tick() => {
+                    if quiet.load(Ordering::SeqCst) {
+                        continue;
+                    }
                     sequence += 1;
                     let ping = v1::client_message::Message::Ping(v1::Ping { sequence });
                     if pinger.send(v1::ClientMessage { message: Some(ping) }).await.is_err() {
@@ -302,7 +317,7 @@ async fn open_session(
         }
     });
     let node_id = challenge.node_id.clone();
-    Ok(Session { addr, id, key: session_key, accepted, node_id, _to_server: to_server, pump })
+    Ok(Session { addr, id, key: session_key, accepted, node_id, _to_server: to_server, pump, silent })
 }
 
 /// The clock, in Unix milliseconds.

@@ -1,0 +1,157 @@
+//! Full stores, big batches and many writers of one key.
+
+use crate::common::{assert_all, assert_hits, exists, get, put, tcp_space};
+use memkv_client::PageOutcome;
+use memkv_tests::daemon::{Daemon, Setup};
+use memkv_tests::pages::{keys, page, pages};
+use std::sync::Barrier;
+
+#[test]
+fn a_full_store_evicts_and_never_lies() {
+    let daemon = Daemon::start_with(Setup { dram: "128MiB".into(), ..Setup::default() }).unwrap();
+    let (client, space) = tcp_space(&[&daemon], "full");
+    let len = 1 << 20;
+    let (mut stored, mut busy) = (Vec::new(), 0);
+    let mut resident = Vec::new();
+    for lap in 0..4 {
+        for batch in 0..10 {
+            let all = keys(&format!("lap-{lap}-{batch}"), 16);
+            for (key, outcome) in all.iter().zip(put(&space, &all, &pages(&all, len))) {
+                match outcome {
+                    PageOutcome::Stored => stored.push(key.clone()),
+                    PageOutcome::Busy => busy += 1,
+                    other => panic!("a put into a full store became {other:?}"),
+                }
+            }
+        }
+        resident.push(daemon.resident_bytes().unwrap());
+    }
+    assert!(stored.len() > 256, "{} stored, {busy} busy", stored.len());
+    let mut hits = Vec::new();
+    for chunk in stored.chunks(16) {
+        for (key, (outcome, bytes)) in chunk.iter().zip(get(&space, chunk, len)) {
+            match outcome {
+                PageOutcome::Hit => {
+                    assert!(bytes == page(key, len), "wrong bytes under {}", key.escape_ascii());
+                    hits.push(key.clone());
+                }
+                PageOutcome::Miss => {}
+                other => panic!("a get from a full store became {other:?}"),
+            }
+        }
+    }
+    assert!((32..=128).contains(&hits.len()), "{} pages of 1 MiB in 128 MiB", hits.len());
+    assert!(hits.last() == stored.last(), "the newest page is not there");
+    assert!(!hits.contains(&stored[0]), "the oldest page survived three times its store");
+    let status = daemon.control().unwrap().status().unwrap();
+    assert!(status.ops.unwrap().evicted >= (stored.len() - 128) as u64);
+    let dram = status.dram.unwrap();
+    assert!(dram.used_bytes <= dram.capacity_bytes);
+    // The first lap fills the store; what comes later takes no more memory.
+    let grown = resident[3].saturating_sub(resident[0]);
+    assert!(grown < 32 << 20, "three more laps grew the server by {grown} bytes: {resident:?}");
+    assert!(resident[3] < 256 << 20, "{resident:?}");
+    client.close();
+}
+
+#[test]
+fn a_full_store_takes_pages_of_another_size() {
+    let daemon = Daemon::start_with(Setup { dram: "192MiB".into(), ..Setup::default() }).unwrap();
+    let (client, space) = tcp_space(&[&daemon], "sizes");
+    for len in [1 << 20, 100_000, 3 << 20] {
+        let mut newest = Vec::new();
+        for batch in 0..(400 << 20) / len / 16 {
+            let all = keys(&format!("{len}-{batch}"), 16);
+            let outcomes = put(&space, &all, &pages(&all, len));
+            newest = all.iter().zip(outcomes).filter(|(_, o)| *o == PageOutcome::Stored).map(|(k, _)| k.clone()).collect();
+        }
+        assert!(!newest.is_empty(), "pages of {len} bytes find no room");
+        let hits = get(&space, &newest, len);
+        for (key, (outcome, bytes)) in newest.iter().zip(hits) {
+            assert!(outcome == PageOutcome::Miss || (outcome == PageOutcome::Hit && bytes == page(key, len)));
+        }
+    }
+    client.close();
+}
+
+#[test]
+fn thousands_of_keys_in_one_exists() {
+    let daemons = [Daemon::start().unwrap(), Daemon::start().unwrap(), Daemon::start().unwrap()];
+    let (client, space) = tcp_space(&daemons.each_ref(), "many");
+    let all = keys("many", 8192);
+    let stored: Vec<_> = all.iter().step_by(7).cloned().collect();
+    for chunk in stored.chunks(512) {
+        assert_all(&put(&space, chunk, &pages(chunk, 64)), PageOutcome::Stored);
+    }
+    let found = exists(&space, &all);
+    for (i, found) in found.iter().enumerate() {
+        assert_eq!(*found, i % 7 == 0, "key {i}");
+    }
+    client.close();
+}
+
+#[test]
+fn of_many_puts_of_one_key_one_wins() {
+    const WRITERS: usize = 8;
+    let daemon = Daemon::start().unwrap();
+    let clients: Vec<_> = (0..WRITERS).map(|_| tcp_space(&[&daemon], "race")).collect();
+    let barrier = Barrier::new(WRITERS);
+    for round in 0..20 {
+        let key = keys(&format!("race-{round}"), 1);
+        let outcomes: Vec<PageOutcome> = std::thread::scope(|scope| {
+            let racing: Vec<_> = clients
+                .iter()
+                .map(|(_, space)| {
+                    let (key, barrier) = (&key, &barrier);
+                    scope.spawn(move || {
+                        barrier.wait();
+                        put(space, key, &pages(key, 200_000)).remove(0)
+                    })
+                })
+                .collect();
+            racing.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let count = |what| outcomes.iter().filter(|outcome| **outcome == what).count();
+        let (stored, existing) = (count(PageOutcome::Stored), count(PageOutcome::Exists));
+        assert_eq!((stored, existing), (1, WRITERS - 1), "{outcomes:?}");
+        for (_, space) in &clients {
+            assert_hits(space, &key, 200_000);
+        }
+    }
+    for (client, _) in clients {
+        client.close();
+    }
+}
+
+#[test]
+fn threads_of_one_client_do_not_disturb_each_other() {
+    let daemon = Daemon::start_with(Setup { dram: "256MiB".into(), ..Setup::default() }).unwrap();
+    let (client, space) = tcp_space(&[&daemon], "threads");
+    std::thread::scope(|scope| {
+        for thread in 0..6 {
+            let space = &space;
+            scope.spawn(move || {
+                for lap in 0..5 {
+                    let all = keys(&format!("{thread}-{lap}"), 20);
+                    let len = 10_000 * (thread + 1);
+                    assert_all(&put(space, &all, &pages(&all, len)), PageOutcome::Stored);
+                    assert_hits(space, &all, len);
+                    assert!(exists(space, &all).iter().all(|&found| found));
+                }
+            });
+        }
+    });
+    client.close();
+}
+
+#[test]
+fn a_server_holds_little_more_than_its_pages() {
+    let daemon = Daemon::start_with(Setup { dram: "256MiB".into(), ..Setup::default() }).unwrap();
+    let (client, space) = tcp_space(&[&daemon], "memory");
+    let before = daemon.resident_bytes().unwrap();
+    let all = keys("memory", 128);
+    assert_all(&put(&space, &all, &pages(&all, 1 << 20)), PageOutcome::Stored);
+    let grown = daemon.resident_bytes().unwrap().saturating_sub(before);
+    assert!(grown < (128 + 80) << 20, "128 MiB of pages made the server grow by {grown} bytes");
+    client.close();
+}
