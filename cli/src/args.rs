@@ -1,0 +1,187 @@
+//! The command line. Every subcommand has an example; `docs/cli.md` is made from these texts.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+const AFTER_HELP: &str = "\
+A SPACE is its 32 hex digits, a unique beginning of them (4 digits or more), or its fields: name=default, or \
+model=llama,tp_rank=0. When reading, fields may be a part of the description if only one space fits.
+
+A KEY is text; write hex:00ff for other bytes.
+
+Exit codes: 0 done · 1 no (not found, absent, refused by the store, or a check failed) · 2 usage · 3 a server \
+cannot be reached or timed out · 4 authentication failed · 5 any other error.";
+
+/// Inspects and operates a MemKV cluster.
+#[derive(Debug, Parser)]
+#[command(name = "memkv-cli", version, after_help = AFTER_HELP, max_term_width = 80, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command accepts.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Servers as `[id=]host:port[*weight]`, with commas between them; without it MEMKV_SERVERS counts
+    #[arg(long, global = true, value_name = "LIST")]
+    pub(crate) servers: Option<String>,
+    /// Client configuration file (YAML); without it MEMKV_CONFIG counts
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// File with the cluster's key, 64 hex digits; without it MEMKV_AUTH_KEY counts
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) auth_key_file: Option<PathBuf>,
+    /// How long to wait for the servers, in seconds
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 3.0, value_parser = seconds)]
+    pub(crate) timeout: f64,
+    /// Print JSON on standard output; the shapes are in docs/cli.md
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show what the cluster holds and how it fares
+    ///
+    /// Without a subject: every server's state, fill, hit ratio and sessions.
+    #[command(after_help = "Example:\n  memkv-cli inspect\n  memkv-cli inspect space name=default")]
+    Inspect {
+        #[command(subcommand)]
+        subject: Option<Subject>,
+    },
+    /// Read one page to standard output or a file
+    ///
+    /// The bytes are verified against their checksum. Exits with 1 if there is no such page.
+    #[command(after_help = "Example:\n  memkv-cli get name=default greeting --output page.bin")]
+    Get {
+        /// The space
+        space: String,
+        /// The key
+        key: String,
+        /// Where to write the page; "-" is standard output
+        #[arg(long, short, value_name = "FILE", default_value = "-")]
+        output: PathBuf,
+    },
+    /// Store one page from standard input or a file
+    ///
+    /// A page never changes: storing under a key that is taken leaves the old page and says so.
+    #[command(after_help = "Example:\n  echo hello | memkv-cli put name=default greeting")]
+    Put {
+        /// The space; fields describe it exactly and make it if it is new
+        space: String,
+        /// The key
+        key: String,
+        /// Where to read the page; "-" is standard input
+        #[arg(default_value = "-")]
+        input: PathBuf,
+    },
+    /// Say which keys are stored
+    ///
+    /// Exits with 1 if any of them is not.
+    #[command(after_help = "Example:\n  memkv-cli exists name=default greeting farewell")]
+    Exists {
+        /// The space
+        space: String,
+        /// The keys
+        #[arg(required = true)]
+        keys: Vec<String>,
+    },
+    /// Remove pages by key
+    ///
+    /// Exits with 1 if any of them was not there.
+    #[command(after_help = "Example:\n  memkv-cli rm name=default greeting")]
+    Rm {
+        /// The space
+        space: String,
+        /// The keys
+        #[arg(required = true)]
+        keys: Vec<String>,
+    },
+    /// List the keys of a space
+    #[command(after_help = "Example:\n  memkv-cli ls name=default --prefix greet --limit 20")]
+    Ls {
+        /// The space
+        space: String,
+        /// Only keys that begin with this
+        #[arg(long, value_name = "KEY")]
+        prefix: Option<String>,
+        /// At most this many keys of each server; 0 is all
+        #[arg(long, value_name = "N", default_value_t = 1000)]
+        limit: usize,
+        /// Only the keys on this server
+        #[arg(long, value_name = "ID")]
+        server: Option<String>,
+    },
+    /// Remove all pages of exactly one space, on every server
+    ///
+    /// Asks first; in scripts say --yes. The pages of other spaces stay.
+    #[command(after_help = "Example:\n  memkv-cli clear name=default --yes")]
+    Clear {
+        /// The space
+        space: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Measure how fast each server answers
+    ///
+    /// Times a status call, which goes through authentication. Exits with 3 if a server does not answer.
+    #[command(after_help = "Example:\n  memkv-cli ping --count 10")]
+    Ping {
+        /// Calls per server
+        #[arg(long, short, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        count: u32,
+    },
+    /// Look for what is wrong, and say how to mend it
+    ///
+    /// Checks the configuration, whether every server answers, clocks, limits of this machine, and versions.
+    /// Exits with 1 if anything must be mended.
+    #[command(after_help = "Example:\n  memkv-cli doctor")]
+    Doctor,
+    /// Print docs/cli.md
+    #[command(hide = true)]
+    Reference,
+}
+
+/// What to inspect.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Subject {
+    /// One server: limits, size classes, counters, sessions
+    #[command(after_help = "Example:\n  memkv-cli inspect server kv-1")]
+    Server {
+        /// The server's id, or its host:port
+        id: String,
+    },
+    /// All spaces: model, rank, pool, pages, hit ratio
+    #[command(after_help = "Example:\n  memkv-cli inspect spaces --json")]
+    Spaces,
+    /// One space: its description, and its pages on each server
+    #[command(after_help = "Example:\n  memkv-cli inspect space 8dd34a66")]
+    Space {
+        /// The space
+        space: String,
+    },
+    /// One key: where it is routed, and what is stored
+    #[command(after_help = "Example:\n  memkv-cli inspect key name=default greeting --verify")]
+    Key {
+        /// The space
+        space: String,
+        /// The key
+        key: String,
+        /// Let the servers compute the checksum again over the stored bytes
+        #[arg(long)]
+        verify: bool,
+    },
+}
+
+/// A time that is neither nothing nor for ever.
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.01..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("give a number of seconds from 0.01 to 3600".to_owned()),
+    }
+}

@@ -1,0 +1,261 @@
+//! The servers, asked through `memkv-client`, and their answers as views.
+
+use crate::args::Global;
+use crate::failure::{Code, Failure};
+use crate::selector::Selector;
+use crate::view::{Cleared, Listing, Page, RouteStep, Server, Space, Spaces, Status, Unreachable};
+use indicatif::ProgressBar;
+use memkv_client::config::{CONFIG_ENV, OPTIONS, resolve};
+use memkv_client::{Client, Config, Error, ErrorKind, ServerAddress, SpaceDescription, SpaceId, v1};
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+/// The effective configuration: YAML file, then `MEMKV_*`, then the command line.
+pub(crate) fn configuration(global: &Global) -> Result<Config, Failure> {
+    let mut env = BTreeMap::new();
+    for name in OPTIONS.iter().map(|option| option.env).chain([CONFIG_ENV]) {
+        if let Ok(value) = std::env::var(name) {
+            env.insert(name.to_owned(), value);
+        }
+    }
+    if let Some(path) = &global.config {
+        env.insert(CONFIG_ENV.to_owned(), path.display().to_string());
+    }
+    let timeout = format!("{}ms", Duration::from_secs_f64(global.timeout).as_millis());
+    let mut overrides = vec![
+        ("client_name".to_owned(), "memkv-cli".to_owned()),
+        ("connect_timeout".to_owned(), timeout.clone()),
+        ("op_timeout".to_owned(), timeout),
+    ];
+    if let Some(servers) = &global.servers {
+        overrides.push(("servers".to_owned(), servers.clone()));
+    }
+    if let Some(path) = &global.auth_key_file {
+        overrides.push(("auth_key_file".to_owned(), path.display().to_string()));
+    }
+    let config = resolve(&env, &overrides, &|path| std::fs::read_to_string(path))?;
+    if config.servers.is_empty() {
+        return Err(Failure::new(Code::Usage, "no servers are configured")
+            .hint("give --servers host:port,… or set MEMKV_SERVERS"));
+    }
+    Ok(config)
+}
+
+/// A connected client.
+pub(crate) struct Fleet {
+    client: Client,
+    config: Config,
+}
+
+impl Fleet {
+    /// Connects as the command line and the environment say.
+    pub(crate) async fn connect(global: &Global) -> Result<Self, Failure> {
+        Self::open(configuration(global)?).await
+    }
+
+    /// Connects with a configuration. Servers that do not answer are no error here.
+    pub(crate) async fn open(config: Config) -> Result<Self, Failure> {
+        Ok(Self { client: Client::connect(config.clone()).await?, config })
+    }
+
+    /// A client of one server alone.
+    pub(crate) async fn alone(config: &Config, server: &ServerAddress) -> Result<Self, Failure> {
+        Self::open(Config { servers: vec![server.clone()], ..config.clone() }).await
+    }
+
+    pub(crate) async fn close(self) {
+        self.client.close().await;
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The failure of a command that no server answered.
+    pub(crate) fn nobody_answers(&self) -> Failure {
+        Failure::new(Code::Unreachable, "no server answered")
+            .hint("are the servers running? `memkv-cli doctor` looks at each one")
+    }
+
+    /// The ids to ask: all, or the one that is named.
+    pub(crate) fn server_ids(&self, only: Option<&str>) -> Result<Vec<String>, Failure> {
+        let all = self.config.servers.iter().map(|server| server.id.clone());
+        let Some(only) = only else { return Ok(all.collect()) };
+        let known: Vec<String> = all.collect();
+        if known.iter().any(|id| id == only) {
+            return Ok(vec![only.to_owned()]);
+        }
+        Err(Failure::new(Code::Usage, format!("no server is called {only:?}"))
+            .hint(format!("the configured servers are: {}", known.join(", "))))
+    }
+
+    /// Every server's status, in the order of the configuration.
+    pub(crate) async fn statuses(&self) -> Vec<Server> {
+        let answers = self.client.statuses().await;
+        let server = |(address, answer): (ServerAddress, Result<_, Error>)| {
+            let host_port = address.host_port();
+            Server::new(address.id, host_port, answer.map_err(text))
+        };
+        answers.into_iter().map(server).collect()
+    }
+
+    /// The status of a fleet of one.
+    pub(crate) async fn only_status(&self) -> Result<Status, String> {
+        match self.client.statuses().await.pop() {
+            Some((_, Ok(status))) => Ok(status.into()),
+            Some((_, Err(error))) => Err(text(error)),
+            None => Err("there is no server".to_owned()),
+        }
+    }
+
+    /// All spaces that the servers know.
+    ///
+    /// # Errors
+    ///
+    /// If no server answers.
+    pub(crate) async fn spaces(&self) -> Result<Spaces, Failure> {
+        let answers = self.client.list_spaces().await;
+        let nobody = answers.iter().all(|(_, answer)| answer.is_err());
+        if nobody {
+            let why = answers.into_iter().find_map(|(_, answer)| answer.err());
+            return Err(why.map_or_else(|| self.nobody_answers(), Failure::from));
+        }
+        Ok(Spaces::new(
+            answers.into_iter().map(|(server, answer)| (server.id, answer.map_err(text))).collect(),
+        ))
+    }
+
+    /// The identity of a space; asks the servers only if the text does not say it all.
+    pub(crate) async fn find_space_id(&self, selector: &Selector) -> Result<SpaceId, Failure> {
+        if let Some(id) = selector.exact_id() {
+            return Ok(id);
+        }
+        let spaces = self.spaces().await?;
+        id_of(selector.find(&spaces.spaces)?)
+    }
+
+    /// A space that the servers know, for reading and removing.
+    pub(crate) async fn open_space(&self, selector: &Selector) -> Result<memkv_client::Space, Failure> {
+        let spaces = self.spaces().await?;
+        let description = described(selector.find(&spaces.spaces)?)?;
+        Ok(self.client.space(description).await?)
+    }
+
+    /// A space to store into: fields describe it exactly, digits name one that the servers know.
+    pub(crate) async fn create_space(&self, selector: &Selector) -> Result<memkv_client::Space, Failure> {
+        match selector {
+            Selector::Fields(description) => Ok(self.client.space(description.clone()).await?),
+            Selector::Hex(_) => self.open_space(selector).await,
+        }
+    }
+
+    /// Where a key is routed and what each server knows of it.
+    pub(crate) async fn inspect_key(&self, space: SpaceId, key: &[u8], verify: bool) -> Vec<RouteStep> {
+        let answers = self.client.inspect_key(space, key, verify).await;
+        let mut by_id: HashMap<String, _> =
+            answers.into_iter().map(|(server, answer)| (server.id, answer)).collect();
+        let step = |(server, score): (String, f64)| {
+            let answer = by_id.remove(&server);
+            route_step(server, score, answer, verify)
+        };
+        let route = self.client.route(space, key);
+        route.into_iter().map(|entry| (entry.server.id, entry.score)).map(step).collect()
+    }
+
+    /// Adds the keys of one server to `listing`, up to `limit` of them in portions of `portion`.
+    pub(crate) async fn list(
+        &self,
+        space: SpaceId,
+        server: &str,
+        prefix: &[u8],
+        (limit, portion): (usize, u32),
+        listing: &mut Listing,
+        bar: &ProgressBar,
+    ) {
+        let mut cursor = Vec::new();
+        let mut left = limit;
+        loop {
+            let wanted = u32::try_from(left).unwrap_or(u32::MAX).min(portion);
+            let request = v1::ListKeysRequest {
+                space_id: space.0.to_vec(),
+                prefix: prefix.to_vec(),
+                limit: wanted,
+                cursor: std::mem::take(&mut cursor),
+            };
+            match self.client.list_keys(server, request).await {
+                Ok(answer) => {
+                    left = left.saturating_sub(answer.keys.len());
+                    bar.inc(answer.keys.len() as u64);
+                    listing.keys.extend(answer.keys.into_iter().map(|key| Page::new(server, key)));
+                    cursor = answer.next_cursor;
+                }
+                // A server that does not know the space has none of its keys.
+                Err(error) if error.kind() == ErrorKind::UnknownSpace => return,
+                Err(error) => {
+                    listing.unreachable.push(Unreachable { server: server.to_owned(), error: text(error) });
+                    return;
+                }
+            }
+            if cursor.is_empty() || left == 0 {
+                listing.truncated |= !cursor.is_empty();
+                return;
+            }
+        }
+    }
+
+    /// Removes all pages of a space.
+    pub(crate) async fn clear(&self, space: &Space) -> Result<Cleared, Failure> {
+        let mut cleared = Cleared {
+            space_id: space.space_id.clone(),
+            removed_pages: 0,
+            removed_bytes: 0,
+            unreachable: Vec::new(),
+        };
+        for (server, answer) in self.client.clear_space(id_of(space)?).await {
+            match answer {
+                Ok(answer) => {
+                    cleared.removed_pages += answer.removed_pages;
+                    cleared.removed_bytes += answer.removed_bytes;
+                }
+                Err(error) if error.kind() == ErrorKind::UnknownSpace => {}
+                Err(error) => cleared.unreachable.push(Unreachable { server: server.id, error: text(error) }),
+            }
+        }
+        Ok(cleared)
+    }
+}
+
+fn route_step(
+    server: String,
+    score: f64,
+    answer: Option<Result<v1::InspectKeyResponse, Error>>,
+    verify: bool,
+) -> RouteStep {
+    let mut step = RouteStep { server, score, found: None, verified: None, error: None, page: None };
+    match answer {
+        Some(Ok(answer)) => {
+            step.found = Some(answer.found);
+            step.verified = (verify && answer.found).then_some(answer.verified);
+            step.page = answer.status.filter(|_| answer.found).map(|key| Page::new(&step.server, key));
+        }
+        Some(Err(error)) => step.error = Some(text(error)),
+        None => step.error = Some("it was not asked".to_owned()),
+    }
+    step
+}
+
+fn id_of(space: &Space) -> Result<SpaceId, Failure> {
+    SpaceId::from_hex(&space.space_id).ok_or_else(|| {
+        Failure::new(Code::Other, format!("a server sent a bad space identity {:?}", space.space_id))
+    })
+}
+
+fn described(space: &Space) -> Result<SpaceDescription, Failure> {
+    SpaceDescription::new(space.fields.clone())
+        .map_err(|error| Failure::new(Code::Other, format!("a server sent a bad space description: {error}")))
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
+fn text(error: Error) -> String {
+    error.to_string()
+}

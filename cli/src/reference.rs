@@ -1,0 +1,105 @@
+//! `docs/cli.md`, made from the same definitions as `--help`.
+
+use crate::args::Cli;
+use clap::{Command, CommandFactory as _};
+
+const INTRODUCTION: &str = "\
+# memkv-cli
+
+<!-- Made by `cargo xtask docs` from cli/src/args.rs; a test compares them. -->
+
+Data goes to standard output, talk to standard error. An error is followed by a `hint:` line.
+";
+
+const SHAPES: &str = "\
+## JSON
+
+`--json` prints one JSON object. Sizes are in bytes, times in milliseconds, ratios from 0 to 1; `null` is what is
+unknown; identities are in hex. Fields may be added, and none is renamed or removed within a major version.
+
+| Command | Fields |
+|---|---|
+| `inspect` | `servers`: list of *server*; `total`: `servers`, `reachable`, `pages`, `used_bytes`, `capacity_bytes`, `hit_ratio` |
+| `inspect server` | *server*: `id`, `address`, `state` (`serving`, `stopping`, `unknown`, `unreachable`), `error`, `status` (`null` without an answer): `node_id`, `version`, `incarnation`, `uptime_ms`, `now_unix_ms`, `key_required`, `resident_bytes`, `session_count`, `hit_ratio`, `limits`, `dram`, `ops`, `sessions` with the fields of `GetStatusResponse` in `proto/` |
+| `inspect spaces` | `spaces`: list of *space*; `unreachable`: list of `server`, `error` |
+| `inspect space` | *space*: `space_id`, `fields`, `pages`, `page_bytes`, `get_keys`, `get_hits`, `hit_ratio`, `servers`: list of `server`, `pages`, `page_bytes`, `get_keys`, `get_hits` |
+| `inspect key` | `space_id`, `key`, `key_hex`, `route`: in order of preference `server`, `score`, `found`, `verified`, `error`, `page` (*page* or `null`) |
+| `ls` | `space_id`, `keys`: list of *page*: `key`, `key_hex`, `server`, `bytes`, `slot_bytes`, `checksum`, `codec`, `flags`, `age_ms`, `idle_ms`, `hits`, `pins`, `position`, `tier`; `truncated`; `unreachable` |
+| `exists`, `rm` | `keys`: list of `key`, `key_hex`, `yes`; `failed` |
+| `get --output FILE` | `space_id`, `key`, `bytes`, `output` |
+| `put` | `space_id`, `key`, `bytes`, `outcome` (`stored`, `exists`, `too_large`, `busy`, `corrupt`, `unavailable`, `timed_out`, `denied`) |
+| `clear` | `space_id`, `removed_pages`, `removed_bytes`, `unreachable` |
+| `ping` | `servers`: list of `server`, `answered`, `lost`, `min_ms`, `median_ms`, `max_ms`, `error` |
+| `doctor` | `findings`: list of `level` (`ok`, `note`, `problem`), `check`, `text`, `fix`; `problems` |
+";
+
+/// The whole reference.
+pub(crate) fn markdown() -> String {
+    let mut root = Cli::command();
+    root.build();
+    let mut text = String::from(INTRODUCTION);
+    chapter(&root, "memkv-cli", &mut text);
+    text.push('\n');
+    text.push_str(SHAPES);
+    text
+}
+
+fn chapter(command: &Command, path: &str, text: &mut String) {
+    // Every command accepts the global options; they are told once.
+    let once = |arg: clap::Arg| if arg.is_global_set() && path.contains(' ') { arg.hide(true) } else { arg };
+    let mut shown = command.clone().mut_args(once).bin_name(path).term_width(80);
+    let help = shown.render_long_help().to_string();
+    let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
+    text.push_str(&format!("\n## {path}\n\n```text\n{}\n```\n", lines.join("\n").trim_end()));
+    for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+        chapter(sub, &format!("{path} {}", sub.get_name()), text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_is_up_to_date() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cli.md");
+        let written = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(written == markdown(), "docs/cli.md is out of date; run `cargo xtask docs`");
+    }
+
+    #[test]
+    fn every_command_is_sound_and_has_an_example() {
+        fn look(command: &Command) {
+            let name = command.get_name();
+            let leaf = command.get_subcommands().next().is_none();
+            if leaf && !command.is_hide_set() {
+                let example = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(
+                    example.starts_with("Example:\n  ") && example.contains("memkv-cli "),
+                    "{name} has no example"
+                );
+                assert!(command.get_about().is_some(), "{name} does not say what it does");
+            }
+            command.get_subcommands().for_each(look);
+        }
+        Cli::command().debug_assert();
+        look(&Cli::command());
+    }
+
+    #[test]
+    fn every_example_is_accepted() {
+        let text = markdown();
+        let examples = text.lines().filter_map(|line| {
+            line.trim_start()
+                .split_once("memkv-cli ")
+                .filter(|_| line.starts_with("  memkv-cli ") || line.starts_with("  echo "))
+        });
+        let mut count = 0;
+        for (_, example) in examples {
+            let words = std::iter::once("memkv-cli").chain(example.split_whitespace());
+            assert!(Cli::command().try_get_matches_from(words).is_ok(), "{example}");
+            count += 1;
+        }
+        assert!(count >= 14, "only {count} examples were found");
+    }
+}
