@@ -223,7 +223,7 @@ fn pages_in_use_are_not_driven_out_by_another_size() {
         put_n(&engine, &used, n).unwrap();
     }
     let other = vec![2; 100 << 10];
-    for n in 0..3000 {
+    for n in 0..1500 {
         let now = 1000 + u64::from(n);
         for read in 0..128 {
             touch(&engine, &used, &key(read), now);
@@ -232,7 +232,7 @@ fn pages_in_use_are_not_driven_out_by_another_size() {
         engine.evict_round(now);
     }
     assert_eq!(present(&engine, &used, 0..128).len(), 128);
-    assert!(engine.status().counters.evicted_pages > 2000);
+    assert!(engine.status().counters.evicted_pages > 1000);
 }
 
 #[test]
@@ -249,7 +249,8 @@ fn readers_only_delay_a_chunk_that_changes_class() {
     assert_eq!(put_new(), Err(Refusal::Busy));
     engine.evict_round(50);
     assert_eq!(put_new(), Err(Refusal::Busy), "the chunk waits for its reader");
-    assert_eq!(engine.status().chunks_draining, 1);
+    engine.evict_round(51);
+    assert_eq!(engine.status().chunks_draining, 1, "half of a small store stays");
     assert!(pins.iter().flatten().all(|pin| pin[..] == page()[..]));
     pins.clear();
     assert_eq!(engine.status().chunks_draining, 0);
