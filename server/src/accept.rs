@@ -64,7 +64,11 @@ impl Accept {
                 return;
             }
             let limit = this.node.config.handshake_timeout;
-            match tokio::time::timeout(limit, sniff(&stream)).await {
+            let sniffed = tokio::select! {
+                () = this.node.wait_closing() => return,
+                sniffed = tokio::time::timeout(limit, sniff(&stream)) => sniffed,
+            };
+            match sniffed {
                 Ok(Some(Plane::Data)) => this.to_data(stream, place),
                 Ok(Some(Plane::Grpc)) => {
                     // If nobody takes it, the server is stopping and the connection closes here.

@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -40,6 +40,8 @@ const FAREWELL: Duration = Duration::from_millis(200);
 const EVICTOR_PAUSE: Duration = Duration::from_millis(200);
 /// How long the evictor rests after a round that could free nothing, because every page is in use.
 const EVICTOR_REST: Duration = Duration::from_millis(10);
+/// How long connections may take to close once nothing is in flight.
+const CLOSING: Duration = Duration::from_secs(1);
 /// How often recorded times are folded into histograms.
 const UPKEEP: Duration = Duration::from_secs(5);
 /// How long a runtime's threads may take to end.
@@ -82,8 +84,8 @@ pub struct Server {
     admin_address: SocketAddr,
     places: Arc<Semaphore>,
     health: HealthReporter,
-    accept: JoinHandle<()>,
-    evictor_stop: Arc<AtomicBool>,
+    accept: Option<JoinHandle<()>>,
+    _evictor: Evictor,
     control: Option<Runtime>,
     data: Option<Runtime>,
 }
@@ -103,7 +105,7 @@ impl Server {
         let node = Arc::new(node);
         let control = runtime("memkv-control", CONTROL_THREADS)?;
         let data = runtime("memkv-data", data_threads(&node.config))?;
-        let evictor_stop = start_evictor(&node)?;
+        let evictor = Evictor::start(&node)?;
         let places = Arc::new(Semaphore::new(node.limits.connections_max as usize));
 
         let inside = control.enter();
@@ -111,13 +113,11 @@ impl Server {
         let admin_listener = listen(admin_socket, admin_address, "admin_listen")?;
         let (grpc, connections) = mpsc::channel(GRPC_QUEUE);
         let (routes, health) = control.block_on(control::routes(&node));
-        let mut phases = node.phases();
+        let grpc_node = Arc::clone(&node);
         control.spawn(async move {
-            let closing = async move {
-                let _closing = phases.wait_for(|phase| *phase == Phase::Closing).await;
-            };
             let router = control::server().add_routes(routes);
-            let served = router.serve_with_incoming_shutdown(ReceiverStream::new(connections), closing).await;
+            let connections = ReceiverStream::new(connections);
+            let served = router.serve_with_incoming_shutdown(connections, grpc_node.wait_closing()).await;
             if let Err(error) = served {
                 tracing::error!(%error, "grpc server ended");
             }
@@ -128,7 +128,7 @@ impl Server {
             grpc,
             places: Arc::clone(&places),
         };
-        let accept = control.spawn(accept.run(listener));
+        let accept = Some(control.spawn(accept.run(listener)));
         let admin_node = Arc::clone(&node);
         control.spawn(async move {
             if let Err(error) = http::serve(admin_node, admin_listener).await {
@@ -139,7 +139,7 @@ impl Server {
         drop(inside);
         log_start(&node, address, admin_address);
         let (control, data) = (Some(control), Some(data));
-        Ok(Self { node, address, admin_address, places, health, accept, evictor_stop, control, data })
+        Ok(Self { node, address, admin_address, places, health, accept, _evictor: evictor, control, data })
     }
 
     /// Where clients connect.
@@ -174,14 +174,15 @@ impl Server {
     /// # Panics
     ///
     /// If called inside an asynchronous context.
-    pub fn stop(self, abort: impl Future<Output = ()>) -> Stopped {
+    pub fn stop(mut self, abort: impl Future<Output = ()>) -> Stopped {
+        let accept = self.accept.take();
         let deadline = Instant::now() + self.node.config.shutdown_timeout;
         tracing::info!(in_flight = self.node.in_flight.count(), "stopping");
         let stopped = self.block_on(async {
             tokio::select! {
                 biased;
                 () = abort => Stopped::Aborted,
-                drained = timeout_at(deadline, self.drain()) => match drained {
+                drained = timeout_at(deadline, self.drain(accept)) => match drained {
                     Ok(()) => Stopped::Gracefully,
                     Err(_elapsed) => Stopped::Aborted,
                 },
@@ -194,24 +195,30 @@ impl Server {
         stopped
     }
 
-    async fn drain(&self) {
+    async fn drain(&self, accept: Option<JoinHandle<()>>) {
+        // The listener is gone before anybody is told, so that a client that hears it cannot come back here.
+        if let Some(accept) = accept {
+            accept.abort();
+            let _aborted = accept.await;
+        }
         self.node.enter(Phase::Stopping);
         control::report(&self.health, ServingStatus::NotServing).await;
-        self.accept.abort();
         self.node.in_flight.wait_idle().await;
         sleep(FAREWELL).await;
         self.node.in_flight.wait_idle().await;
         self.node.enter(Phase::Closing);
         self.node.sessions.end_all();
-        // Every connection gives its place back when it is closed.
-        let all = self.places.acquire_many(self.node.limits.connections_max).await;
-        drop(all.expect("the semaphore is never closed"));
+        // Every connection gives its place back when it is closed. What mattered is done, so a gRPC peer that
+        // keeps a stream open (a health watch) is not waited for any longer.
+        let all = self.places.acquire_many(self.node.limits.connections_max);
+        if timeout(CLOSING, all).await.is_err() {
+            tracing::debug!("some connections did not close by themselves");
+        }
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.evictor_stop.store(true, Ordering::Relaxed);
         self.node.enter(Phase::Closing);
         // Also allowed inside an asynchronous context, where a test may drop its server.
         for runtime in [self.data.take(), self.control.take()].into_iter().flatten() {
@@ -284,22 +291,35 @@ fn bind_error(address: SocketAddr, error: io::Error, option: &str) -> StartError
     StartError::Bind { address, error, hint }
 }
 
-fn start_evictor(node: &Arc<Node>) -> io::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let (stopped, node) = (Arc::clone(&stop), Arc::clone(node));
-    std::thread::Builder::new().name("memkv-evictor".to_owned()).spawn(move || {
-        while !stopped.load(Ordering::Relaxed) {
-            let begun = Instant::now();
-            node.engine.wait_for_pressure(EVICTOR_PAUSE);
-            let evicted = node.engine.evict_round(node.clock.now_ms());
-            if evicted.pages > 0 {
-                tracing::debug!(evicted.pages, evicted.bytes, "evicted");
-            } else if begun.elapsed() < EVICTOR_REST {
-                std::thread::sleep(EVICTOR_REST);
+/// The thread that evicts in the background; it ends soon after this is dropped.
+struct Evictor {
+    stop: Arc<AtomicBool>,
+}
+
+impl Drop for Evictor {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Evictor {
+    fn start(node: &Arc<Node>) -> io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, node) = (Arc::clone(&stop), Arc::clone(node));
+        std::thread::Builder::new().name("memkv-evictor".to_owned()).spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let begun = Instant::now();
+                node.engine.wait_for_pressure(EVICTOR_PAUSE);
+                let evicted = node.engine.evict_round(node.clock.now_ms());
+                if evicted.pages > 0 {
+                    tracing::debug!(evicted.pages, evicted.bytes, "evicted");
+                } else if begun.elapsed() < EVICTOR_REST {
+                    std::thread::sleep(EVICTOR_REST);
+                }
             }
-        }
-    })?;
-    Ok(stop)
+        })?;
+        Ok(Self { stop })
+    }
 }
 
 async fn upkeep(node: Arc<Node>) {
@@ -312,8 +332,11 @@ async fn upkeep(node: Arc<Node>) {
 
 fn log_start(node: &Node, address: SocketAddr, admin: SocketAddr) {
     let memory = units::show_size(node.config.dram_bytes);
-    let config = node.config.to_yaml().replace('\n', "; ");
-    tracing::info!(memory_for_pages = memory, "effective configuration: {}", config.trim_end_matches("; "));
+    if node.limits.page_bytes_max < node.config.limits.page_bytes_max {
+        let page_max = units::show_size(node.limits.page_bytes_max.into());
+        tracing::info!(page_max, "pages are limited to what fits this much memory");
+    }
+    tracing::info!(memory_for_pages = memory, "effective configuration: {}", node.config.to_line());
     if address.ip().is_unspecified() && node.config.node_id.is_none() {
         tracing::warn!(
             node_id = node.id,

@@ -58,8 +58,8 @@ fn sample(node: &Node) {
         (&sampled.pages, engine.pages),
         (&sampled.resident, resident_bytes()),
         (&sampled.ready, u64::from(node.phase() == Phase::Serving)),
-        (&node.metrics.evicted, engine.counters.evicted_pages),
-        (&node.metrics.corrupt, engine.counters.corrupt),
+        (&sampled.evicted, engine.counters.evicted_pages),
+        (&sampled.corrupt, engine.counters.corrupt),
     ];
     for (slot, value) in values {
         slot.store(value, Ordering::Relaxed);

@@ -21,7 +21,7 @@ const METADATA: Metadata<'static> = Metadata::new("memkv", Level::INFO, None);
 /// A counter's or gauge's name, description and source.
 type Series = (&'static str, &'static str, fn(&Metrics) -> &AtomicU64);
 
-/// All counters.
+/// All counters; those of the engine are sampled like gauges.
 const COUNTERS: &[Series] = &[
     ("memkv_get_keys_total", "Keys asked for by get", |m| &m.get_keys),
     ("memkv_get_hits_total", "Keys that get found", |m| &m.get_hits),
@@ -34,8 +34,8 @@ const COUNTERS: &[Series] = &[
     ("memkv_exists_keys_total", "Keys asked about by exists", |m| &m.exists_keys),
     ("memkv_exists_hits_total", "Keys that exists found", |m| &m.exists_hits),
     ("memkv_deleted_pages_total", "Pages removed by delete and clear", |m| &m.deleted),
-    ("memkv_evicted_pages_total", "Pages evicted", |m| &m.evicted),
-    ("memkv_corrupt_pages_total", "Pages whose bytes did not match their checksum", |m| &m.corrupt),
+    ("memkv_evicted_pages_total", "Pages evicted", |m| &m.sampled.evicted),
+    ("memkv_corrupt_pages_total", "Pages whose bytes did not match their checksum", |m| &m.sampled.corrupt),
     ("memkv_protocol_errors_total", "Frames and connections that made no sense", |m| &m.protocol_errors),
     ("memkv_auth_failures_total", "Failed authentications", |m| &m.auth_failures),
     ("memkv_requests_expired_total", "Requests whose deadline passed before their turn", |m| &m.expired),
@@ -81,6 +81,8 @@ pub(crate) struct Sampled {
     pub(crate) pages: AtomicU64,
     pub(crate) resident: AtomicU64,
     pub(crate) ready: AtomicU64,
+    pub(crate) evicted: AtomicU64,
+    pub(crate) corrupt: AtomicU64,
 }
 
 /// The server's numbers. The fields are described where they are registered.
@@ -97,8 +99,6 @@ pub(crate) struct Metrics {
     pub(crate) exists_keys: AtomicU64,
     pub(crate) exists_hits: AtomicU64,
     pub(crate) deleted: AtomicU64,
-    pub(crate) evicted: AtomicU64,
-    pub(crate) corrupt: AtomicU64,
     pub(crate) protocol_errors: AtomicU64,
     pub(crate) auth_failures: AtomicU64,
     pub(crate) expired: AtomicU64,

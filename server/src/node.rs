@@ -47,7 +47,8 @@ impl Node {
         metrics: Metrics,
     ) -> Self {
         Self {
-            limits: config.limits,
+            // A small store takes smaller pages only.
+            limits: Limits { page_bytes_max: engine.page_bytes_max(), ..config.limits },
             config,
             id,
             incarnation,
@@ -73,6 +74,13 @@ impl Node {
     /// Moves on to `phase`.
     pub(crate) fn enter(&self, phase: Phase) {
         self.phase.send_replace(phase);
+    }
+
+    /// Waits for [`Phase::Closing`].
+    pub(crate) async fn wait_closing(&self) {
+        let mut phases = self.phases();
+        // The sender lives in `self`, so waiting cannot fail while somebody waits.
+        let _closing = phases.wait_for(|phase| *phase == Phase::Closing).await;
     }
 
     /// Changes of [`Node::phase`].

@@ -154,6 +154,7 @@ pub struct Loaded {
 pub fn command() -> Command {
     let mut command = Command::new("memkv-server")
         .version(env!("CARGO_PKG_VERSION"))
+        .args_override_self(true)
         .about("Stores LLM prefix KV-cache pages for a cluster of engines")
         .after_help("Every option can also be set in the file or by its MEMKV_SERVER_* variable.")
         .arg(
@@ -294,13 +295,6 @@ impl Config {
                 return invalid(format!("{key} is {value}; it must be 1 to {most}"));
             }
         }
-        if u64::from(self.limits.page_bytes_max) > self.dram_bytes {
-            return invalid(format!(
-                "dram ({}) is smaller than one page of page_max ({}); raise dram or lower page_max",
-                units::show_size(self.dram_bytes),
-                units::show_size(self.limits.page_bytes_max.into())
-            ));
-        }
         let ordered = 0.0 < self.low_watermark
             && self.low_watermark <= self.high_watermark
             && self.high_watermark <= 1.0;
@@ -335,6 +329,13 @@ impl Config {
         })
     }
 
+    /// The effective configuration on one line. Secrets are not shown.
+    #[must_use]
+    pub fn to_line(&self) -> String {
+        let options = OPTIONS.iter().map(|option| format!("{}={}", option.key, (option.show)(self)));
+        options.collect::<Vec<_>>().join(" ")
+    }
+
     /// The effective configuration as YAML. Secrets are not shown.
     #[must_use]
     pub fn to_yaml(&self) -> String {
@@ -352,6 +353,9 @@ impl Config {
         text
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 fn read(path: &str) -> Result<String, ConfigError> {
     std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })

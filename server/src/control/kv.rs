@@ -343,8 +343,12 @@ impl Put<'_> {
             }
             v1::Status::Exists => Metrics::add(&metrics.put_existing, 1),
             v1::Status::Busy => Metrics::add(&metrics.put_busy, 1),
-            v1::Status::Corrupt => Metrics::add(&metrics.corrupt, 1),
-            v1::Status::Unspecified | v1::Status::Miss | v1::Status::SizeMismatch | v1::Status::TooLarge => {}
+            // The engine counts corrupt pages.
+            v1::Status::Corrupt
+            | v1::Status::Unspecified
+            | v1::Status::Miss
+            | v1::Status::SizeMismatch
+            | v1::Status::TooLarge => {}
         }
         self.statuses.push(status);
     }

@@ -38,18 +38,10 @@ enum Next {
     Close,
 }
 
-/// A request as it came.
-struct Request {
-    header: Header,
-    meta: Vec<u8>,
-    /// Until when the client waits, and until when it may hold things up.
-    deadline: Instant,
-    patience: Patience,
-}
-
 impl Connection {
     /// A connection that has finished its handshake.
     pub(crate) fn new(node: Arc<Node>, attachment: Attachment, stream: TcpStream) -> Self {
+        node.metrics.data_connections.fetch_add(1, Ordering::Relaxed);
         let desk = Desk::new(Arc::clone(&node));
         Self { node, attachment, stream, inbox: Inbox::new(), desk, offers: Offers::default() }
     }
@@ -73,13 +65,16 @@ impl Connection {
     async fn next_request(&mut self) -> Result<Next, Broken> {
         self.wait_for_frame().await?;
         let started = std::time::Instant::now();
-        let patience = self.patience(self.inbox.filled_at());
+        let patience = self.patience();
         let only_header = !self.offers.is_empty();
         let bytes = self.inbox.header(&self.stream, &patience, only_header).await?;
-        let header = match Header::decode(&bytes).and_then(|header| self.within_limits(header)) {
+        let header = match Header::decode(&bytes) {
             Ok(header) => header,
             Err(error) => return self.protocol_error(None, error).await,
         };
+        if let Err(error) = self.within_limits(&header) {
+            return self.protocol_error(Some(&header), error).await;
+        }
         let _in_flight = self.node.in_flight.enter();
         let meta = self.inbox.meta(&self.stream, &patience, header.meta_len as usize).await?;
         if let Err(error) = header.verify(&bytes, &meta) {
@@ -90,10 +85,8 @@ impl Connection {
         let asked = Duration::from_millis(header.deadline_ms.into());
         // 0 means that the client set no deadline of its own.
         let deadline = received + if asked.is_zero() { most } else { asked.min(most) };
-        let request = Request { header, meta, deadline, patience: self.patience(received) };
-        let op = request.header.op;
-        let next = self.answer(request).await?;
-        self.node.metrics.request_took(op, started.elapsed());
+        let next = self.answer(header, meta, deadline).await?;
+        self.node.metrics.request_took(header.op, started.elapsed());
         Ok(next)
     }
 
@@ -111,13 +104,14 @@ impl Connection {
         }
     }
 
-    fn patience(&self, since: Instant) -> Patience {
+    /// How long the peer may take for what it does next.
+    fn patience(&self) -> Patience {
         let most = Duration::from_millis(self.node.limits.request_ms_max.into());
-        Patience { stall: self.node.config.stall_timeout, until: since + most }
+        Patience { stall: self.node.config.stall_timeout, until: Instant::now() + most }
     }
 
     /// Everything about a header that must hold before memory is set aside for the rest of its frame.
-    fn within_limits(&self, header: Header) -> Result<Header, FrameError> {
+    fn within_limits(&self, header: &Header) -> Result<(), FrameError> {
         let limits = &self.node.limits;
         if header.reply {
             return Err(FrameError::Reserved);
@@ -131,22 +125,21 @@ impl Connection {
         if header.op != Op::PutData && header.body_len != 0 {
             return Err(FrameError::Records);
         }
-        Ok(header)
+        Ok(())
     }
 
-    async fn answer(&mut self, request: Request) -> Result<Next, Broken> {
-        let Request { header, meta, deadline, patience } = request;
+    async fn answer(&mut self, header: Header, meta: Vec<u8>, deadline: Instant) -> Result<Next, Broken> {
         if header.op == Op::PutData {
             let known = self.offers.take(header.request_id).filter(|_| meta.is_empty());
             self.inbox.recycle(meta);
             return match known {
-                Some(offer) => self.put_data(header, offer, &patience).await,
+                Some(offer) => self.put_data(header, offer).await,
                 None => self.protocol_error(Some(&header), FrameError::Records).await,
             };
         }
         if let Some(reply) = self.turn_away(&header, deadline) {
             self.inbox.recycle(meta);
-            return self.reply(&reply, &patience).await;
+            return self.reply(&reply).await;
         }
         let now_ms = self.node.clock.now_ms();
         let outcome = match header.op {
@@ -159,7 +152,7 @@ impl Connection {
         match outcome {
             Ok(reply) => {
                 self.attachment.session.sent_bytes.fetch_add(reply.body_len, Ordering::Relaxed);
-                self.reply(&reply, &patience).await
+                self.reply(&reply).await
             }
             Err(error) => self.protocol_error(Some(&header), error).await,
         }
@@ -182,15 +175,16 @@ impl Connection {
     }
 
     /// Receives the pages of an offer.
-    async fn put_data(&mut self, header: Header, offer: Offer, patience: &Patience) -> Result<Next, Broken> {
+    async fn put_data(&mut self, header: Header, offer: Offer) -> Result<Next, Broken> {
+        let patience = self.patience();
         if header.count != offer.pages || header.body_len != offer.body_len {
             return self.protocol_error(Some(&header), FrameError::Records).await;
         }
         if offer.held.is_empty() {
-            self.skip(header.body_len, patience).await?;
+            self.skip(header.body_len, &patience).await?;
             Metrics::add(&self.node.metrics.expired, 1);
             let reply = self.desk.refuse(&header, Code::Expired, "the offer expired before its pages came");
-            return self.reply(&reply, patience).await;
+            return self.reply(&reply).await;
         }
         let session = Arc::clone(&self.attachment.session);
         let mut pages = Receiving::new(offer.held, self.node.clock.now_ms());
@@ -200,7 +194,7 @@ impl Connection {
             self.inbox.consume(used);
         }
         while outcome.is_ok() && !pages.is_done() {
-            let bytes = read_some(&self.stream, patience, |stream| {
+            let bytes = read_some(&self.stream, &patience, |stream| {
                 let mut slices = std::array::from_fn::<_, PIECES, _>(|_| IoSliceMut::new(&mut []));
                 let used = pages.slices(&mut slices);
                 stream.try_read_vectored(&mut slices[..used])
@@ -218,7 +212,7 @@ impl Connection {
         self.desk.meta.extend_from_slice(&pages.verdicts);
         drop(pages);
         let reply = Header::reply_to(&header, Code::Ok, header.count);
-        self.reply(&reply, patience).await
+        self.reply(&reply).await
     }
 
     fn count_put(&self, pages: &Receiving) {
@@ -227,7 +221,6 @@ impl Connection {
         let metrics = &self.node.metrics;
         Metrics::add(&metrics.put_stored, count(Code::Ok));
         Metrics::add(&metrics.put_existing, count(Code::Exists));
-        Metrics::add(&metrics.corrupt, count(Code::Corrupt));
         Metrics::add(&metrics.put_bytes, pages.stored_bytes);
     }
 
@@ -245,10 +238,8 @@ impl Connection {
         Ok(())
     }
 
-    async fn reply(&mut self, reply: &Header, patience: &Patience) -> Result<Next, Broken> {
-        // A reader gets its full time, however long its request waited for its turn.
-        let patience =
-            Patience { until: patience.until.max(self.patience(Instant::now()).until), ..*patience };
+    async fn reply(&mut self, reply: &Header) -> Result<Next, Broken> {
+        let patience = self.patience();
         let head: [u8; HEADER_BYTES] = reply.encode(&self.desk.meta);
         write_reply(&self.stream, &patience, &head, &self.desk.meta, &mut self.desk.pins).await?;
         Ok(Next::Go)
@@ -268,21 +259,27 @@ impl Connection {
 
     /// Closes so that the last reply arrives: unread bytes would turn the close into a reset, which may
     /// overtake it.
-    async fn leave(self) {
-        // Whatever the session held is free from here on.
-        let Self { stream, offers, desk, .. } = self;
-        drop((offers, desk));
-        if socket2::SockRef::from(&stream).shutdown(std::net::Shutdown::Write).is_err() {
+    async fn leave(&mut self) {
+        // Slots that were held are free from here on.
+        self.offers = Offers::default();
+        let stream = &self.stream;
+        if socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write).is_err() {
             return;
         }
         let patience = Patience { stall: LAST_WORD, until: Instant::now() + LAST_WORD };
         let mut scratch = [0; 4 << 10];
         let mut left = LAST_BYTES;
         while left > 0 {
-            match read_some(&stream, &patience, |stream| stream.try_read(&mut scratch)).await {
+            match read_some(stream, &patience, |stream| stream.try_read(&mut scratch)).await {
                 Ok(bytes) => left = left.saturating_sub(bytes),
                 Err(_) => return,
             }
         }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.node.metrics.data_connections.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -184,7 +184,8 @@ impl Desk {
         Metrics::add(&metrics.put_existing, existing);
         Metrics::add(&metrics.put_busy, busy);
         if !held.is_empty() && !offers.add(self.pending(header.request_id, held, expires)) {
-            return Err(FrameError::OverLimit("two offers with one request id"));
+            // Two offers with one id: which one would the pages belong to?
+            return Err(FrameError::Records);
         }
         Ok(Header::reply_to(header, Code::Ok, header.count))
     }

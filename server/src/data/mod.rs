@@ -21,25 +21,28 @@ use memkv_transport::handshake::{
     ATTACH_BYTES, Attach, AttachError, AttachStatus, PREFACE, PROOF_BYTES, refusal, welcome,
 };
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use transfer::{Broken, Patience, read_exact, write_reply};
 
 /// Serves a connection whose first eight bytes were [`PREFACE`], until it ends.
 pub(crate) async fn serve(node: Arc<Node>, stream: TcpStream) {
-    let Some(attachment) = attach(&node, &stream).await else { return };
+    tokio::select! {
+        biased;
+        () = node.wait_closing() => {}
+        () = serve_session(&node, stream) => {}
+    }
+}
+
+async fn serve_session(node: &Arc<Node>, stream: TcpStream) {
+    let Some(attachment) = attach(node, &stream).await else { return };
     let session = Arc::clone(&attachment.session);
-    let mut phases = node.phases();
-    let connection = connection::Connection::new(Arc::clone(&node), attachment, stream);
-    node.metrics.data_connections.fetch_add(1, Ordering::Relaxed);
+    let connection = connection::Connection::new(Arc::clone(node), attachment, stream);
     tokio::select! {
         biased;
         () = session.wait_ended() => {}
-        _closing = phases.wait_for(|phase| *phase == Phase::Closing) => {}
         () = connection.run() => {}
     }
-    node.metrics.data_connections.fetch_sub(1, Ordering::Relaxed);
 }
 
 /// Performs the handshake; `None` if the connection was refused.

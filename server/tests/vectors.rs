@@ -1,0 +1,110 @@
+//! The examples of `docs/protocol.md`: computed by the crates that speak the protocol, compared with the file that other
+//! languages check themselves against. A changed line is a changed protocol.
+
+use memkv_core::page::key_digest;
+use memkv_core::route::{Node, order};
+use memkv_core::{Key, PageHasher, SpaceDescription, SpaceId};
+use memkv_transport::auth::{AuthKey, Credential, SessionTranscript};
+use memkv_transport::frame::{FLAG_EXACT, Header, Op};
+use memkv_transport::handshake::Attach;
+use memkv_transport::records;
+use std::fmt::Write as _;
+
+const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").unwrap();
+        text
+    })
+}
+
+fn key(bytes: &[u8]) -> Key<'_> {
+    Key::new(bytes).unwrap()
+}
+
+fn space() -> SpaceId {
+    SpaceDescription::named("default").unwrap().id()
+}
+
+/// Sections 1 to 4.
+fn hashes(out: &mut String) -> std::fmt::Result {
+    let fields = [("model", "llama"), ("dtype", "bf16"), ("page_tokens", "64")];
+    let fields = fields.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    writeln!(out, "1 space name=default: {}", space())?;
+    let described = SpaceDescription::new(fields).unwrap();
+    writeln!(out, "1 space dtype=bf16 model=llama page_tokens=64: {}", described.id())?;
+    let long = [b'x'; 512];
+    for (name, bytes) in [("k", &b"k"[..]), ("512 times x", &long)] {
+        let digest = key_digest(space(), key(bytes));
+        writeln!(out, "2 key digest of {name:?} in name=default: {digest:#018x}")?;
+    }
+    let digest = key_digest(space(), key(b"k"));
+    let page: Vec<u8> = (0..1000_u32).map(|i| (i % 251) as u8).collect();
+    for (name, bytes) in [("\"page\"", &b"page"[..]), ("1000 bytes i mod 251", &page)] {
+        let checksum = PageHasher::oneshot(digest, bytes);
+        writeln!(out, "3 checksum of {name} under key \"k\" in name=default: {checksum:#018x}")?;
+    }
+    let nodes = [Node::new("node-a", 100), Node::new("node-b", 100), Node::new("node-c", 200), Node::new("off", 0)];
+    for name in [&b"k"[..], b"l", b"m", b"n"] {
+        let ids = order(&nodes, key_digest(space(), key(name)));
+        let ids: Vec<_> = ids.into_iter().map(|at| nodes[at].id.as_str()).collect();
+        let name = String::from_utf8_lossy(name);
+        writeln!(out, "4 order for {name:?} over node-a=100 node-b=100 node-c=200 off=0: {}", ids.join(" "))?;
+    }
+    Ok(())
+}
+
+/// Sections 5 and 6.
+fn proofs(out: &mut String) -> std::fmt::Result {
+    let auth = AuthKey::from_hex(KEY).unwrap();
+    let transcript = SessionTranscript {
+        protocol_min: 1,
+        protocol_max: 2,
+        protocol: 1,
+        client_nonce: &[0x11; 32],
+        server_nonce: &[0x22; 32],
+        session_id: &[0x33; 16],
+        node_id: "node-a",
+        key_required: true,
+    };
+    let inputs = format!(
+        "key {KEY}, versions 1 2 1, client nonce 32 times 11, server nonce 32 times 22, session id 16 times 33, node-a, key required"
+    );
+    writeln!(out, "5 with {inputs}:")?;
+    writeln!(out, "5 server proof: {}", hex(&transcript.server_proof(&auth)))?;
+    writeln!(out, "5 client proof: {}", hex(&transcript.client_proof(&auth)))?;
+    let credential = Credential::new(&auth, "/memkv.v1.Kv/Get", 1_700_000_000_000, [0x44; 16]);
+    writeln!(out, "5 credential for /memkv.v1.Kv/Get at 1700000000000 with nonce 16 times 44: {credential}")?;
+    let attach = Attach { session_id: [0x33; 16], client_nonce: [0x55; 32] };
+    let session_key = transcript.session_key(&auth);
+    writeln!(out, "6 attach to that session, client nonce 32 times 55, server nonce 32 times 66:")?;
+    writeln!(out, "6 step 1: {}", hex(&attach.encode()))?;
+    let challenge = attach.challenge(&session_key, &[0x66; 32]);
+    writeln!(out, "6 step 2: {}", hex(&challenge))?;
+    writeln!(out, "6 step 3: {}", hex(&attach.answer(&session_key, &challenge).unwrap()))
+}
+
+/// Section 7.
+fn frames(out: &mut String) -> std::fmt::Result {
+    let ping = Header::request(Op::Ping, 7, SpaceId::default(), 0);
+    writeln!(out, "7 ping with request id 7: {}", hex(&ping.encode(b"")))?;
+    let mut meta = Vec::new();
+    records::push_wanted(&mut meta, 4096, key(b"k"));
+    records::push_wanted(&mut meta, 8192, key(b"key 2"));
+    let mut get = Header::request(Op::Get, 0x0102_0304_0506_0708, space(), 2);
+    get.flags = FLAG_EXACT;
+    get.deadline_ms = 1500;
+    writeln!(out, "7 get of \"k\" into 4096 and \"key 2\" into 8192, exact, 1500 ms, id 0x0102030405060708:")?;
+    writeln!(out, "7 header: {}", hex(&get.encode(&meta)))?;
+    writeln!(out, "7 meta: {}", hex(&meta))
+}
+
+#[test]
+fn the_examples_are_what_the_code_computes() {
+    let mut out = String::from("# Examples for docs/protocol.md; the number is the section. Bytes are in hex, as they travel.\n");
+    hashes(&mut out).and_then(|()| proofs(&mut out)).and_then(|()| frames(&mut out)).unwrap();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/protocol-vectors.txt");
+    let written = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(written == out, "docs/protocol-vectors.txt must be:\n{out}");
+}
