@@ -320,3 +320,33 @@ impl Client {
         self.inner.close();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_fork_it_refuses_to_work_and_leaves_the_parents_things_alone() {
+        let config = Config::builder().without_environment().servers("127.0.0.1:1").build().unwrap();
+        let mut inner = Inner::new(config).unwrap();
+        assert!(inner.check().is_ok());
+        inner.pid = inner.pid.wrapping_add(1);
+        let error = inner.check().unwrap_err();
+        assert!(error.kind() == ErrorKind::Closed && error.to_string().contains("fork"), "{error}");
+        let (handle, server) = (inner.handle.clone(), inner.servers[0].clone());
+        drop(inner);
+        // The runtime still runs, and the servers are still held, as they are in the parent.
+        assert_eq!(crate::blocking::block_on(handle.spawn(async { 7 })).unwrap(), 7);
+        assert!(Arc::strong_count(&server) >= 2);
+    }
+
+    #[test]
+    fn the_error_of_a_config_is_told_before_anything_is_started() {
+        let mut config = Config::default();
+        assert_eq!(settle(config.clone()).unwrap_err().kind(), ErrorKind::Config);
+        config.servers = vec!["a:1*0".parse().unwrap()];
+        assert!(settle(config.clone()).unwrap_err().to_string().contains("weight"));
+        config.servers = vec!["a:1".parse().unwrap(), "a:1".parse().unwrap()];
+        assert!(settle(config).unwrap_err().to_string().contains("twice"));
+    }
+}

@@ -39,13 +39,36 @@ impl fmt::Display for Source {
     }
 }
 
-/// A YAML value: a text, or a list of texts.
+/// A YAML value that may be a list.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Value {
+enum List {
     Text(String),
-    List(Vec<String>),
-    Number(u64),
+    Items(Vec<String>),
+}
+
+impl List {
+    fn joined(self) -> String {
+        match self {
+            Self::Text(text) => text,
+            Self::Items(items) => items.join(","),
+        }
+    }
+}
+
+/// The YAML file. Every scalar is read as the text it is written as: a key of decimal digits is no number.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    servers: Option<List>,
+    auth_key: Option<String>,
+    auth_key_file: Option<String>,
+    transport: Option<String>,
+    rdma_devices: Option<List>,
+    connect_timeout: Option<String>,
+    op_timeout: Option<String>,
+    connections_per_server: Option<String>,
+    client_name: Option<String>,
 }
 
 /// The texts chosen so far, by option name.
@@ -66,19 +89,25 @@ impl Chosen {
         if only_comments {
             return Ok(());
         }
-        let read: BTreeMap<String, Option<Value>> = serde_saphyr::from_str(text)
-            .map_err(|error| bad(format!("not a YAML map of options to texts or lists of texts: {error}")))?;
-        for (key, value) in read {
-            let option = options::OPTIONS.iter().find(|option| option.name == key).ok_or_else(|| {
-                bad(format!("there is no option {key:?}; the options are: {}", options::names()))
-            })?;
-            let value = match value {
-                None => continue,
-                Some(Value::Text(text)) => text,
-                Some(Value::Number(number)) => number.to_string(),
-                Some(Value::List(list)) => list.join(","),
-            };
-            self.add(option, value, Source::Yaml { path: path.to_owned(), key: option.name });
+        let file: File = serde_saphyr::from_str(text).map_err(|error| {
+            bad(format!("not a YAML map of known options ({}): {error}", options::names()))
+        })?;
+        let values = [
+            ("servers", file.servers.map(List::joined)),
+            ("auth_key", file.auth_key),
+            ("auth_key_file", file.auth_key_file),
+            ("transport", file.transport),
+            ("rdma_devices", file.rdma_devices.map(List::joined)),
+            ("connect_timeout", file.connect_timeout),
+            ("op_timeout", file.op_timeout),
+            ("connections_per_server", file.connections_per_server),
+            ("client_name", file.client_name),
+        ];
+        for (name, value) in values {
+            let option = options::named(name).expect("every field of the file is in the table of options");
+            if let Some(value) = value {
+                self.add(option, value, Source::Yaml { path: path.to_owned(), key: option.name });
+            }
         }
         Ok(())
     }
