@@ -6,6 +6,9 @@ and unified radix cache, configured through SGLang's own arguments. Only two thi
 - host memory is not pinned, and SGLang does not hold back its 10 GiB of RAM;
 - the copies between device and host pool, which are CUDA kernels, are done by torch.
 
+SGLang compiles its page hash at first use, which needs ninja and the headers of OpenSSL. Where they are missing, the
+same hash is computed by Python's hashlib.
+
 Instead of a model, deterministic bytes stand for the KV of a page, so that another process can tell what must come
 back.
 """
@@ -14,6 +17,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
+import sys
 import tempfile
 import time
 from array import array
@@ -24,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from sglang.srt import runtime_context
+from sglang.srt.mem_cache import utils as cache_utils
 from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import (
     CacheRequestHandle,
@@ -31,6 +38,7 @@ from sglang.srt.mem_cache.base_prefix_cache import (
     MatchPrefixParams,
 )
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+from sglang.srt.mem_cache.cpp_utils import native_hash
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool, ReqToTokenPool
 from sglang.srt.mem_cache.pool_host import base as host_base
 from sglang.srt.mem_cache.pool_host import common as host_common
@@ -40,6 +48,8 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.server_args import ServerArgs
+
+logger = logging.getLogger(__name__)
 
 BACKEND = {
     "backend_name": "memkv",
@@ -101,10 +111,10 @@ class CpuEngine:
         extra_config: dict[str, Any] | None = None,
         model_name: str = "memkv/demo",
         storage: str | None = "dynamic",
-        metrics: bool = False,
     ) -> None:
-        _run_without_gpu()
+        run_without_gpu()
         self.shape = shape
+        self.model_name = model_name
         tokens = pages * shape.page_tokens
         args = _server_args(shape, model_name, storage, {**BACKEND, **(extra_config or {})})
         _publish(args)
@@ -136,14 +146,17 @@ class CpuEngine:
 
     def compute(self, tokens: list[int]) -> None:
         """Stands for a prefill: fills device pages and inserts them, which starts their backup."""
-        slots = self.allocator.alloc(len(tokens))
-        assert slots is not None, "the device pool is full"
         size = self.shape.page_tokens
-        for page in range(len(tokens) // size):
+        match = self.cache.match_prefix(MatchPrefixParams(key=self._key(tokens)))
+        known = self.cache.path_device_indices(match.last_device_node)[: match.device_prefix_len]
+        fresh = self.allocator.alloc(len(tokens) - len(known))
+        assert fresh is not None, "the device pool is full"
+        slots = torch.cat([known, fresh])
+        for page in range(len(known) // size, len(tokens) // size):
             content = page_content(self.shape, tokens, page)
+            rows = slots[page * size : (page + 1) * size]
             for layer, halves in enumerate(self._device_layers()):
                 for half, buffer in enumerate(halves):
-                    rows = slots[page * size : (page + 1) * size]
                     _bytes(buffer)[rows] = content[layer, half]
         self.cache.insert(InsertParams(key=self._key(tokens), value=slots))
         self.cache.flush_pending_backups()
@@ -287,14 +300,33 @@ def _publish(args: ServerArgs) -> None:
     runtime_context.get_parallel().override_permanently(tp_rank=0, pp_rank=0, attn_tp_rank=0, attn_dp_rank=0)
 
 
-def _run_without_gpu() -> None:
-    """Takes CUDA out of SGLang's host pools."""
+def run_without_gpu() -> None:
+    """Takes CUDA out of SGLang's host pools, and the compiler where there is none."""
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    try:
+        native_hash.get_native_hash(array("q", [1]), None, 1)
+    except RuntimeError as error:
+        logger.warning("SGLang's page hash cannot be compiled here (%s); Python computes it", error)
+        cache_utils.get_native_hash = page_hashes
     host_base.HICACHE_HOST_MEMORY_RESERVE_BYTES = 0
     host_common.ALLOC_MEMORY_FUNCS["cpu"] = _allocate_unpinned
     host_base.HostKVCache.pin_memory = property(lambda pool: False, lambda pool, value: None)
     for pool in (MHATokenToKVPoolHost, MLATokenToKVPoolHost):
         pool.backup_from_device_all_layer = _copy_to_host
         pool.load_to_device_per_layer = _copy_to_device
+
+
+def page_hashes(tokens: Any, prior: bytes | None, page_size: int | None = None) -> str | list[str]:
+    """The page hash chain: SHA-256 over the previous hash and the page's tokens as 32-bit little-endian words."""
+    raw = getattr(tokens, "raw_token_ids", lambda: tokens)()
+    words = np.asarray(raw[: len(tokens)], dtype="<u4")
+    if page_size is None:
+        return hashlib.sha256((prior or b"") + words.tobytes()).hexdigest()
+    digests = []
+    for start in range(0, len(words) - page_size + 1, page_size):
+        prior = hashlib.sha256((prior or b"") + words[start : start + page_size].tobytes()).digest()
+        digests.append(prior.hex())
+    return digests
 
 
 def _allocate_unpinned(

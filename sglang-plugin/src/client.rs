@@ -4,7 +4,8 @@ use crate::convert::{Keys, setting, space_description};
 use crate::errors::{BadInputError, ClosedError, ConfigError, to_python};
 use crate::process::OwnProcess;
 use crate::space::Space;
-use memkv_client::{Config, blocking};
+use memkv_client::config::{self, CONFIG_ENV, OPTIONS};
+use memkv_client::{Config, OpStats, ServerState, ServerStats, blocking};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use std::collections::BTreeMap;
@@ -176,10 +177,12 @@ impl Client {
         views
             .into_iter()
             .map(|view| {
+                let (state, reason) = state_of(&view.state);
                 let entry = PyDict::new(py);
-                entry.set_item("id", view.id)?;
-                entry.set_item("address", view.address)?;
-                entry.set_item("state", view.state.name())?;
+                entry.set_item("id", view.address.id)?;
+                entry.set_item("address", format!("{}:{}", view.address.host, view.address.port))?;
+                entry.set_item("state", state)?;
+                entry.set_item("reason", reason)?;
                 entry.set_item("connections", view.connections)?;
                 entry.set_item("last_error", view.last_error)?;
                 Ok(entry)
@@ -189,10 +192,32 @@ impl Client {
 
     /// Counters since the client was made. Takes no lock and asks no server.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let found = self.connection.client()?.stats();
         let stats = PyDict::new(py);
-        for (name, value) in self.connection.client()?.stats().fields() {
-            stats.set_item(name, value)?;
+        for (name, op) in [
+            ("exists", &found.exists),
+            ("get", &found.get),
+            ("put", &found.put),
+            ("delete", &found.delete),
+            ("touch", &found.touch),
+        ] {
+            stats.set_item(name, op_stats(py, op)?)?;
         }
+        for (name, count) in [
+            ("misses", found.misses),
+            ("already_stored", found.already_stored),
+            ("size_mismatches", found.size_mismatches),
+            ("too_large", found.too_large),
+            ("busy", found.busy),
+            ("corrupt", found.corrupt),
+            ("unavailable", found.unavailable),
+            ("timed_out", found.timed_out),
+            ("denied", found.denied),
+        ] {
+            stats.set_item(name, count)?;
+        }
+        let servers: PyResult<Vec<_>> = found.servers.iter().map(|server| server_stats(py, server)).collect();
+        stats.set_item("servers", servers?)?;
         Ok(stats)
     }
 
@@ -255,18 +280,69 @@ fn load_config(
     file: Option<PathBuf>,
     overrides: Option<&Bound<'_, PyDict>>,
 ) -> PyResult<Config> {
-    let mut builder = Config::builder();
-    if let Some(file) = file {
-        builder = builder.file(file);
+    let mut environment = BTreeMap::new();
+    for name in OPTIONS.iter().map(|option| option.env).chain([CONFIG_ENV]) {
+        if let Some(value) = std::env::var_os(name) {
+            let value = value
+                .into_string()
+                .map_err(|_| ConfigError::new_err(format!("environment variable {name}: not valid UTF-8")))?;
+            environment.insert(name.to_owned(), value);
+        }
     }
+    if let Some(file) = file {
+        let path = file
+            .into_os_string()
+            .into_string()
+            .map_err(|_| BadInputError::new_err("the path of the configuration file is not valid UTF-8"))?;
+        environment.insert(CONFIG_ENV.to_owned(), path);
+    }
+    let mut explicit = Vec::new();
     if let Some(servers) = servers.filter(|servers| !servers.is_none()) {
-        builder = builder.set("servers", &setting("servers", servers)?);
+        explicit.push(("servers".to_owned(), setting("servers", servers)?));
     }
     for (name, value) in overrides.into_iter().flat_map(|overrides| overrides.iter()) {
         let name: String = name.extract()?;
-        builder = builder.set(&name, &setting(&name, &value)?);
+        let value = setting(&name, &value)?;
+        explicit.push((name, value));
     }
-    builder.build().map_err(|error| to_python(&error))
+    config::resolve(&environment, &explicit, &|path| std::fs::read_to_string(path))
+        .map_err(|error| to_python(&error))
+}
+
+/// The state's name, and why a server is not used.
+fn state_of(state: &ServerState) -> (&'static str, Option<&str>) {
+    match state {
+        ServerState::Ready => ("ready", None),
+        ServerState::Connecting => ("connecting", None),
+        ServerState::Suspect { reason } => ("suspect", Some(reason)),
+    }
+}
+
+/// The counters of one kind of operation.
+fn op_stats<'py>(py: Python<'py>, stats: &OpStats) -> PyResult<Bound<'py, PyDict>> {
+    let OpStats { calls, keys, ok, bytes, micros } = *stats;
+    let entry = PyDict::new(py);
+    entry.set_item("calls", calls)?;
+    entry.set_item("keys", keys)?;
+    entry.set_item("ok", ok)?;
+    entry.set_item("bytes", bytes)?;
+    entry.set_item("micros", micros)?;
+    Ok(entry)
+}
+
+/// One server's counters.
+fn server_stats<'py>(py: Python<'py>, stats: &ServerStats) -> PyResult<Bound<'py, PyDict>> {
+    let ServerStats { id, available, connections, completed, timeouts, broken, breaker_opened, sessions } = stats;
+    let entry = PyDict::new(py);
+    entry.set_item("id", id)?;
+    entry.set_item("available", available)?;
+    entry.set_item("connections", connections)?;
+    entry.set_item("completed", completed)?;
+    entry.set_item("timeouts", timeouts)?;
+    entry.set_item("broken", broken)?;
+    entry.set_item("breaker_opened", breaker_opened)?;
+    entry.set_item("sessions", sessions)?;
+    Ok(entry)
 }
 
 /// Memory announced for transfers: start to bytes and count of announcements. Ranges do not overlap.

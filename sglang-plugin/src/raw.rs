@@ -38,6 +38,13 @@ impl Pieces {
         self.sizes[pieces].iter().fold(0_usize, |sum, &size| sum.saturating_add(size))
     }
 
+    /// An address that belongs to two pieces, if there is one.
+    pub(crate) fn overlap(&self) -> Option<usize> {
+        let mut ranges: Vec<(usize, usize)> = self.ptrs.iter().copied().zip(self.sizes.iter().copied()).collect();
+        ranges.sort_unstable();
+        ranges.windows(2).find(|pair| pair[0].0 + pair[0].1 > pair[1].0).map(|pair| pair[1].0)
+    }
+
     /// Moves the pages `first..first + keys.len()`.
     pub(crate) fn transfer(
         &self,
@@ -52,8 +59,9 @@ impl Pieces {
             self.ptrs[range.clone()].iter().map(|&ptr| std::ptr::with_exposed_provenance_mut(ptr)).collect();
         let pieces = RawPieces { ptrs: &ptrs, lens: &self.sizes[range], per_page: self.per_page };
         match direction {
-            // SAFETY: the pieces are valid for writes and used by nobody else until this call returns; the
-            // caller of the Python method promises it, see the module's documentation.
+            // SAFETY: the pieces are valid for reads and writes and used by nobody else until this call returns; the
+            // caller of the Python method promises it, see the module's documentation. They do not overlap: the only
+            // caller of this function asks `overlap` first.
             Direction::Get => unsafe { space.get_into_raw(keys, pieces, out) },
             // SAFETY: the pieces are valid for reads and nobody writes them until this call returns; the caller
             // of the Python method promises it, see the module's documentation.

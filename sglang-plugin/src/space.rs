@@ -6,10 +6,10 @@
 
 use crate::client::Connection;
 use crate::convert::{Keys, integers};
-use crate::errors::{BadInputError, to_python};
+use crate::errors::{BadInputError, UnavailableError, to_python};
 use crate::pages::PageMap;
 use crate::raw::{Direction, Pieces};
-use memkv_client::{BatchReport, Error, PageOutcome, blocking};
+use memkv_client::{BatchReport, Error, ErrorKind, PageOutcome, blocking};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::ops::Range;
@@ -178,7 +178,15 @@ impl Space {
     fn clear(&self, py: Python<'_>) -> PyResult<(u64, u64)> {
         self.connection.check()?;
         let report = py.detach(|| self.space.clear()).map_err(|error| to_python(&error))?;
-        Ok((report.pages, report.bytes))
+        if report.failed.is_empty() {
+            return Ok((report.removed_pages, report.removed_bytes));
+        }
+        let failed: Vec<String> = report.failed.iter().map(|(server, error)| format!("{server}: {error}")).collect();
+        Err(UnavailableError::new_err(format!(
+            "{} pages are cleared, but not those of {}",
+            report.removed_pages,
+            failed.join("; ")
+        )))
     }
 }
 
@@ -188,10 +196,14 @@ impl Space {
         Self { connection, space }
     }
 
-    /// Reads one page of unknown length.
+    /// Reads one page of unknown length. A server that does not answer is a miss.
     pub(crate) fn get_one(&self, py: Python<'_>, key: &Keys) -> PyResult<Option<Vec<u8>>> {
         self.connection.check()?;
-        py.detach(|| self.space.get(key.slices()[0])).map_err(|error| to_python(&error))
+        match py.detach(|| self.space.get(key.slices()[0])) {
+            Ok(page) => Ok(page),
+            Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => Ok(None),
+            Err(error) => Err(to_python(&error)),
+        }
     }
 
     /// Stores one page; false if it could not be stored.
@@ -206,7 +218,7 @@ impl Space {
         &self,
         py: Python<'_>,
         keys: &Keys,
-        question: impl Fn(&blocking::Space, &[&[u8]], &mut [bool]) -> Result<BatchReport, Error> + Send,
+        question: impl Fn(&blocking::Space, &[&[u8]], &mut [bool]) -> Result<BatchReport, Error> + Sync,
     ) -> PyResult<BatchResult> {
         self.connection.check()?;
         let mut flags = vec![false; keys.len()];
@@ -242,6 +254,9 @@ impl Space {
                 pieces.ptrs.len() / pieces.per_page.max(1),
                 keys.len()
             )));
+        }
+        if let Some(address) = pieces.overlap().filter(|_| matches!(direction, Direction::Get)) {
+            return Err(BadInputError::new_err(format!("two destinations share the memory at {address:#x}")));
         }
         let pace = Pace::new(seconds, self.connection.op_timeout());
         let moved = py.detach(|| {

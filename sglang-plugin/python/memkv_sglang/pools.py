@@ -90,7 +90,7 @@ def view_pool(pool: Any, name: str, *, as_tensors: bool = False) -> PoolView:
         "dtype": _dtype(pool),
         "page_tokens": _page_tokens(pool),
     }
-    if _is_logical(pool):
+    if _is_logical(pool, common["page_tokens"]):
         return PoolView(**common, page_bytes=0, serial=FLAT, logical=True)
     dummy = _dummy_page(pool)
     flat_dtype = None if dummy is None else dummy.dtype
@@ -266,8 +266,12 @@ def _dummy_page(pool: Any) -> torch.Tensor | None:
     return page if isinstance(page, torch.Tensor) and page.numel() > 0 else None
 
 
-def _is_logical(pool: Any) -> bool:
-    return getattr(pool, "kv_buffer", None) is None and not buffers(pool)
+def _is_logical(pool: Any, page_tokens: int) -> bool:
+    """Whether the pool says by all its interfaces that it has no bytes; a doubt must not become a false success."""
+    if getattr(pool, "kv_buffer", pool) is not None or buffers(pool):
+        return False
+    meta = getattr(pool, "get_page_buffer_meta", None)
+    return meta is not None and meta(torch.arange(page_tokens, dtype=torch.int64)) is None
 
 
 def _page_tokens(pool: Any) -> int:

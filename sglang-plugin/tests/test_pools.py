@@ -1,0 +1,236 @@
+"""Every kind of host pool, byte for byte through every interface, on real daemons.
+
+One backend writes; the pool is wiped; another backend reads into other pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from sglang.srt.mem_cache.hicache_storage import PoolName, PoolTransfer
+
+import host_pools
+from conftest import Daemon
+from host_pools import CASES, Case
+from rig import attach, keys
+
+pytestmark = pytest.mark.server
+
+WRITTEN = [9, 2, 5, 0, 11]
+READ = [1, 8, 0, 10, 4]
+
+case_of = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+
+
+def check_moved(pool: Any, before: list[list[bytes]]) -> None:
+    """The read pages hold what the written ones held; every other byte of the pool is still zero."""
+    for page, expected in zip(READ, before, strict=True):
+        assert host_pools.page_bytes(pool, page) == expected
+    for page in set(range(host_pools.PAGES)) - set(READ):
+        assert not any(any(part) for part in host_pools.page_bytes(pool, page))
+
+
+def filled(case: Case) -> tuple[Any, list[list[bytes]]]:
+    pool = case.make()
+    host_pools.fill(pool, seed=hash(case.id) % 2**31)
+    return pool, [host_pools.page_bytes(pool, page) for page in WRITTEN]
+
+
+@case_of
+def test_v1(case: Case, cluster: list[Daemon], unique: str) -> None:
+    pool, before = filled(case)
+    names = keys(len(WRITTEN))
+    writer = attach(cluster, unique, pool)
+    assert writer.batch_set_v1(names, host_pools.slots(pool, WRITTEN)) == [True] * len(names)
+    writer.close()
+    host_pools.wipe(pool)
+    reader = attach(cluster, unique, pool)
+    assert reader.batch_exists(names) == len(names)
+    assert reader.batch_get_v1(names, host_pools.slots(pool, READ)) == [True] * len(names)
+    reader.close()
+    check_moved(pool, before)
+
+
+@case_of
+def test_v2(case: Case, cluster: list[Daemon], unique: str) -> None:
+    pool, before = filled(case)
+    names = keys(len(WRITTEN))
+    anchor = host_pools.logical()
+
+    def transfer(pages: list[int]) -> list[PoolTransfer]:
+        return [PoolTransfer(name=PoolName.SWA, host_indices=host_pools.slots(pool, pages), keys=names)]
+
+    writer = attach(cluster, unique, anchor, {PoolName.SWA: pool})
+    assert writer.batch_set_v2(transfer(WRITTEN)) == {PoolName.SWA: [True] * len(names)}
+    writer.close()
+    host_pools.wipe(pool)
+    reader = attach(cluster, unique, anchor, {PoolName.SWA: pool})
+    assert reader.batch_get_v2(transfer(READ)) == {PoolName.SWA: [True] * len(names)}
+    reader.close()
+    check_moved(pool, before)
+
+
+def write_v0(backend: Any, pool: Any, names: list[str]) -> None:
+    """What SGLang's controller does without ``interface_v1``."""
+    pages = [pool.get_data_page(slot) for slot in host_pools.slots(pool, WRITTEN)[:: pool.page_size].tolist()]
+    assert backend.batch_set(names, pages) is True
+
+
+def read_v0(backend: Any, pool: Any, names: list[str]) -> None:
+    targets = [pool.get_dummy_flat_data_page() for _ in names]
+    found = backend.batch_get(names, targets)
+    for slot, target, page in zip(host_pools.slots(pool, READ)[:: pool.page_size], targets, found, strict=True):
+        assert page is target
+        pool.set_from_flat_data_page(int(slot), page)
+
+
+def write_v1(backend: Any, pool: Any, names: list[str]) -> None:
+    assert all(backend.batch_set_v1(names, host_pools.slots(pool, WRITTEN)))
+
+
+def read_v1(backend: Any, pool: Any, names: list[str]) -> None:
+    assert all(backend.batch_get_v1(names, host_pools.slots(pool, READ)))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.flat], ids=lambda case: case.id)
+def test_v0(case: Case, cluster: list[Daemon], unique: str) -> None:
+    pool, before = filled(case)
+    names = keys(len(WRITTEN))
+    extra = {"interface_v1": 0}
+    writer = attach(cluster, unique, pool, extra=extra)
+    write_v0(writer, pool, names)
+    writer.close()
+    host_pools.wipe(pool)
+    reader = attach(cluster, unique, pool, extra=extra)
+    read_v0(reader, pool, names)
+    assert reader.exists(names[0])
+    assert not reader.exists("absent")
+    assert reader.get("absent", pool.get_dummy_flat_data_page()) is None
+    reader.close()
+    check_moved(pool, before)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.flat], ids=lambda case: case.id)
+@pytest.mark.parametrize(
+    ("write", "read", "writes_v1"), [(write_v0, read_v1, 0), (write_v1, read_v0, 1)], ids=["v0-v1", "v1-v0"]
+)
+def test_v0_and_v1_share_pages_or_keep_apart(
+    case: Case,
+    write: Callable[..., None],
+    read: Callable[..., None],
+    writes_v1: int,
+    cluster: list[Daemon],
+    unique: str,
+) -> None:
+    pool, before = filled(case)
+    names = keys(len(WRITTEN))
+    writer = attach(cluster, unique, pool, extra={"interface_v1": writes_v1})
+    write(writer, pool, names)
+    writer.close()
+    host_pools.wipe(pool)
+    reader = attach(cluster, unique, pool, extra={"interface_v1": 1 - writes_v1})
+    if reader.batch_exists(names):
+        read(reader, pool, names)
+        check_moved(pool, before)
+    else:
+        # Only pools whose pieces cannot be shown to spell the flat page may keep apart.
+        assert case.id.startswith(("mamba", "v4_paged-layer_first", "v4_state-layer_first"))
+        assert reader.batch_get_v1(names, host_pools.slots(pool, READ)) == [False] * len(names)
+    reader.close()
+
+
+@case_of
+def test_how_a_pool_is_reached(case: Case) -> None:
+    from memkv_sglang import pools
+
+    view = pools.view_pool(case.make(), "x")
+    assert ("addressed" if view.page_map else "copied") == case.how
+    assert not view.logical
+
+
+def test_an_asymmetric_pool_without_addresses_is_refused(cluster: list[Daemon], unique: str) -> None:
+    pool = host_pools.mha("page_first", v_head_dim=4)
+    with pytest.raises(ValueError, match="interface_v1"):
+        attach(cluster, unique, pool, extra={"interface_v1": 0})
+
+
+def test_heads_are_shared_between_engines_of_different_tensor_parallel_size(
+    cluster: list[Daemon], unique: str
+) -> None:
+    """One rank with two heads writes; two ranks with one head each read their half, and back."""
+    names = keys(len(WRITTEN))
+    wide = host_pools.mha("page_head")
+    host_pools.fill(wide, 3)
+    lcm = {"tp_lcm_size": 2, "should_split_heads": True}
+    writer = attach(cluster, unique, wide, **lcm)
+    assert all(writer.batch_set_v1(names, host_pools.slots(wide, WRITTEN)))
+    for rank in range(2):
+        narrow = one_head()
+        reader = attach(cluster, unique, narrow, tp_rank=rank, tp_size=2, tp_lcm_size=2)
+        assert reader.batch_exists(names) == len(names)
+        assert all(reader.batch_get_v1(names, host_pools.slots(narrow, READ)))
+        for theirs, ours in zip(WRITTEN, READ, strict=True):
+            read, written = narrow.kv_buffer[:, ours, 0], wide.kv_buffer[:, theirs, rank]
+            assert torch.equal(read.contiguous().view(torch.int16), written.contiguous().view(torch.int16))
+        reader.close()
+    before = [host_pools.page_bytes(wide, page) for page in WRITTEN]
+    host_pools.wipe(wide)
+    assert all(writer.batch_get_v1(names, host_pools.slots(wide, READ)))
+    check_moved(wide, before)
+    writer.close()
+
+
+def one_head() -> Any:
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+    from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
+
+    device = MHATokenToKVPool(
+        size=host_pools.PAGES * host_pools.PAGE,
+        page_size=host_pools.PAGE,
+        dtype=torch.bfloat16,
+        head_num=1,
+        head_dim=8,
+        layer_num=host_pools.LAYERS,
+        device="cpu",
+        enable_memory_saver=False,
+    )
+    return MHATokenToKVPoolHost(
+        device.get_device_pool_infos()[0].buffer_info,
+        1.0,
+        0,
+        host_pools.PAGE,
+        "page_head",
+        pin_memory=False,
+        device_capacity_tokens=device.size,
+        start_layer=device.start_layer,
+        end_layer=device.end_layer,
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"tp_lcm_size": 3, "tp_size": 2}, "multiple"),
+        ({"tp_lcm_size": 4}, "divide the heads"),
+    ],
+)
+def test_heads_that_cannot_be_divided_are_refused(
+    fields: dict[str, int], text: str, cluster: list[Daemon], unique: str
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        attach(cluster, unique, host_pools.mha("page_head"), should_split_heads=True, **fields)
+
+
+def test_heads_are_not_divided_without_addresses(cluster: list[Daemon], unique: str) -> None:
+    with pytest.raises(ValueError, match="interface_v1"):
+        attach(
+            cluster,
+            unique,
+            host_pools.mha("page_head"),
+            extra={"interface_v1": 0},
+            should_split_heads=True,
+            tp_lcm_size=2,
+        )
