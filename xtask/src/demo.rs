@@ -23,41 +23,56 @@ const PAGES: u32 = 256;
 /// The server that is killed.
 const VICTIM: usize = 1;
 
-/// `cargo xtask demo [--quick] [--pages N]`.
-pub(crate) fn run(context: &Context, args: &[String]) -> Result<()> {
-    let mut is_quick = false;
-    let mut pages = PAGES;
-    let mut rest = args.iter();
-    while let Some(arg) = rest.next() {
-        match arg.as_str() {
-            "--quick" => is_quick = true,
-            "--pages" => {
-                pages = rest.next().and_then(|n| n.parse().ok()).context("--pages needs a number")?
+/// What the person asked for.
+struct Options {
+    quick: bool,
+    profile: Profile,
+    pages: u32,
+}
+
+impl Options {
+    fn parse(args: &[String]) -> Result<Self> {
+        let mut options = Self { quick: false, profile: Profile::Release, pages: PAGES };
+        let mut rest = args.iter();
+        while let Some(arg) = rest.next() {
+            match arg.as_str() {
+                "--quick" => options.quick = true,
+                "--dev" => options.profile = Profile::Dev,
+                "--pages" => {
+                    options.pages =
+                        rest.next().and_then(|n| n.parse().ok()).context("--pages needs a number")?;
+                }
+                _ => bail!("usage: cargo xtask demo [--quick] [--dev] [--pages N]"),
             }
-            _ => bail!("usage: cargo xtask demo [--quick] [--pages N]"),
         }
+        ensure!((1..=512).contains(&options.pages), "--pages takes a number from 1 to 512");
+        Ok(options)
     }
-    ensure!((1..=1024).contains(&pages), "--pages takes a number from 1 to 1024");
-    say("MemKV demo: three servers, two engines, one crash\n");
+}
+
+/// `cargo xtask demo [--quick] [--dev] [--pages N]`.
+pub(crate) fn run(context: &Context, args: &[String]) -> Result<()> {
+    let Options { quick: is_quick, profile, pages } = Options::parse(args)?;
+    say("MemKV demo: three servers, three engine processes, one crash\n");
+    build(context, profile)?;
     if is_quick {
-        let mut packages = vec!["build", "--release", "--bins", "--example", "demo_engine"];
-        packages.extend(["-p", "memkv-server", "-p", "memkv-cli", "-p", "memkv-client"]);
-        step(
-            context,
-            "build the daemon, the CLI and the client (release)",
-            "build",
-            context.cargo(&packages),
-        )?;
-        return quick(context, Profile::Release, pages);
+        return quick(context, profile, pages);
     }
-    let packages = ["build", "--release", "--bins", "-p", "memkv-server", "-p", "memkv-cli"];
-    step(context, "build the daemon and the CLI (release)", "build", context.cargo(&packages))?;
     let venv = venv(context, Purpose::Sglang)?;
-    let file = wheel::build(context, &venv, Profile::Release)?;
+    let file = wheel::build(context, &venv, profile)?;
     wheel::install(context, &venv, &file)?;
     say(&format!("\nThe engine is SGLang's own code: {}.", venv.sglang));
     let engine = || venv.run(context, &["sglang-plugin/demo/engine.py"]);
-    story(context, Profile::Release, DRAM, pages, &engine)
+    story(context, profile, DRAM, pages, &engine)
+}
+
+/// Builds the same packages for both demos, so that one after the other builds nothing twice.
+fn build(context: &Context, profile: Profile) -> Result<()> {
+    let mut command =
+        context.cargo(&["build", "--profile", profile.name(), "--bins", "--example", "demo_engine"]);
+    command.args(["-p", "memkv-server", "-p", "memkv-cli", "-p", "memkv-client"]);
+    let title = format!("build the daemon, the CLI and the client ({})", profile.name());
+    step(context, &title, "build", command)
 }
 
 /// The demo without Python; everything it runs has been built.

@@ -35,14 +35,14 @@ struct Command {
 const COMMANDS: &[Command] = &[
     Command {
         name: "demo",
-        usage: "demo [--quick] [--pages N]",
-        about: "Three servers, two SGLang processes, one crash; --quick: without Python",
+        usage: "demo [--quick] [--dev] [--pages N]",
+        about: "The product at work, with SGLang; --quick: without Python",
         run: demo::run,
     },
     Command {
         name: "test",
         usage: "test [--filter TEXT]",
-        about: "Every test: Rust, Python with the real sglang package, and the quick demo",
+        about: "Every test: Rust, Python with sglang, the quick demo",
         run: test::run,
     },
     Command {
@@ -60,13 +60,13 @@ const COMMANDS: &[Command] = &[
     Command {
         name: "bench",
         usage: "bench [ARGS …]",
-        about: "Builds the daemon and memkv-bench in release and runs memkv-bench with ARGS",
+        about: "Runs the load generator in release",
         run: smaller::bench,
     },
     Command {
         name: "docs",
         usage: "docs",
-        about: "Writes the generated documents again: docs/cli.md",
+        about: "Writes the generated documents again",
         run: smaller::docs,
     },
 ];
@@ -101,7 +101,7 @@ fn main() -> ExitCode {
 fn help() -> String {
     let mut text = String::from("Every command of this repository:\n");
     for command in COMMANDS {
-        text.push_str(&format!("\n  cargo xtask {:<28} {}", command.usage, command.about));
+        text.push_str(&format!("\n  cargo xtask {:<41} {}", command.usage, command.about));
     }
     text
 }
@@ -115,7 +115,7 @@ mod tests {
         let text = help();
         for command in COMMANDS {
             assert!(command.usage.starts_with(command.name));
-            assert!(command.usage.len() <= 28, "{} is too long for its column", command.usage);
+            assert!(command.usage.len() <= 41, "{} is too long for its column", command.usage);
             assert!(text.contains(command.about));
         }
     }

@@ -22,7 +22,7 @@ pub(crate) async fn run(subject: Option<Subject>, fleet: &Fleet, output: &Output
             let selector = Selector::parse(&space)?;
             let spaces = fleet.spaces().await?;
             output.say_unreachable(&spaces.unreachable);
-            output.show(selector.find(&spaces.spaces)?, |space, style| render::space(space, style))
+            output.show(selector.find(&spaces.spaces)?, render::space)
         }
         Some(Subject::Key { space, key, verify }) => inspect_key(fleet, output, &space, &key, verify).await,
     }
