@@ -3,10 +3,14 @@
 //! The checksum is XXH3-64 over the page's bytes, seeded with the [key digest](key_digest). The seed ties the
 //! bytes to the space and key they were put under: a store that mixes up two pages, or a key that lost a bit
 //! on its way, is found by the reader exactly like a flipped bit in the page.
+//!
+//! Codec and flags say what the bytes mean, so the checksum covers them too: [`PageMeta::checksum_of`] folds them
+//! into the hash of the bytes. A raw page without flags has the plain hash.
 
 use crate::{Key, SpaceId};
 use std::hash::Hasher as _;
 use twox_hash::XxHash3_64;
+use twox_hash::xxhash3_64::{DEFAULT_SECRET_LENGTH, RawHasher, SecretBuffer};
 
 /// What describes a stored page, independent of any process that wrote it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -19,6 +23,15 @@ pub struct PageMeta {
     pub flags: u16,
     /// The page's checksum, see [`PageHasher`].
     pub checksum: u64,
+}
+
+impl PageMeta {
+    /// The checksum of a page with this codec and these flags, whose bytes have the given [`PageHasher`] hash:
+    /// `hash ^ mix(codec << 16 | flags)`, where `mix` is the finaliser of SplitMix64; `mix(0)` is 0.
+    #[must_use]
+    pub fn checksum_of(&self, hash: u64) -> u64 {
+        hash ^ crate::route::mix(u64::from(self.codec) << 16 | u64::from(self.flags))
+    }
 }
 
 /// Digest of a space and key: XXH3-64 (seed 0) over the 16 bytes of the space, then the key.
@@ -34,14 +47,16 @@ pub fn key_digest(space: SpaceId, key: Key<'_>) -> u64 {
     XxHash3_64::oneshot(&joined[..16 + bytes.len()])
 }
 
-/// Computes a page's checksum over its pieces in order.
-pub struct PageHasher(XxHash3_64);
+/// Computes a page's checksum over its pieces in order. Allocates nothing.
+pub struct PageHasher(RawHasher<[u8; DEFAULT_SECRET_LENGTH]>);
 
 impl PageHasher {
     /// Starts the checksum of the page whose key has this [`key_digest`].
     #[must_use]
     pub fn new(key_digest: u64) -> Self {
-        Self(XxHash3_64::with_seed(key_digest))
+        let secret = SecretBuffer::with_seed(key_digest, [0; DEFAULT_SECRET_LENGTH]);
+        let Ok(secret) = secret else { unreachable!("the array has the length that is asked for") };
+        Self(RawHasher::new(secret))
     }
 
     /// Adds the next piece of the page.
@@ -76,6 +91,20 @@ mod tests {
         assert_ne!(digest, key_digest(SpaceId([1; 16]), other));
         assert_ne!(PageHasher::oneshot(digest, b"page"), PageHasher::oneshot(digest ^ 1, b"page"));
         assert_ne!(PageHasher::oneshot(digest, b"page"), PageHasher::oneshot(digest, b"pagf"));
+    }
+
+    #[test]
+    fn the_checksum_covers_codec_and_flags() {
+        let raw = PageMeta::default();
+        assert_eq!(raw.checksum_of(77), 77);
+        let mut seen = std::collections::HashSet::from([77]);
+        for bit in 0..24 {
+            let (codec, flags) = if bit < 8 { (1 << bit, 0) } else { (0, 1 << (bit - 8)) };
+            assert!(
+                seen.insert(PageMeta { codec, flags, ..raw }.checksum_of(77)),
+                "bit {bit} is not covered"
+            );
+        }
     }
 
     proptest! {
