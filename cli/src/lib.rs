@@ -30,12 +30,7 @@ use std::process::ExitCode;
 pub fn run() -> ExitCode {
     let cli = match args::Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are answers, not errors; clap knows which stream each goes to.
-            let code = if error.use_stderr() { ExitCode::from(Code::Usage as u8) } else { ExitCode::SUCCESS };
-            drop(error.print());
-            return code;
-        }
+        Err(error) => return usage(&error),
     };
     match execute(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -49,6 +44,18 @@ pub fn run() -> ExitCode {
             ExitCode::from(failure.code as u8)
         }
     }
+}
+
+/// Prints what clap has to say. Help and version are answers; the rest are errors with a hint, like ours.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        drop(error.print());
+        return ExitCode::SUCCESS;
+    }
+    let text = error.render().to_string();
+    let (text, _) = text.split_once("\nFor more information").unwrap_or((&text, ""));
+    eprintln!("{}\nhint: `memkv-cli --help` and `memkv-cli COMMAND --help` show examples", text.trim_end());
+    ExitCode::from(Code::Usage as u8)
 }
 
 fn execute(cli: args::Cli) -> Result<(), Failure> {

@@ -1,7 +1,7 @@
 //! Draws views for people. Pure functions: values and a [`Style`] in, text out.
 
 use crate::table::{Align, Style, Table, fields};
-use crate::units::{bytes, count, duration, percent, ratio, short_count};
+use crate::units::{bytes, count, duration, percent, plural, ratio, short_count};
 use crate::view::{
     Answers, Cluster, Diagnosis, KeyPlace, Listing, Page, Pings, RouteStep, Server, Session, Space, Spaces,
     Status,
@@ -25,10 +25,10 @@ pub(crate) fn cluster(cluster: &Cluster, style: Style) -> String {
     let total = &cluster.total;
     let mut text = table.draw(style);
     text.push_str(&format!(
-        "\n{} of {} servers answer · {} pages · {} of {} ({}) · hits {}\n",
+        "\n{} of {} answer · {} · {} of {} ({}) · hits {}\n",
         total.reachable,
-        total.servers,
-        count(total.pages),
+        plural(total.servers as u64, "server"),
+        plural(total.pages, "page"),
         bytes(total.used_bytes),
         bytes(total.capacity_bytes),
         percent(ratio(total.used_bytes, total.capacity_bytes)),
@@ -249,8 +249,8 @@ pub(crate) fn space(space: &Space, style: Style) -> String {
     }
     text.push_str(&table.draw(style));
     text.push_str(&format!(
-        "\n{} pages · {} · hits {}\n",
-        count(space.pages),
+        "\n{} · {} · hits {}\n",
+        plural(space.pages, "page"),
         bytes(space.page_bytes),
         percent(space.hit_ratio)
     ));
@@ -387,8 +387,8 @@ pub(crate) fn diagnosis(diagnosis: &Diagnosis, style: Style) -> String {
         }
     }
     let notes = diagnosis.findings.iter().filter(|finding| finding.level == "note").count();
-    let plural = |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
-    text.push_str(&format!("\n{}, {}\n", plural(diagnosis.problems, "problem"), plural(notes, "note")));
+    let problems = plural(diagnosis.problems as u64, "problem");
+    text.push_str(&format!("\n{problems}, {}\n", plural(notes as u64, "note")));
     text
 }
 

@@ -29,6 +29,11 @@ pub(crate) fn count(count: u64) -> String {
     text
 }
 
+/// A count and its noun: `1 page`, `1,024 pages`.
+pub(crate) fn plural(number: u64, noun: &str) -> String {
+    format!("{} {noun}{}", count(number), if number == 1 { "" } else { "s" })
+}
+
 /// A count in at most 6 characters: `9,999`, `12.3k`, `1.2M`.
 pub(crate) fn short_count(number: u64) -> String {
     const UNITS: [&str; 5] = ["k", "M", "G", "T", "P"];
@@ -99,6 +104,7 @@ mod tests {
     #[test]
     fn counts_are_readable() {
         assert_eq!([0, 999, 1_000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([plural(1, "page"), plural(1024, "page")], ["1 page", "1,024 pages"]);
         assert_eq!([9_999, 10_000, 123_456, 999_999].map(short_count), ["9,999", "10.0k", "123k", "1.0M"]);
     }
 

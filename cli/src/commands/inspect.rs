@@ -33,7 +33,9 @@ async fn cluster(fleet: &Fleet, output: &Output) -> Result<(), Failure> {
     output.show(&cluster, render::cluster)?;
     for server in &cluster.servers {
         if let Some(error) = &server.error {
-            output.say(&format!("warning: {} ({}) did not answer: {error}", server.id, server.address));
+            let place =
+                if server.id == server.address { String::new() } else { format!(" ({})", server.address) };
+            output.say(&format!("warning: {}{place} did not answer: {error}", server.id));
         }
     }
     if cluster.total.reachable == 0 {
@@ -92,5 +94,6 @@ async fn inspect_key(
     if place.route.iter().all(|step| step.found.is_none()) {
         return Err(fleet.nobody_answers());
     }
-    Err(Failure::new(Code::Negative, "the key is not stored"))
+    Err(Failure::new(Code::Negative, "the key is not stored")
+        .hint("`memkv-cli ls SPACE --prefix KEY` shows keys that begin alike"))
 }

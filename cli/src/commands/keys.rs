@@ -96,7 +96,11 @@ pub(crate) async fn clear(fleet: &Fleet, output: &Output, space: &str, yes: bool
     let spaces = fleet.spaces().await?;
     let space = selector.find(&spaces.spaces)?;
     if !yes {
-        confirm(&format!("Remove all {} pages of space {}?", space.pages, space.space_id))?;
+        confirm(&format!(
+            "Remove {} of space {}?",
+            crate::units::plural(space.pages, "page"),
+            space.space_id
+        ))?;
     }
     let spinner = output.spinner("clear");
     let cleared = fleet.clear(space).await;
@@ -104,7 +108,7 @@ pub(crate) async fn clear(fleet: &Fleet, output: &Output, space: &str, yes: bool
     let cleared = cleared?;
     output.show(&cleared, |cleared, _| {
         let size = crate::units::bytes(cleared.removed_bytes);
-        format!("removed {} pages, {size}\n", crate::units::count(cleared.removed_pages))
+        format!("removed {}, {size}\n", crate::units::plural(cleared.removed_pages, "page"))
     })?;
     output.say_unreachable(&cleared.unreachable);
     match cleared.unreachable.len() {

@@ -60,8 +60,9 @@ pub(crate) async fn put(
     file: &Path,
 ) -> Result<(), Failure> {
     let key = parse_key(key)?;
+    let selector = Selector::parse(space)?;
     let page = read_input(file)?;
-    let space = fleet.create_space(&Selector::parse(space)?).await?;
+    let space = fleet.create_space(&selector).await?;
     let outcome = space.put(&key, &page).await?;
     let stored = Stored {
         space_id: space.id().to_string(),
