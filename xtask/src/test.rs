@@ -11,6 +11,7 @@ use crate::report::{CargoReader, PytestReader, Suite, closing_line, table};
 use crate::ui::say;
 use crate::{demo, wheel};
 use anyhow::{Context as _, Result, bail};
+use std::process::Command;
 use std::time::Instant;
 
 /// What every Cargo call here selects. The wheel's crate links against an interpreter; pytest covers it.
@@ -76,7 +77,7 @@ fn rust(context: &Context, filter: Option<&str>) -> Result<Vec<Suite>> {
     if let Some(filter) = filter {
         command.args(["--", filter]);
     }
-    command.env("MEMKV_BIN_DIR", context.target.join(Profile::Dev.directory()));
+    use_programs(context, &mut command);
     let log = context.logs.join("test-rust.log");
     let mut reader = CargoReader::default();
     let mut failures = Failures::default();
@@ -91,6 +92,12 @@ fn rust(context: &Context, filter: Option<&str>) -> Result<Vec<Suite>> {
         bail!("cargo test failed before it ran every test ({status}); see {}", log.display());
     }
     Ok(suites)
+}
+
+/// Tells tests where the programs are, so that none of them builds its own.
+fn use_programs(context: &Context, command: &mut Command) {
+    command.env("MEMKV_SERVER_BIN", context.binary(Profile::Dev, "memkv-server"));
+    command.env("MEMKV_CLI_BIN", context.binary(Profile::Dev, "memkv-cli"));
 }
 
 /// Keeps what failing tests printed, to show it after the run.
@@ -129,8 +136,7 @@ fn python(context: &Context, filter: Option<&str>) -> Result<Vec<Suite>> {
     if let Some(filter) = filter {
         command.args(["-k", filter]);
     }
-    let bin = context.target.join(Profile::Dev.directory());
-    command.env("MEMKV_BIN_DIR", &bin).env("MEMKV_SERVER_BIN", bin.join("memkv-server"));
+    use_programs(context, &mut command);
     let log = context.logs.join("test-python.log");
     let started = Instant::now();
     let mut reader = PytestReader::default();
