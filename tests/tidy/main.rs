@@ -4,6 +4,7 @@
 //! - [`size`]: files and functions stay small;
 //! - [`unsafety`]: where `unsafe` may be, and how often it is there;
 //! - [`words`]: no promises and no paths of somebody's machine;
+//! - [`dashboards`]: they ask only for series that exist;
 //! - [`links`]: what a document points at exists.
 //!
 //! Each rule is a pure function of text with its own tests; the tests named `the_repository…` apply it to the
@@ -12,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod arrows;
+mod dashboards;
 mod links;
 mod size;
 mod source;
