@@ -238,7 +238,7 @@ impl Client {
     /// # Errors
     ///
     /// [`ErrorKind::Config`] or [`ErrorKind::NotSupported`] for a configuration that cannot work;
-    /// [`ErrorKind::Unauthenticated`], [`ErrorKind::VersionMismatch`] or [`ErrorKind::Protocol`] if a server answered
+    /// [`ErrorKind::Unauthenticated`], [`ErrorKind::VersionMismatch`] or `NotSupported` if a server answered
     /// and will never take this client.
     pub async fn connect(config: Config) -> Result<Self, Error> {
         let client = Self { inner: Arc::new(Inner::new(config)?) };

@@ -79,10 +79,21 @@ fn is_large(batch: &Batch<'_>, from: usize, to: usize) -> bool {
     })
 }
 
-/// Ends all exchanges; what is unfinished has timed out.
+/// Ends all exchanges; what is unfinished has timed out. Two exchanges of one op that fail with one server count as
+/// one failure of it.
 pub(crate) fn end(batch: &mut Batch<'_>, exchanges: &mut Vec<Exchange>) {
+    let mut blamed: Option<Arc<Server>> = None;
     for exchange in exchanges.drain(..) {
-        exchange.end(batch);
+        match exchange.end(batch) {
+            (server, None) => server.succeeded(),
+            (server, Some(failure)) => {
+                // The two are neighbours in the list.
+                if !blamed.as_ref().is_some_and(|blamed| Arc::ptr_eq(blamed, &server)) {
+                    server.failed(failure);
+                }
+                blamed = Some(server);
+            }
+        }
     }
 }
 

@@ -142,9 +142,9 @@ impl Server {
 
     /// The attempt to open a session failed, or the session ended.
     pub(crate) fn session_failed(&self, error: &Error) {
-        use crate::ErrorKind::{NotSupported, Protocol, Unauthenticated, VersionMismatch};
+        use crate::ErrorKind::{NotSupported, Unauthenticated, VersionMismatch};
         self.note_error(&error.to_string());
-        let fatal = matches!(error.kind(), Unauthenticated | VersionMismatch | NotSupported | Protocol);
+        let fatal = matches!(error.kind(), Unauthenticated | VersionMismatch | NotSupported);
         let fatal = fatal.then(|| error.kind());
         self.attempt.send_replace(Attempt::Failed { fatal, text: error.to_string() });
     }

@@ -159,9 +159,9 @@ impl Fetch {
                 // Only raw bytes can be handed out; another codec is of another release.
                 let raw = entry.record[1] == 0;
                 batch.outcomes[page] = match (found == entry.checksum, raw) {
+                    (_, false) => PageOutcome::Miss,
                     (true, true) => PageOutcome::Hit,
-                    (true, false) => PageOutcome::Miss,
-                    (false, _) => PageOutcome::Corrupt,
+                    (false, true) => PageOutcome::Corrupt,
                 };
             }
             self.verified = cursor.at;

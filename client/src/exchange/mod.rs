@@ -15,10 +15,12 @@ use crate::outcome::{self, PageOutcome};
 use crate::plan::KeyList;
 use crate::pool::Lease;
 use crate::raw::Pieces;
+use crate::server::Server;
 use fetch::Fetch;
 use memkv_core::{Key, Limits, SpaceId};
 use memkv_transport::frame::{Code, Header, Op};
 use put::Put;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// About the most bytes of pages in one frame's body.
@@ -207,23 +209,18 @@ impl Exchange {
         self.step = Step::Done;
     }
 
-    /// Ends the exchange: a finished connection goes back to its pool, any other is closed.
-    pub(crate) fn end(self, batch: &mut Batch<'_>) {
+    /// Ends the exchange: a finished connection goes back to its pool, any other is closed. Returns what failed, for
+    /// the server's breaker.
+    pub(crate) fn end(self, batch: &mut Batch<'_>) -> (Arc<Server>, Option<Failure>) {
         let Self { mut lease, from, to, step, failure, .. } = self;
+        let server = lease.server().clone();
         if lease.link().refused == Some(Code::UnknownSpace) {
-            lease.server().reopen_spaces();
+            server.reopen_spaces();
         }
         let failure = if step == Step::Done { failure } else { Some(Failure::Timeout) };
-        let server = lease.server().clone();
         match failure {
-            None => {
-                lease.finish();
-                server.succeeded();
-            }
-            Some(failure) => {
-                drop(lease);
-                server.failed(failure);
-            }
+            None => lease.finish(),
+            Some(_) => drop(lease),
         }
         if failure == Some(Failure::Timeout) {
             for at in from..to {
@@ -233,5 +230,6 @@ impl Exchange {
                 }
             }
         }
+        (server, failure)
     }
 }

@@ -32,6 +32,9 @@ pub(crate) enum Act {
     Hang,
 }
 
+/// Keys to pages.
+type Pages = HashMap<Vec<u8>, (Vec<u8>, PageMeta)>;
+
 /// Turns the right reply (header, meta, body) to a request into what is sent.
 pub(crate) type Script = Box<dyn Fn(Op, Vec<u8>) -> Act + Send + Sync>;
 
@@ -39,7 +42,7 @@ pub(crate) struct State {
     pub(crate) key: Option<AuthKey>,
     pub(crate) limits: Limits,
     pub(crate) script: Mutex<Script>,
-    pub(crate) pages: Mutex<HashMap<Vec<u8>, (Vec<u8>, PageMeta)>>,
+    pub(crate) pages: Mutex<Pages>,
     /// Request frames so far, without pings.
     pub(crate) requests: watch::Sender<usize>,
     /// Data connections that have ended.
@@ -376,11 +379,7 @@ fn answer(state: &State, header: &Header, meta: &[u8], body: &[u8], offers: &mut
 }
 
 /// Stores the pages of a put-data frame; every one must be what was offered.
-fn take_pages(
-    pages: &mut HashMap<Vec<u8>, (Vec<u8>, PageMeta)>,
-    wanted: &[(Vec<u8>, u64)],
-    mut body: &[u8],
-) -> Vec<u8> {
+fn take_pages(pages: &mut Pages, wanted: &[(Vec<u8>, u64)], mut body: &[u8]) -> Vec<u8> {
     let mut verdicts = Vec::new();
     for (key, digest) in wanted {
         let (record, rest) = body.split_first_chunk::<PAGE_RECORD_BYTES>().unwrap();

@@ -1,5 +1,7 @@
 //! The client against a server that misbehaves in every way a test can think of.
 
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is reported")]
+
 mod fake;
 
 use fake::{Act, Fake};
