@@ -69,7 +69,7 @@ impl Accept {
                 sniffed = tokio::time::timeout(limit, sniff(&stream)) => sniffed,
             };
             match sniffed {
-                Ok(Some(Plane::Data)) => this.to_data(stream, place),
+                Ok(Some(Plane::Data)) => this.hand_to_data(stream, place),
                 Ok(Some(Plane::Grpc)) => {
                     // If nobody takes it, the server is stopping and the connection closes here.
                     let _stopping = this.grpc.send(Ok(Sniffed::new(stream, place))).await;
@@ -82,7 +82,7 @@ impl Accept {
         });
     }
 
-    fn to_data(self, stream: TcpStream, place: OwnedSemaphorePermit) {
+    fn hand_to_data(self, stream: TcpStream, place: OwnedSemaphorePermit) {
         let node = self.node;
         // The socket moves to the other runtime's poller.
         let moved = stream.into_std();

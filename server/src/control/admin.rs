@@ -126,7 +126,7 @@ impl AdminService {
         let mut pins = Vec::new();
         self.node.engine.pin_batch(space, &[key], self.node.clock.now_ms(), &mut pins).await;
         let Some(Some(pin)) = pins.pop() else { return false };
-        let good = PageHasher::oneshot(key.digest, &pin) == pin.meta().checksum;
+        let good = pin.meta().checksum_of(PageHasher::oneshot(key.digest, &pin)) == pin.meta().checksum;
         if !good {
             self.node.engine.quarantine(space, key);
             tracing::error!(key = %key.key, "a stored page did not match its checksum; check this machine's memory");

@@ -191,7 +191,8 @@ impl Receiving {
     pub(crate) fn arrived(&mut self, bytes: usize) -> Result<(), WrongBody> {
         let before = self.progress;
         let held = &self.held;
-        let len_of = |piece: usize| if piece % 2 == 0 { PAGE_RECORD_BYTES } else { held[piece / 2].len };
+        let len_of =
+            |piece: usize| if piece.is_multiple_of(2) { PAGE_RECORD_BYTES } else { held[piece / 2].len };
         self.progress.advance(bytes, len_of, 2 * held.len());
         let after = self.progress;
         for page in before.piece / 2..(after.piece / 2 + 1).min(self.held.len()) {

@@ -35,6 +35,9 @@ fn put(fixture: &Fixture, messages: Vec<v1::PutRequest>) -> Result<Vec<v1::Statu
     Ok(response.statuses().collect())
 }
 
+/// Makes a put wrong.
+type Spoil = fn(&mut Vec<v1::PutRequest>);
+/// One page of a get.
 type Got = (v1::Status, Option<v1::PageRecord>, Vec<u8>);
 
 fn get(fixture: &Fixture, space: SpaceId, keys: &[&[u8]], expected: &[u32]) -> Result<Vec<Got>, Status> {
@@ -161,13 +164,13 @@ fn a_put_that_is_wrong_stores_nothing() {
     let fixture = Fixture::open(&["--page-max", "1MiB"]);
     let space = fixture.open_space("control");
     let bytes = page(1, 1000);
-    let spoil = |change: fn(&mut Vec<v1::PutRequest>)| {
+    let spoil = |change: Spoil| {
         let mut messages = put_page(space, b"k", &bytes, 400);
         change(&mut messages);
         put(&fixture, messages)
     };
     // The last piece never comes, a piece too much, no key, a key too long, no record, a page inside a page.
-    let cases: [(fn(&mut Vec<v1::PutRequest>), &str); 6] = [
+    let cases: [(Spoil, &str); 6] = [
         (|m| drop(m.pop()), "in the middle of a page"),
         (|m| m[2].data = vec![0; 201].into(), "more bytes than its record says"),
         (|m| m[0].key.clear(), "the key is empty"),

@@ -400,7 +400,8 @@ pub(crate) fn put_data(space: SpaceId, request_id: u64, pages: &[(&[u8], &[u8])]
 
 pub(crate) fn meta_of(space: SpaceId, key: &[u8], page: &[u8]) -> PageMeta {
     let digest = key_digest(space, Key::new(key).unwrap());
-    PageMeta { len: page.len() as u32, codec: 3, flags: 5, checksum: PageHasher::oneshot(digest, page) }
+    let meta = PageMeta { len: page.len() as u32, codec: 3, flags: 5, checksum: 0 };
+    PageMeta { checksum: meta.checksum_of(PageHasher::oneshot(digest, page)), ..meta }
 }
 
 /// The page records and pages of a get's reply.

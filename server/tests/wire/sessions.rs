@@ -49,7 +49,8 @@ fn another_key_opens_no_session() {
 fn bad_hellos_are_answered_with_what_is_wrong() {
     let fixture = Fixture::open(&[]);
     let open_key = AuthKey::open();
-    let cases: [(fn(&mut v1::Hello), Code, &str); 5] = [
+    type Spoil = fn(&mut v1::Hello);
+    let cases: [(Spoil, Code, &str); 5] = [
         (
             |hello| (hello.protocol_min, hello.protocol_max) = (2, 3),
             Code::FailedPrecondition,
