@@ -142,9 +142,21 @@ pub(crate) enum Command {
     /// Exits with 1 if anything must be mended.
     #[command(after_help = "Example:\n  memkv-cli doctor")]
     Doctor,
-    /// Print docs/cli.md
+    /// Print a generated document
     #[command(hide = true)]
-    Reference,
+    Reference {
+        /// Which one
+        document: Document,
+    },
+}
+
+/// A document that is made from code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Document {
+    /// docs/cli.md
+    Cli,
+    /// docs/configuration-client.md
+    ConfigurationClient,
 }
 
 /// What to inspect.

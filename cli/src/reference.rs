@@ -1,7 +1,9 @@
-//! `docs/cli.md`, made from the same definitions as `--help`.
+//! Documents that are made from code: `docs/cli.md` from what `--help` shows, and `docs/configuration-client.md`
+//! from the client's table of options.
 
-use crate::args::Cli;
+use crate::args::{Cli, Document};
 use clap::{Command, CommandFactory as _};
+use memkv_client::config::{OPTIONS, OptionInfo};
 
 const INTRODUCTION: &str = "\
 # memkv-cli
@@ -33,8 +35,51 @@ unknown; identities are in hex. Fields may be added, and none is renamed or remo
 | `doctor` | `findings`: list of `level` (`ok`, `note`, `problem`), `check`, `text`, `fix`; `problems` |
 ";
 
-/// The whole reference.
-pub(crate) fn markdown() -> String {
+const CLIENT: &str = "\
+# Configuration of clients
+
+<!-- Made by `cargo xtask docs` from client/src/config/options.rs; a test compares them. -->
+
+For `memkv-client`, the `memkv-sglang` wheel and `memkv-cli`. Of several sources the last one counts:
+
+1. defaults;
+2. the YAML file that `MEMKV_CONFIG` names;
+3. `MEMKV_*` variables; an empty one counts as absent;
+4. explicit values: `Config::builder()` in Rust, keyword arguments of `memkv_sglang.Client`, `memkv_<option>` in
+   `--hicache-storage-backend-extra-config` of SGLang, flags of `memkv-cli`.
+
+```yaml
+servers:
+  - kv-1=10.0.0.5:9900
+  - kv-2=10.0.0.6:9900
+auth_key_file: /etc/memkv/key
+op_timeout: 2s
+```
+
+An unknown option or a value that makes no sense is an error that names the source and says what to write. All clients of
+a cluster need the same server ids and weights, because these alone decide which server has which key.
+
+| option | variable | default | what it does |
+|---|---|---|---|
+";
+
+/// The text of a generated document.
+pub(crate) fn document(which: Document) -> String {
+    match which {
+        Document::Cli => cli(),
+        Document::ConfigurationClient => {
+            CLIENT.to_owned() + &OPTIONS.iter().map(option_row).collect::<String>()
+        }
+    }
+}
+
+fn option_row(option: &OptionInfo) -> String {
+    let default = if option.default.is_empty() { "–".to_owned() } else { format!("`{}`", option.default) };
+    let doc = option.doc.replace("[id=]host:port[*weight]", "`[id=]host:port[*weight]`");
+    format!("| `{}` | `{}` | {default} | {doc} |\n", option.name, option.env)
+}
+
+fn cli() -> String {
     let mut root = Cli::command();
     root.build();
     let mut text = String::from(INTRODUCTION);
@@ -62,9 +107,13 @@ mod tests {
 
     #[test]
     fn the_reference_is_up_to_date() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cli.md");
-        let written = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(written == markdown(), "docs/cli.md is out of date; run `cargo xtask docs`");
+        let docs = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs"));
+        let documents =
+            [(Document::Cli, "cli.md"), (Document::ConfigurationClient, "configuration-client.md")];
+        for (which, name) in documents {
+            let written = std::fs::read_to_string(docs.join(name)).unwrap_or_default();
+            assert!(written == document(which), "docs/{name} is out of date; run `cargo xtask docs`");
+        }
     }
 
     #[test]
@@ -88,7 +137,7 @@ mod tests {
 
     #[test]
     fn every_example_is_accepted() {
-        let text = markdown();
+        let text = cli();
         let examples = text.lines().filter_map(|line| {
             line.trim_start()
                 .split_once("memkv-cli ")

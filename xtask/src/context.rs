@@ -6,6 +6,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// What tests select in every Cargo call: another selection would turn on other features and build everything
+/// again. The wheel's crate links against an interpreter; pytest covers it.
+pub(crate) const SELECTION: [&str; 3] = ["--workspace", "--exclude", "memkv-sglang"];
+
 /// What every command works with.
 pub(crate) struct Context {
     /// The repository.

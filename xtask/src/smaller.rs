@@ -20,10 +20,12 @@ pub(crate) fn docs(context: &Context, args: &[String]) -> Result<()> {
     if !args.is_empty() {
         bail!("usage: cargo xtask docs");
     }
-    let command = context.cargo(&["run", "--quiet", "--package", "memkv-cli", "--", "reference"]);
-    let reference = capture(context, "print the CLI reference", "docs", command)?;
-    let path = context.root.join("docs/cli.md");
-    std::fs::write(&path, reference).with_context(|| format!("write {}", path.display()))?;
-    say("wrote docs/cli.md");
+    for name in ["cli", "configuration-client"] {
+        let command = context.cargo(&["run", "--quiet", "--package", "memkv-cli", "--", "reference", name]);
+        let text = capture(context, "print a generated document", "docs", command)?;
+        let path = context.root.join("docs").join(name).with_extension("md");
+        std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        say(&format!("wrote docs/{name}.md"));
+    }
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! this tree) and the quick demo. Every Cargo call selects the same packages in the same profile, so that nothing
 //! is built twice. A level that cannot run, or that ran nothing, is a failure.
 
-use crate::context::{Context, Profile};
+use crate::context::{Context, Profile, SELECTION};
 use crate::process::{show_tail, step, watch};
 use crate::python::{Purpose, venv};
 use crate::report::{CargoReader, PytestReader, Suite, closing_line, table};
@@ -13,9 +13,6 @@ use crate::{demo, wheel};
 use anyhow::{Context as _, Result, bail};
 use std::process::Command;
 use std::time::Instant;
-
-/// What every Cargo call here selects. The wheel's crate links against an interpreter; pytest covers it.
-const SELECTION: [&str; 3] = ["--workspace", "--exclude", "memkv-sglang"];
 
 /// One level: its name, and what runs it.
 type Level = (&'static str, fn(&Context, Option<&str>) -> Result<Vec<Suite>>);

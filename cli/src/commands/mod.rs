@@ -17,7 +17,7 @@ pub(crate) async fn execute(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         // These two look at the configuration themselves, or need none.
         Command::Doctor => return doctor::run(&cli.global, &output).await,
-        Command::Reference => return output.write(reference::markdown().as_bytes()),
+        Command::Reference { document } => return output.write(reference::document(document).as_bytes()),
         _ => {}
     }
     let fleet = Fleet::connect(&cli.global).await?;
@@ -38,6 +38,6 @@ async fn on_fleet(command: Command, fleet: &Fleet, output: &Output) -> Result<()
         }
         Command::Clear { space, yes } => keys::clear(fleet, output, &space, yes).await,
         Command::Ping { count } => ping::run(fleet, output, count).await,
-        Command::Doctor | Command::Reference => Ok(()),
+        Command::Doctor | Command::Reference { .. } => Ok(()),
     }
 }
