@@ -63,7 +63,12 @@ fn a_full_store_takes_pages_of_another_size() {
         for batch in 0..(400 << 20) / len / 16 {
             let all = keys(&format!("{len}-{batch}"), 16);
             let outcomes = put(&space, &all, &pages(&all, len));
-            newest = all.iter().zip(outcomes).filter(|(_, o)| *o == PageOutcome::Stored).map(|(k, _)| k.clone()).collect();
+            newest = all
+                .iter()
+                .zip(outcomes)
+                .filter(|(_, o)| *o == PageOutcome::Stored)
+                .map(|(k, _)| k.clone())
+                .collect();
         }
         assert!(!newest.is_empty(), "pages of {len} bytes find no room");
         let hits = get(&space, &newest, len);
@@ -150,7 +155,9 @@ fn a_server_holds_little_more_than_its_pages() {
     let (client, space) = tcp_space(&[&daemon], "memory");
     let before = daemon.resident_bytes().unwrap();
     let all = keys("memory", 128);
-    assert_all(&put(&space, &all, &pages(&all, 1 << 20)), PageOutcome::Stored);
+    for chunk in all.chunks(16) {
+        assert_all(&put(&space, chunk, &pages(chunk, 1 << 20)), PageOutcome::Stored);
+    }
     let grown = daemon.resident_bytes().unwrap().saturating_sub(before);
     assert!(grown < (128 + 80) << 20, "128 MiB of pages made the server grow by {grown} bytes");
     client.close();

@@ -1,7 +1,7 @@
 //! What several modules need: clients of daemons, and ops with fewer arguments.
 
 use memkv_client::blocking::{Client, Space};
-use memkv_client::{Config, PageOutcome, SpaceDescription, Transport};
+use memkv_client::{Config, Error, PageOutcome, SpaceDescription, Transport};
 use memkv_tests::daemon::{Daemon, KEY};
 use memkv_tests::wait_for;
 use std::net::SocketAddr;
@@ -16,16 +16,19 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A client of these addresses.
 pub(crate) fn client_of(addrs: &[SocketAddr], transport: Transport) -> Client {
+    Client::connect(config_of(addrs, transport).unwrap()).unwrap()
+}
+
+/// The configuration of [`client_of`].
+pub(crate) fn config_of(addrs: &[SocketAddr], transport: Transport) -> Result<Config, Error> {
     let servers: Vec<String> = addrs.iter().map(SocketAddr::to_string).collect();
-    let config = Config::builder()
+    Config::builder()
         .without_environment()
         .servers(servers.join(","))
         .auth_key_hex(KEY)
         .transport(transport)
         .op_timeout(OP_TIMEOUT)
         .build()
-        .unwrap();
-    Client::connect(config).unwrap()
 }
 
 /// A TCP client of these daemons and its space `name`.

@@ -21,7 +21,8 @@ fn a_typo_in_the_servers_file_fails_the_check_and_names_the_right_word() {
     assert!(!status.success(), "{text}");
     assert!(text.contains("drma") && text.contains("\"dram\""), "{text}");
     let good = file("listen: 127.0.0.1:9900\ndram: 64MiB\n");
-    let (status, text) = run_server(&["--check-config", "--config", good.path().to_str().unwrap()], &[]).unwrap();
+    let (status, text) =
+        run_server(&["--check-config", "--config", good.path().to_str().unwrap()], &[]).unwrap();
     assert!(status.success(), "{text}");
 }
 
@@ -67,9 +68,10 @@ fn no_secret_is_ever_shown() {
 #[test]
 fn without_a_key_only_loopback_is_bound() {
     let port = free_port_pair().unwrap();
-    let (status, text) = run_server(&["--listen", &format!("0.0.0.0:{port}"), "--dram", "64MiB"], &[]).unwrap();
+    let (status, text) =
+        run_server(&["--listen", &format!("0.0.0.0:{port}"), "--dram", "64MiB"], &[]).unwrap();
     assert!(!status.success(), "it ran without a key on all addresses");
-    assert!(text.contains("MEMKV_SERVER_AUTH_KEY") && text.contains("loopback"), "{text}");
+    assert!(text.contains("MEMKV_SERVER_AUTH_KEY") && text.contains("127.0.0.1"), "{text}");
 }
 
 #[test]
@@ -100,7 +102,7 @@ fn a_client_names_what_it_cannot_read() {
     let base = || Config::builder().without_environment();
     let cases = [
         (base().servers("127.0.0.1:notaport").build(), "notaport"),
-        (base().servers("").build(), "servers"),
+        (base().servers("host:1,,host:2*x").build(), "host:2*x"),
         (base().servers("a:1").auth_key_hex("123").build(), "64 hex digits"),
         (base().servers("a:1").set("op_timeout", "soon").build(), "soon"),
         (base().servers("a:1").set("op_timeuot", "3s").build(), "op_timeout"),
@@ -138,8 +140,10 @@ fn a_cluster_that_is_not_there_yet_is_joined_later() {
     assert!(!crate::common::put(&space, &key, &page)[0].is_success());
     let setup = memkv_tests::daemon::Setup { port: Some(port), ..Default::default() };
     let _daemon = Daemon::start_with(setup).unwrap();
-    wait_for("the put succeeds", PATIENCE, || crate::common::put(&space, &key, &page)[0].is_success().then_some(()))
-        .unwrap();
+    wait_for("the put succeeds", PATIENCE, || {
+        crate::common::put(&space, &key, &page)[0].is_success().then_some(())
+    })
+    .unwrap();
     crate::common::assert_hits(&space, &key, 100);
     client.close();
 }

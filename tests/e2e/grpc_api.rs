@@ -8,10 +8,10 @@ use memkv_transport::frame::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
-use tonic_reflection::pb::v1::ServerReflectionRequest;
 
 #[test]
 fn both_planes_agree_on_every_outcome() {
@@ -27,7 +27,10 @@ fn both_planes_agree_on_every_outcome() {
     assert_eq!(conn.put(space, b"1", &two).unwrap(), Code::Exists);
     assert_eq!(conn.get(space, b"1", 70_000).unwrap(), (Code::Ok, one.clone()));
     assert_eq!(conn.put(space, b"2", &two).unwrap(), Code::Ok);
-    assert_eq!(control.put(space, &[(b"2", &one), (b"3", &one)], 1 << 20).unwrap(), [Status::Exists, Status::Ok]);
+    assert_eq!(
+        control.put(space, &[(b"2", &one), (b"3", &one)], 1 << 20).unwrap(),
+        [Status::Exists, Status::Ok]
+    );
     let got = control.get(space, &[b"2", b"none", b"1"], &[]).unwrap();
     assert!(got == [(Status::Ok, two), (Status::Miss, vec![]), (Status::Ok, one.clone())]);
     let got = control.get(space, &[b"1", b"1", b"none"], &[70_000, 69_999, 1]).unwrap();
@@ -37,13 +40,22 @@ fn both_planes_agree_on_every_outcome() {
     let space_id = space.0.to_vec();
     let request = v1::ExistsRequest { space_id: space_id.clone(), keys: names.clone() };
     let request = control.request("/memkv.v1.Kv/Exists", request);
-    assert_eq!(control.block_on(control.kv().exists(request)).unwrap().into_inner().present, [true, false, true]);
+    assert_eq!(
+        control.block_on(control.kv().exists(request)).unwrap().into_inner().present,
+        [true, false, true]
+    );
     let request = v1::TouchRequest { space_id: space_id.clone(), keys: names.clone() };
     let request = control.request("/memkv.v1.Kv/Touch", request);
-    assert_eq!(control.block_on(control.kv().touch(request)).unwrap().into_inner().present, [true, false, true]);
+    assert_eq!(
+        control.block_on(control.kv().touch(request)).unwrap().into_inner().present,
+        [true, false, true]
+    );
     let request = v1::DeleteRequest { space_id, keys: names };
     let request = control.request("/memkv.v1.Kv/Delete", request);
-    assert_eq!(control.block_on(control.kv().delete(request)).unwrap().into_inner().removed, [true, false, true]);
+    assert_eq!(
+        control.block_on(control.kv().delete(request)).unwrap().into_inner().removed,
+        [true, false, true]
+    );
     assert_eq!(conn.exists(space, &[b"1", b"2", b"3"]).unwrap(), [false, true, false]);
 }
 
@@ -64,7 +76,11 @@ fn a_put_whose_record_is_wrong_stores_nothing() {
     let wrong_checksum = put(&|m| m.record = Some(v1::PageRecord { checksum: 1, ..record(m) }));
     assert_eq!(wrong_checksum.unwrap(), [Status::Corrupt]);
     for (what, change) in [
-        ("shorter than its record", &(|m: &mut v1::PutRequest| m.record = Some(v1::PageRecord { len: 5001, ..record(m) })) as &dyn Fn(&mut v1::PutRequest)),
+        (
+            "shorter than its record",
+            &(|m: &mut v1::PutRequest| m.record = Some(v1::PageRecord { len: 5001, ..record(m) }))
+                as &dyn Fn(&mut v1::PutRequest),
+        ),
         ("longer than its record", &|m| m.record = Some(v1::PageRecord { len: 4999, ..record(m) })),
         ("without a record", &|m| m.record = None),
         ("without a key", &|m| m.key = vec![]),
@@ -93,7 +109,8 @@ fn listing_pages_through_all_keys_once() {
     let list = |prefix: &[u8], limit: u32| {
         let (mut found, mut cursor, mut calls) = (Vec::new(), Vec::new(), 0);
         loop {
-            let message = v1::ListKeysRequest { space_id: space.0.to_vec(), prefix: prefix.to_vec(), limit, cursor };
+            let message =
+                v1::ListKeysRequest { space_id: space.0.to_vec(), prefix: prefix.to_vec(), limit, cursor };
             let request = control.request("/memkv.v1.Admin/ListKeys", message);
             let response = control.block_on(control.admin().list_keys(request)).unwrap().into_inner();
             assert!(limit == 0 || response.keys.len() <= limit as usize);
@@ -131,7 +148,10 @@ fn status_and_spaces_show_what_happened() {
     assert_eq!(status.state(), v1::ServerState::Serving);
     assert_eq!(status.node_id, session.node_id);
     let ops = status.ops.unwrap();
-    assert_eq!((ops.put_stored, ops.put_bytes, ops.get_keys, ops.get_hits, ops.get_bytes), (3, 3000, 4, 3, 3000));
+    assert_eq!(
+        (ops.put_stored, ops.put_bytes, ops.get_keys, ops.get_hits, ops.get_bytes),
+        (3, 3000, 4, 3, 3000)
+    );
     let dram = status.dram.unwrap();
     assert_eq!((dram.pages, dram.page_bytes), (3, 3000));
     assert_eq!(status.sessions[0].client_name, "memkv-tests");

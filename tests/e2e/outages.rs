@@ -67,7 +67,8 @@ impl Load {
     /// Waits for so many more hits.
     fn more_hits(&self, count: usize) {
         let goal = self.hits.load(Ordering::SeqCst) + count;
-        wait_for("the load goes on", PATIENCE, || (self.hits.load(Ordering::SeqCst) >= goal).then_some(())).unwrap();
+        wait_for("the load goes on", PATIENCE, || (self.hits.load(Ordering::SeqCst) >= goal).then_some(()))
+            .unwrap();
     }
 
     /// Runs four threads of load while `story` happens.
@@ -155,7 +156,8 @@ fn a_frozen_server_costs_a_deadline_and_then_nothing() {
         }
     }
     // By now the breaker is open: the server is not waited for any more.
-    let suspect = client.servers().into_iter().find(|server| server.address.port == daemons[0].port()).unwrap();
+    let suspect =
+        client.servers().into_iter().find(|server| server.address.port == daemons[0].port()).unwrap();
     assert!(!matches!(suspect.state, ServerState::Ready), "{:?}", suspect.state);
     let start = Instant::now();
     for _ in 0..10 {
@@ -163,8 +165,10 @@ fn a_frozen_server_costs_a_deadline_and_then_nothing() {
     }
     assert!(start.elapsed() < OP_TIMEOUT, "ten calls after the breaker opened took {:?}", start.elapsed());
     daemons[0].thaw().unwrap();
-    wait_for("its pages hit again", PATIENCE, || exists(&space, &silent).iter().all(|&found| found).then_some(()))
-        .unwrap();
+    wait_for("its pages hit again", PATIENCE, || {
+        exists(&space, &silent).iter().all(|&found| found).then_some(())
+    })
+    .unwrap();
     assert_hits(&space, &all, LEN);
     client.close();
 }

@@ -181,8 +181,10 @@ fn a_batch_is_spread_over_all_servers() {
     let all = keys("spread", 300);
     assert_all(&put(&space, &all, &pages(&all, 4096)), PageOutcome::Stored);
     assert_hits(&space, &all, 4096);
-    let held: Vec<u64> =
-        daemons.iter().map(|daemon| daemon.control().unwrap().status().unwrap().dram.unwrap().pages).collect();
+    let held: Vec<u64> = daemons
+        .iter()
+        .map(|daemon| daemon.control().unwrap().status().unwrap().dram.unwrap().pages)
+        .collect();
     assert_eq!(held.iter().sum::<u64>(), 300);
     assert!(held.iter().all(|&pages| pages > 30), "{held:?}");
     // Pages are where the route says.

@@ -24,8 +24,10 @@ fn the_end_of_a_session_frees_everything_it_held() {
     drop(session);
     assert!(holder.read_to_close().unwrap().is_empty(), "its data connections are closed");
     wait_until_empty(&daemon);
-    wait_for("the session is gone", PATIENCE, || (control.status().unwrap().session_count == 0).then_some(()))
-        .unwrap();
+    wait_for("the session is gone", PATIENCE, || {
+        (control.status().unwrap().session_count == 0).then_some(())
+    })
+    .unwrap();
     assert_eq!(daemon.metrics().unwrap().sum("memkv_data_connections", &[]), 0.0);
     // Its keys are free.
     let session = control.session().unwrap();

@@ -60,9 +60,8 @@ fn inspect_shows_three_servers_as_json() {
         command.env("MEMKV_SERVERS", servers.join(",")).env("MEMKV_AUTH_KEY", KEY);
         let output = command.args(["inspect", "--json"]).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
-        let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|error| {
-            panic!("{error}: {text:?}, {}", String::from_utf8_lossy(&output.stderr))
-        });
+        let json: serde_json::Value = serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("{error}: {text:?}, {}", String::from_utf8_lossy(&output.stderr)));
         (output.status, json.to_string())
     };
     let (status, json) = inspect();

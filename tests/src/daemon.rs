@@ -207,7 +207,15 @@ impl Daemon {
     ///
     /// If the process is gone.
     pub fn freeze(&self) -> anyhow::Result<()> {
-        self.signal(Signal::STOP)
+        self.signal(Signal::STOP)?;
+        // The signal is only sent by now; on a busy machine threads may still run for a while.
+        wait_for("all threads stop", PATIENCE, || self.all_threads_are_stopped().then_some(()))
+    }
+
+    fn all_threads_are_stopped(&self) -> bool {
+        let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", self.pid())) else { return false };
+        let stopped = |stat: String| stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T"));
+        tasks.flatten().all(|task| fs::read_to_string(task.path().join("stat")).is_ok_and(stopped))
     }
 
     /// Ends a freeze.

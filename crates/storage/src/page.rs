@@ -116,7 +116,8 @@ impl Filling {
         self.verify_streamed(meta, computed)
     }
 
-    /// Compares the checksum that the caller computed while the bytes arrived with the sender's.
+    /// Compares the checksum with the sender's, from the hash of the bytes that the caller computed while they
+    /// arrived.
     ///
     /// # Errors
     ///
@@ -125,8 +126,8 @@ impl Filling {
         let Arrival { ref state, len, .. } = self.arrival;
         let corrupt = if meta.len != len {
             Corrupt::Length { reserved: len, described: meta.len }
-        } else if meta.checksum != computed {
-            Corrupt::Checksum { computed, described: meta.checksum }
+        } else if meta.checksum != meta.checksum_of(computed) {
+            Corrupt::Checksum { computed: meta.checksum_of(computed), described: meta.checksum }
         } else {
             return Ok(Sealed { slot: self.slot.seal(), arrival: self.arrival, meta });
         };

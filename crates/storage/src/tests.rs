@@ -51,7 +51,8 @@ pub(crate) fn hashed<'a>(space: &Space, key: &'a [u8]) -> HashedKey<'a> {
 /// What the client says about these bytes under this key.
 fn described(key: HashedKey<'_>, page: &[u8]) -> PageMeta {
     let len = u32::try_from(page.len()).unwrap();
-    PageMeta { len, codec: 3, flags: 0x1234, checksum: PageHasher::oneshot(key.digest, page) }
+    let meta = PageMeta { len, codec: 3, flags: 0x1234, checksum: 0 };
+    PageMeta { checksum: meta.checksum_of(PageHasher::oneshot(key.digest, page)), ..meta }
 }
 
 pub(crate) fn put_at(

@@ -67,9 +67,13 @@ fn bytes_that_do_not_match_are_refused() {
     assert!(matches!(filled().verify_streamed(meta, !meta.checksum), Err(Corrupt::Checksum { .. })));
     let elsewhere = described(hashed(&space, b"other"), &page);
     assert!(filled().verify(elsewhere).is_err(), "the checksum binds the bytes to their key");
-    assert_eq!(engine.status().counters.corrupt, 4);
+    for altered in [PageMeta { codec: 2, ..meta }, PageMeta { flags: 0x1235, ..meta }] {
+        assert!(filled().verify(altered).is_err(), "the checksum covers what the bytes mean");
+    }
+    assert_eq!(engine.status().counters.corrupt, 6);
     assert_empty(&engine);
-    assert_eq!(filled().verify_streamed(meta, meta.checksum).unwrap().publish(0), Published::Stored);
+    let hash = memkv_core::PageHasher::oneshot(key.digest, &page);
+    assert_eq!(filled().verify_streamed(meta, hash).unwrap().publish(0), Published::Stored);
 }
 
 #[test]
