@@ -274,8 +274,13 @@ impl Page {
         }
         let (len, room) = (record.len as usize, batch.pieces.page_len(page));
         let exact = batch.flags & FLAG_EXACT != 0;
-        if len > room || (exact && len != room) || record.codec != 0 {
+        if len > room || (exact && len != room) {
             batch.outcomes[page] = PageOutcome::SizeMismatch;
+            return;
+        }
+        if record.codec != 0 || record.flags != 0 {
+            // Only raw bytes can be handed out; another codec is of another release.
+            batch.outcomes[page] = PageOutcome::Miss;
             return;
         }
         self.now.push((from, part.index, 0, len, record.checksum));

@@ -74,9 +74,7 @@ pub(crate) struct BodyPage {
     pub(crate) page: u32,
     /// Bytes that move.
     pub(crate) len: u32,
-    /// The page's checksum.
-    pub(crate) checksum: u64,
-    /// The record in front of the page's bytes; put only.
+    /// The page's record; a put sends it in front of the page's bytes.
     pub(crate) record: [u8; memkv_transport::records::PAGE_RECORD_BYTES],
 }
 

@@ -137,7 +137,7 @@ impl Fetch {
             }
             bytes += u64::from(meta.len);
             // `order` holds `u32` indices.
-            body.push(BodyPage { page: page as u32, len: meta.len, checksum: meta.checksum, record: *entry });
+            body.push(BodyPage { page: page as u32, len: meta.len, record: *entry });
         }
         if bytes != header.body_len {
             return Err(LinkError::Unexpected("its body has another length than its records say"));
@@ -155,10 +155,11 @@ impl Fetch {
             let more = link.read_body(&mut batch.pieces, &mut cursor)?;
             for entry in &link.body[self.verified..cursor.at] {
                 let page = entry.page as usize;
-                let found = batch.pieces.checksum(page, entry.len as usize, batch.digests[page]);
+                let (_, meta) = records::read_page_record(&entry.record)?;
+                let hash = batch.pieces.checksum(page, entry.len as usize, batch.digests[page]);
                 // Only raw bytes can be handed out; another codec is of another release.
-                let raw = entry.record[1] == 0;
-                batch.outcomes[page] = match (found == entry.checksum, raw) {
+                let raw = meta.codec == 0 && meta.flags == 0;
+                batch.outcomes[page] = match (meta.checksum_of(hash) == meta.checksum, raw) {
                     (_, false) => PageOutcome::Miss,
                     (true, true) => PageOutcome::Hit,
                     (false, true) => PageOutcome::Corrupt,

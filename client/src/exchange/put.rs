@@ -114,8 +114,9 @@ impl Put {
         while bytes < HASH_AHEAD_BYTES && self.hashed < link.body.len() {
             let entry = &mut link.body[self.hashed];
             let page = entry.page as usize;
-            entry.checksum = batch.pieces.checksum(page, entry.len as usize, batch.digests[page]);
-            let meta = PageMeta { len: entry.len, codec: 0, flags: 0, checksum: entry.checksum };
+            let hash = batch.pieces.checksum(page, entry.len as usize, batch.digests[page]);
+            let raw = PageMeta { len: entry.len, ..PageMeta::default() };
+            let meta = PageMeta { checksum: raw.checksum_of(hash), ..raw };
             entry.record = records::page_record(Code::Ok, meta);
             bytes += entry.len as usize;
             self.hashed += 1;
@@ -171,7 +172,6 @@ impl Put {
                 Some(Code::Want) => next.push(BodyPage {
                     page: page as u32,
                     len: batch.wire_len(page),
-                    checksum: 0,
                     record: [0; PAGE_RECORD_BYTES],
                 }),
                 Some(code) => batch.outcomes[page] = outcome::from_code(Op::Put, code),

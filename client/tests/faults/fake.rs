@@ -279,6 +279,8 @@ async fn data(mut stream: TcpStream, state: &State) -> std::io::Result<()> {
         let mut head = [0; HEADER_BYTES];
         stream.read_exact(&mut head).await?;
         let header = Header::decode(&head).unwrap();
+        assert!(header.count <= state.limits.batch_keys_max);
+        assert!(header.meta_len <= state.limits.frame_meta_bytes_max);
         let mut meta = vec![0; header.meta_len as usize];
         stream.read_exact(&mut meta).await?;
         header.verify(&head, &meta).unwrap();
