@@ -126,22 +126,25 @@ fn no_answer(limit: Duration) -> Error {
     Error::new(ErrorKind::Unavailable, format!("no answer within {limit:?}; is the server running?"))
 }
 
-/// Says hello, checks the server's proof, proves the key.
-async fn greet(shared: &Shared, server: &Arc<Server>) -> Result<Session, Error> {
-    let client_nonce: [u8; 32] = random()?;
-    let hello = v1::Hello {
+fn hello(shared: &Shared, client_nonce: &[u8; 32]) -> v1::Hello {
+    v1::Hello {
         protocol_min: PROTOCOL_VERSION,
         protocol_max: PROTOCOL_VERSION,
         client_nonce: client_nonce.to_vec(),
         client_name: format!("{} pid {}", shared.config.client_name, std::process::id()),
         client_version: env!("CARGO_PKG_VERSION").to_owned(),
         capabilities: vec!["tcp".to_owned()],
-    };
+    }
+}
+
+/// Says hello, checks the server's proof, proves the key.
+async fn greet(shared: &Shared, server: &Arc<Server>) -> Result<Session, Error> {
+    let client_nonce: [u8; 32] = random()?;
     let (say, said) = mpsc::channel(4);
     let message = |message| v1::ClientMessage { message: Some(message) };
     // The channel is new and has room for four messages.
     let gone = |_| Error::new(ErrorKind::Unavailable, "the session's stream ended");
-    say.send(message(Said::Hello(hello))).await.map_err(gone)?;
+    say.send(message(Said::Hello(hello(shared, &client_nonce)))).await.map_err(gone)?;
     let mut client = v1::session_client::SessionClient::new(server.channel.clone());
     let mut hear = client
         .open(ReceiverStream::new(said))
