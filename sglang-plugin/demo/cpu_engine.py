@@ -89,7 +89,8 @@ def page_content(shape: Shape, tokens: list[int], page: int) -> torch.Tensor:
     """
     prefix = np.asarray(tokens[: (page + 1) * shape.page_tokens], dtype=np.int64).tobytes()
     seed = int.from_bytes(hashlib.sha256(prefix).digest()[:8], "little")
-    data = np.random.default_rng(seed).integers(0, 256, size=shape.page_bytes, dtype=np.uint8)
+    words = np.random.default_rng(seed).integers(0, 2**64, size=-(-shape.page_bytes // 8), dtype=np.uint64)
+    data = words.view(np.uint8)[: shape.page_bytes]
     halves = 2 if shape.kind == "mha" else 1
     width = shape.heads * shape.head_dim * shape.dtype.itemsize
     return torch.from_numpy(data).reshape(shape.layers, halves, shape.page_tokens, width)
@@ -158,7 +159,8 @@ class CpuEngine:
             for layer, halves in enumerate(self._device_layers()):
                 for half, buffer in enumerate(halves):
                     _bytes(buffer)[rows] = content[layer, half]
-        self.cache.insert(InsertParams(key=self._key(tokens), value=slots))
+        # Without the length of the known part the tree would free its own slots as duplicates.
+        self.cache.insert(InsertParams(key=self._key(tokens), value=slots, prev_prefix_len=len(known)))
         self.cache.flush_pending_backups()
 
     def wait_for_backups(self, seconds: float = 60.0) -> None:

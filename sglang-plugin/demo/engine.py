@@ -25,8 +25,9 @@ def main() -> int:
     options = _arguments()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="  %(name)s: %(message)s")
     logging.getLogger("memkv_sglang").setLevel(logging.INFO if options.verbose else logging.WARNING)
-    for noisy in ("sglang.srt.server_args", "sglang.srt.mem_cache.l2_transfer", "sglang.srt.arg_groups"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    # What SGLang says about the missing GPU is of no interest here.
+    for noisy in ("server_args", "arg_groups", "mem_cache.l2_transfer", "utils.cpp_extension_loader"):
+        logging.getLogger(f"sglang.srt.{noisy}").setLevel(logging.ERROR)
     _say("starting SGLang's cache stack (device pool, host pool, controller, radix cache) on the CPU")
     from cpu_engine import CpuEngine, Shape
 
@@ -54,17 +55,17 @@ def main() -> int:
 
 
 def _write(engine: Any, shape: Any, options: argparse.Namespace) -> dict[str, Any]:
-    from cpu_engine import prompt
-
-    tokens = prompt(options.pages * shape.page_tokens, options.seed)
-    _say(f"computing {options.pages} pages of {shape.page_bytes / 2**20:.2f} MiB and inserting them")
+    prompts = _prompts(shape, options)
+    _say(f"computing {len(prompts)} prompts, {options.pages} pages of {shape.page_bytes / 2**20:.2f} MiB")
     watch = Stopwatch(engine.backend)
-    engine.compute(tokens)
+    for tokens in prompts:
+        engine.compute(tokens)
     engine.wait_for_backups(options.timeout)
-    stored = engine.backend.batch_exists(_hashes(tokens, shape))
+    stored = sum(engine.backend.batch_exists(_hashes(tokens, shape)) for tokens in prompts)
     size = stored * shape.page_bytes
     _say(f"backed up {stored} of {options.pages} pages at {_rate(size, watch.seconds):.2f} GB/s")
     return {
+        "prompts": len(prompts),
         "pages": options.pages,
         "pages_stored": stored,
         "bytes": size,
@@ -76,30 +77,29 @@ def _write(engine: Any, shape: Any, options: argparse.Namespace) -> dict[str, An
 
 
 def _read(engine: Any, shape: Any, options: argparse.Namespace) -> dict[str, Any]:
-    from cpu_engine import prompt
-
-    tokens = prompt(options.pages * shape.page_tokens, options.seed)
+    prompts = _prompts(shape, options)
     exceptions = ExceptionCount()
     logging.getLogger().addHandler(exceptions)
-    _say(f"prefetching {options.pages} pages into an empty cache")
+    _say(f"prefetching {len(prompts)} prompts, {options.pages} pages, into an empty cache")
     watch = Stopwatch(engine.backend)
-    hit = engine.prefetch(tokens, options.timeout) // shape.page_tokens
-    seconds = watch.seconds
-    _say(f"{hit} of {options.pages} pages came back; comparing every byte")
-    wrong = engine.wrong_bytes(tokens, engine.load(tokens))
-    found = engine.backend.stats()
+    hits = [engine.prefetch(tokens, options.timeout) // shape.page_tokens for tokens in prompts]
+    seconds, hit = watch.seconds, sum(hits)
     size = hit * shape.page_bytes
-    enough = hit >= options.pages or options.after_kill
+    _say(f"{hit} of {options.pages} pages came back at {_rate(size, seconds):.2f} GB/s; comparing every byte")
+    wrong = sum(engine.wrong_bytes(tokens, engine.load(tokens)) for tokens in prompts)
     alive = hit
-    _say(f"{wrong} bytes wrong, {_rate(size, seconds):.2f} GB/s")
     if options.after_kill:
-        _say("a server is gone: what it held is a miss, and SGLang computes it again")
-        alive = sum(engine.backend.exists(name) for name in _hashes(tokens, shape))
-        _say(f"{alive} of {options.pages} pages are on servers that live")
-        engine.compute(tokens)
+        names = [name for tokens in prompts for name in _hashes(tokens, shape)]
+        alive = sum(engine.backend.exists(name) for name in names)
+        _say(f"a server is gone: {alive} pages live on the others, but a prefix is usable up to its first gap only")
+        _say("SGLang computes what is missing and goes on")
+        for tokens in prompts:
+            engine.compute(tokens)
         engine.wait_for_backups(options.timeout)
-        wrong += engine.wrong_bytes(tokens, engine.load(tokens))
+        wrong += sum(engine.wrong_bytes(tokens, engine.load(tokens)) for tokens in prompts)
+    _say(f"{wrong} bytes wrong, {exceptions.count} exceptions")
     return {
+        "prompts": len(prompts),
         "pages": options.pages,
         "pages_hit": hit,
         "pages_alive": alive,
@@ -109,9 +109,19 @@ def _read(engine: Any, shape: Any, options: argparse.Namespace) -> dict[str, Any
         "seconds": round(seconds, 6),
         "gb_per_s": round(_rate(size, seconds), 3),
         "exceptions": exceptions.count,
-        "failures": found["failures"],
-        "ok": wrong == 0 and exceptions.count == 0 and enough,
+        "failures": engine.backend.stats()["failures"],
+        "ok": wrong == 0 and exceptions.count == 0 and (hit == options.pages or options.after_kill),
     }
+
+
+def _prompts(shape: Any, options: argparse.Namespace) -> list[list[int]]:
+    """The prompts, the last one with what is left over; equal options give equal prompts in every process."""
+    from cpu_engine import prompt
+
+    count = max(1, min(options.prompts, options.pages))
+    each = options.pages // count
+    sizes = [each] * (count - 1) + [options.pages - each * (count - 1)]
+    return [prompt(size * shape.page_tokens, options.seed * 1_000 + index) for index, size in enumerate(sizes)]
 
 
 class Stopwatch:
@@ -165,13 +175,14 @@ def _say(text: str) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("write", "read"))
-    parser.add_argument("--pages", type=int, default=256, help="pages of the prompt (default: 256)")
+    parser.add_argument("--pages", type=int, default=256, help="pages of all prompts together (default: 256)")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts they are divided over (default: 8)")
     parser.add_argument("--page-tokens", type=int, default=64, help="tokens per page (default: 64)")
     parser.add_argument("--layers", type=int, default=8, help="layers of the model (default: 8)")
     parser.add_argument("--heads", type=int, default=4, help="KV heads of the model (default: 4)")
     parser.add_argument("--layout", default="page_first", help="SGLang's --hicache-mem-layout (default: page_first)")
     parser.add_argument("--model", default="memkv/demo", help="served model name")
-    parser.add_argument("--seed", type=int, default=1, help="which prompt")
+    parser.add_argument("--seed", type=int, default=1, help="which prompts")
     parser.add_argument("--v0", action="store_true", help="SGLang's copying interface instead of addresses")
     parser.add_argument("--after-kill", action="store_true", help="servers are missing: misses are fine")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for the backup or prefetch")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cpu_engine import CpuEngine, Shape, page_hashes, prompt
 
-from conftest import Daemon, wait_for
+from conftest import AUTH_KEY, Daemon, addresses, wait_for
 from rig import settings
 
 pytestmark = pytest.mark.engine
@@ -123,8 +128,6 @@ def test_sglangs_own_fault_injector(
 
 
 def test_attach_and_detach_while_the_engine_lives(cluster: list[Daemon], engine: Callable[..., CpuEngine]) -> None:
-    import json
-
     shape = SHAPES[0]
     one = engine(shape, cluster)
     extra = json.dumps({"prefetch_threshold": shape.page_tokens, **settings(cluster)})
@@ -151,8 +154,6 @@ def test_attach_and_detach_while_the_engine_lives(cluster: list[Daemon], engine:
 def test_a_failed_attach_says_why_and_leaves_the_engine_alone(
     cluster: list[Daemon], engine: Callable[..., CpuEngine], caplog: pytest.LogCaptureFixture
 ) -> None:
-    import json
-
     shape = SHAPES[0]
     one = engine(shape, cluster)
     assert one.cache.detach_storage_backend()[0]
@@ -203,6 +204,8 @@ def test_the_engine_outlives_its_servers(
         assert len(slots) == len(tokens)
         assert reader.wrong_bytes(tokens, slots) == 0
     assert hits < sum(map(len, prompts))
+    for tokens in prompts:
+        assert reader.wrong_bytes(tokens, reader.load(tokens)) == 0
     servers[2].start()
     again = prompt(4 * shape.page_tokens, seed=400)
 
@@ -229,3 +232,30 @@ def test_the_hash_of_the_demonstration_is_sglangs(caplog: pytest.LogCaptureFixtu
     prior = bytes.fromhex(expected[1])
     assert page_hashes(tokens[16:], prior, 8) == expected[2:]
     logging.getLogger(__name__).debug("compared %d hashes", len(expected))
+
+
+@pytest.mark.parametrize("v0", [[], ["--v0"]], ids=["v1", "v0"])
+def test_the_demonstration(v0: list[str], daemons: Callable[..., Daemon], tmp_path: Path) -> None:
+    """Two processes that share nothing but the servers; then one server less."""
+    servers = [daemons() for _ in range(3)]
+    program = Path(__file__).resolve().parents[1] / "demo" / "engine.py"
+    environment = {**os.environ, "MEMKV_SERVERS": addresses(servers), "MEMKV_AUTH_KEY": AUTH_KEY}
+    size = ["--pages", "24", "--prompts", "6", "--layers", "2", "--heads", "1", "--page-tokens", "16"]
+
+    def run(*arguments: str) -> dict[str, Any]:
+        command = [sys.executable, str(program), *arguments, *size, *v0]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        assert done.stdout.count("\n") == 1, done.stderr
+        report = json.loads(done.stdout)
+        assert done.returncode == (0 if report["ok"] else 1), done.stderr
+        return report
+
+    written = run("write")
+    assert (written["ok"], written["pages_stored"]) == (True, 24)
+    read = run("read")
+    assert (read["ok"], read["pages_hit"], read["bytes_wrong"], read["exceptions"]) == (True, 24, 0, 0)
+    servers[0].kill()
+    after = run("read", "--after-kill")
+    assert (after["ok"], after["bytes_wrong"], after["exceptions"]) == (True, 0, 0)
+    assert after["pages_hit"] < 24
+    assert not run("read")["ok"]

@@ -3,7 +3,7 @@
 import logging
 
 import pytest
-from memkv_sglang.health import REMINDER_SECONDS, SAMPLES_MAX, Incidents, Meter
+from memkv_sglang.health import QUIET_SECONDS, REMINDER_SECONDS, SAMPLES_MAX, Incidents, Meter
 
 pytestmark = pytest.mark.unit
 
@@ -22,6 +22,7 @@ def test_an_incident_is_told_once_then_reminded_then_closed(caplog: pytest.LogCa
     with caplog.at_level(logging.INFO, "test"):
         for _ in range(100):
             incidents.failed("get", 3, "gone")
+            incidents.succeeded("get")  # another server still answers; the incident is not over
         assert len(caplog.records) == 1
         now[0] = REMINDER_SECONDS
         incidents.failed("get", 3, "gone")
@@ -29,11 +30,14 @@ def test_an_incident_is_told_once_then_reminded_then_closed(caplog: pytest.LogCa
         assert "297 more" in caplog.records[1].getMessage()
         incidents.failed("put", 1, "full")
         assert len(caplog.records) == 3
+        now[0] += QUIET_SECONDS
         incidents.succeeded("get")
         incidents.succeeded("get")
         assert caplog.records[-1].getMessage() == "memkv: get works again"
         assert len(caplog.records) == 4
-    assert incidents.counts() == {"get": 303, "put": 1}
+        incidents.failed("get", 1, "gone again")
+        assert len(caplog.records) == 5
+    assert incidents.counts() == {"get": 304, "put": 1}
 
 
 def test_samples_are_handed_out_once() -> None:

@@ -1,7 +1,8 @@
 """What happened, told to people and to SGLang without getting in the way.
 
-A failure is one warning when it starts, one more every :data:`REMINDER_SECONDS` while it lasts and one line when it
-is over. Bandwidth samples wait in bounded queues until the scheduler thread collects them, each one once.
+A failure is one warning when it starts, one more every :data:`REMINDER_SECONDS` while it lasts, and one line when
+there was none for :data:`QUIET_SECONDS`. With one of several servers away, calls fail and succeed in turn; that is
+still one incident. Bandwidth samples wait in bounded queues until the scheduler thread collects them, each one once.
 """
 
 from __future__ import annotations
@@ -11,10 +12,24 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 REMINDER_SECONDS = 30.0
+QUIET_SECONDS = 10.0
 SAMPLES_MAX = 1024
+
+
+@dataclass
+class Incident:
+    """One operation that fails now and then."""
+
+    told: float
+    """When it was last logged."""
+    failed: float
+    """When it last failed."""
+    silent: int = 0
+    """Keys that failed since it was last logged."""
 
 
 class Incidents:
@@ -25,30 +40,36 @@ class Incidents:
         self._clock = clock
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
-        self._open: dict[str, tuple[float, int]] = {}
+        self._open: dict[str, Incident] = {}
 
     def failed(self, operation: str, keys: int, reason: str) -> None:
         """Notes that ``keys`` keys of ``operation`` failed for ``reason``."""
         now = self._clock()
+        also = ""
         with self._lock:
             self._counts[operation] += keys
-            last, silent = self._open.get(operation, (None, 0))
-            due = last is None or now - last >= REMINDER_SECONDS
-            self._open[operation] = (now, 0) if due else (last, silent + keys)
-        if due:
-            also = f" ({silent} more since the last message)" if silent else ""
-            self._logger.warning(
-                "memkv: %s failed for %d key(s): %s%s; the engine goes on with misses", operation, keys, reason, also
-            )
+            incident = self._open.get(operation)
+            if incident is not None and now - incident.told < REMINDER_SECONDS:
+                incident.failed = now
+                incident.silent += keys
+                return
+            if incident is not None and incident.silent:
+                also = f" ({incident.silent} more since the last message)"
+            self._open[operation] = Incident(told=now, failed=now)
+        self._logger.warning(
+            "memkv: %s failed for %d key(s): %s%s; the engine goes on with misses", operation, keys, reason, also
+        )
 
     def succeeded(self, operation: str) -> None:
-        """Notes that ``operation`` works; ends its incident, if there is one."""
+        """Notes that ``operation`` worked; ends its incident if the last failure is some time ago."""
         if operation not in self._open:  # the usual case, without the lock
             return
         with self._lock:
-            over = self._open.pop(operation, None)
-        if over is not None:
-            self._logger.info("memkv: %s works again", operation)
+            incident = self._open.get(operation)
+            if incident is None or self._clock() - incident.failed < QUIET_SECONDS:
+                return
+            del self._open[operation]
+        self._logger.info("memkv: %s works again", operation)
 
     def counts(self) -> dict[str, int]:
         """Failed keys by operation since the backend started."""
