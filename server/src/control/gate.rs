@@ -55,8 +55,10 @@ pub(crate) async fn check(State(gate): State<Arc<Gate>>, request: Request, next:
     match gate.admit(request.uri().path(), credential) {
         Ok(()) => next.run(request).await,
         Err(fault) => {
-            let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0);
-            gate.node.metrics.auth_failed(peer, "a call was refused");
+            if !matches!(fault, Fault::TooManyCalls) {
+                let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0);
+                gate.node.metrics.auth_failed(peer, "a call was refused");
+            }
             Status::from(fault).into_http()
         }
     }

@@ -34,8 +34,10 @@ impl KvService {
     }
 
     fn enter(&self) -> Result<RequestGuard, Fault> {
+        // Counted first: a stop that begins now either sees this call or is seen by it.
+        let guard = self.node.in_flight.enter();
         match self.node.phase() {
-            Phase::Serving => Ok(self.node.in_flight.enter()),
+            Phase::Serving => Ok(guard),
             Phase::Stopping | Phase::Closing => Err(Fault::Stopping),
         }
     }
