@@ -29,6 +29,11 @@ fn what_is_in_flight_finishes_and_nothing_new_begins() {
     assert_eq!(reply.header.status, Code::Stopping);
     let (late_offer, late_meta) = wire.offer(space, &[(b"late", b"page")]);
     assert_eq!(wire.ask(&late_offer, &late_meta).header.status, Code::Stopping);
+    // Longer than a server without anything in flight takes to close its connections.
+    let waited = std::time::Instant::now();
+    while waited.elapsed() < std::time::Duration::from_millis(600) {
+        thread::yield_now();
+    }
     assert!(!stopping.is_finished(), "an offer is in flight");
 
     let (data, body) = put_data(space, offer.request_id, &pages);
