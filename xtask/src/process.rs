@@ -90,6 +90,7 @@ pub(crate) fn capture(context: &Context, title: &str, log: &str, mut command: Co
     let mut child = KillOnDrop(child);
     let lines = read_lines(reader);
     let mut printed = String::new();
+    let mut line = Line::start(title);
     loop {
         match lines.recv_timeout(POLL) {
             Ok(text) => {
@@ -99,8 +100,10 @@ pub(crate) fn capture(context: &Context, title: &str, log: &str, mut command: Co
             Err(RecvTimeoutError::Timeout) => context.check_stop()?,
             Err(RecvTimeoutError::Disconnected) => break,
         }
+        line.tick("");
     }
     let status = child.0.wait()?;
+    line.end(status.success());
     if status.success() {
         return Ok(printed);
     }
