@@ -103,10 +103,8 @@ fn command_line() -> String {
 /// Reads `64KiB`, `1GiB` or plain bytes.
 fn parse_size(text: &str) -> Result<usize, String> {
     let units = [("KiB", 10), ("MiB", 20), ("GiB", 30)];
-    let (digits, shift) = units
-        .iter()
-        .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)))
-        .unwrap_or((text, 0));
+    let (digits, shift) =
+        units.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift))).unwrap_or((text, 0));
     let number: usize = digits.trim().parse().map_err(|_| format!("{text:?} is not a size; write 64KiB"))?;
     let bytes = number.checked_shl(shift).filter(|bytes| bytes >> shift == number && *bytes >= 4096);
     bytes.ok_or_else(|| format!("{text:?} is not a size of at least 4KiB"))
@@ -120,7 +118,9 @@ mod tests {
     fn sizes_are_read() {
         assert_eq!(parse_size("64KiB"), Ok(65_536));
         assert_eq!(parse_size("4096"), Ok(4096));
-        assert!(parse_size("1").is_err() && parse_size("64kb").is_err() && parse_size("99999999999GiB").is_err());
+        assert!(
+            parse_size("1").is_err() && parse_size("64kb").is_err() && parse_size("99999999999GiB").is_err()
+        );
     }
 
     #[test]

@@ -120,8 +120,14 @@ fn write_tables(out: &mut String, report: &Report) -> std::fmt::Result {
     let [one, two] = &report.memcpy;
     writeln!(out, "memcpy: {} GB/s on one thread, {} on two.\n", spread(one), spread(two))?;
 
-    writeln!(out, "| op  | page    | batch | memkv GB/s  | raw x1 GB/s | raw x2 GB/s | % of raw | memkv CPU s/GB (c + s)  | raw CPU s/GB |")?;
-    writeln!(out, "|-----|--------:|------:|------------:|------------:|------------:|---------:|------------------------:|-------------:|")?;
+    writeln!(
+        out,
+        "| op  | page    | batch | memkv GB/s  | raw x1 GB/s | raw x2 GB/s | % of raw | memkv CPU s/GB (c + s)  | raw CPU s/GB |"
+    )?;
+    writeln!(
+        out,
+        "|-----|--------:|------:|------------:|------------:|------------:|---------:|------------------------:|-------------:|"
+    )?;
     for cell in &report.cells {
         let two = cell.raw_two_connections.as_ref().map_or("-".to_owned(), |two| spread(&two.gb_per_s));
         let (memkv, limit) = (&cell.memkv, cell.limit());
@@ -170,10 +176,11 @@ fn write_latencies(out: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(out, "\n| one op at a time | memkv p50 µs | p99 µs | raw p50 µs | p99 µs | p50 × raw |")?;
     writeln!(out, "|---|---:|---:|---:|---:|---:|")?;
     let single = report.cells.iter().filter(|cell| cell.batch == 1);
-    let single =
-        single.map(|cell| (format!("{} {}", cell.op, size(cell.page_bytes)), cell.memkv.latency, {
+    let single = single.map(|cell| {
+        (format!("{} {}", cell.op, size(cell.page_bytes)), cell.memkv.latency, {
             cell.raw_one_connection.latency
-        }));
+        })
+    });
     let exists = report.exists.iter().map(|row| (format!("exists {} keys", row.keys), row.memkv, row.raw));
     for (name, memkv, raw) in single.chain(exists) {
         let ratio = memkv.p50_us / raw.p50_us;

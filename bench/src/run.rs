@@ -1,7 +1,8 @@
 //! The closed-loop run: one caller, one batch at a time, MemKV and its limit in turns.
 //!
 //! A round visits every page size, batch size and subject; the order of subjects rotates from round to round, so
-//! that a slow minute of the machine hits all of them. The first round warms up and does not count.
+//! that a slow minute of the machine hits all of them. The first round warms up (every
+//! page of memory is touched) and does not count.
 
 use crate::daemon::Daemon;
 use crate::machine::{self, Machine};
@@ -111,7 +112,7 @@ pub(crate) fn run(plan: Plan, progress: &dyn Fn(&str)) -> anyhow::Result<Report>
                 if subject == Subject::RawTwo && batch == 1 {
                     continue;
                 }
-                let [get, put] = bench.put_and_get(subject, page, batch, counts)?;
+                let [get, put] = bench.put_and_get(subject, page, batch)?;
                 if counts {
                     series[0][which].passes.push(get);
                     series[1][which].passes.push(put);
@@ -143,15 +144,8 @@ impl Bench {
     }
 
     /// Stores the working set, then reads it back; returns the get and the put.
-    fn put_and_get(
-        &mut self,
-        subject: Subject,
-        page: usize,
-        batch: usize,
-        counts: bool,
-    ) -> anyhow::Result<[Pass; 2]> {
-        let total = self.workload.bytes() / if counts { 1 } else { 4 };
-        let count = (total / page / batch).max(1) * batch;
+    fn put_and_get(&mut self, subject: Subject, page: usize, batch: usize) -> anyhow::Result<[Pass; 2]> {
+        let count = (self.workload.bytes() / page / batch).max(1) * batch;
         let bytes = count * page;
         ensure!(bytes <= self.workload.bytes(), "a batch of {batch} pages does not fit the working set");
         self.workload.spoil(bytes);
@@ -326,11 +320,7 @@ fn connect(daemon: &Daemon, transport: Transport) -> anyhow::Result<Client> {
 }
 
 /// Times one pass and counts the processor time of both sides.
-fn timed(
-    bytes: usize,
-    server: u32,
-    pass: impl FnOnce() -> anyhow::Result<Vec<u64>>,
-) -> anyhow::Result<Pass> {
+fn timed(bytes: usize, server: u32, pass: impl FnOnce() -> anyhow::Result<Vec<u64>>) -> anyhow::Result<Pass> {
     let (client_before, server_before) = (machine::own_cpu(), machine::cpu_of(server)?);
     let start = Instant::now();
     let batch_nanos = pass()?;
