@@ -245,15 +245,11 @@ impl Client {
 }
 
 /// The `space` argument; `None` means something else than leaving it out.
+#[derive(Default)]
 enum SpaceArgument<'py> {
+    #[default]
     Default,
     Given(Bound<'py, PyAny>),
-}
-
-impl Default for SpaceArgument<'_> {
-    fn default() -> Self {
-        Self::Default
-    }
 }
 
 impl<'py> FromPyObject<'_, 'py> for SpaceArgument<'py> {
@@ -332,7 +328,8 @@ fn op_stats<'py>(py: Python<'py>, stats: &OpStats) -> PyResult<Bound<'py, PyDict
 
 /// One server's counters.
 fn server_stats<'py>(py: Python<'py>, stats: &ServerStats) -> PyResult<Bound<'py, PyDict>> {
-    let ServerStats { id, available, connections, completed, timeouts, broken, breaker_opened, sessions } = stats;
+    let ServerStats { id, available, connections, completed, timeouts, broken, breaker_opened, sessions } =
+        stats;
     let entry = PyDict::new(py);
     entry.set_item("id", id)?;
     entry.set_item("available", available)?;

@@ -102,10 +102,7 @@ pub(crate) fn integers(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<usi
 pub(crate) fn integers_from_bytes(name: &str, bytes: &[u8]) -> PyResult<Vec<usize>> {
     let (words, rest) = bytes.as_chunks::<8>();
     if !rest.is_empty() {
-        return Err(BadInputError::new_err(format!(
-            "{name} has {} bytes, not a multiple of 8",
-            bytes.len()
-        )));
+        return Err(BadInputError::new_err(format!("{name} has {} bytes, not a multiple of 8", bytes.len())));
     }
     words.iter().map(|word| non_negative(name, i64::from_ne_bytes(*word))).collect()
 }

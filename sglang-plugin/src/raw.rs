@@ -40,7 +40,8 @@ impl Pieces {
 
     /// An address that belongs to two pieces, if there is one.
     pub(crate) fn overlap(&self) -> Option<usize> {
-        let mut ranges: Vec<(usize, usize)> = self.ptrs.iter().copied().zip(self.sizes.iter().copied()).collect();
+        let mut ranges: Vec<(usize, usize)> =
+            self.ptrs.iter().copied().zip(self.sizes.iter().copied()).collect();
         ranges.sort_unstable();
         ranges.windows(2).find(|pair| pair[0].0 + pair[0].1 > pair[1].0).map(|pair| pair[1].0)
     }

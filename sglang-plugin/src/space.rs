@@ -181,7 +181,8 @@ impl Space {
         if report.failed.is_empty() {
             return Ok((report.removed_pages, report.removed_bytes));
         }
-        let failed: Vec<String> = report.failed.iter().map(|(server, error)| format!("{server}: {error}")).collect();
+        let failed: Vec<String> =
+            report.failed.iter().map(|(server, error)| format!("{server}: {error}")).collect();
         Err(UnavailableError::new_err(format!(
             "{} pages are cleared, but not those of {}",
             report.removed_pages,
@@ -209,7 +210,8 @@ impl Space {
     /// Stores one page; false if it could not be stored.
     pub(crate) fn set_one(&self, py: Python<'_>, key: &Keys, page: &[u8]) -> PyResult<bool> {
         self.connection.check()?;
-        let outcome = py.detach(|| self.space.put(key.slices()[0], page)).map_err(|error| to_python(&error))?;
+        let outcome =
+            py.detach(|| self.space.put(key.slices()[0], page)).map_err(|error| to_python(&error))?;
         Ok(outcome.is_success())
     }
 
@@ -359,13 +361,12 @@ fn failure(outcome: PageOutcome) -> Option<&'static str> {
 }
 
 /// Pieces from flat lists of addresses and sizes.
-fn pieces_from_python(
-    keys: &Keys,
-    ptrs: &Bound<'_, PyAny>,
-    sizes: &Bound<'_, PyAny>,
-) -> PyResult<Pieces> {
+fn pieces_from_python(keys: &Keys, ptrs: &Bound<'_, PyAny>, sizes: &Bound<'_, PyAny>) -> PyResult<Pieces> {
     let (ptrs, sizes) = (integers("ptrs", ptrs)?, integers("sizes", sizes)?);
-    if ptrs.len() != sizes.len() || (keys.len() == 0) != ptrs.is_empty() || ptrs.len() % keys.len().max(1) != 0 {
+    if ptrs.len() != sizes.len()
+        || (keys.len() == 0) != ptrs.is_empty()
+        || ptrs.len() % keys.len().max(1) != 0
+    {
         return Err(BadInputError::new_err(format!(
             "{} ptrs and {} sizes for {} keys; give the same number of pieces for every key",
             ptrs.len(),

@@ -20,7 +20,7 @@ import pytest
 
 warnings.filterwarnings("ignore")
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "sglang-plugin" / "demo"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 
 AUTH_KEY = "5e" * 32
 

@@ -234,8 +234,7 @@ def test_the_hash_of_the_demonstration_is_sglangs(caplog: pytest.LogCaptureFixtu
     logging.getLogger(__name__).debug("compared %d hashes", len(expected))
 
 
-@pytest.mark.parametrize("v0", [[], ["--v0"]], ids=["v1", "v0"])
-def test_the_demonstration(v0: list[str], daemons: Callable[..., Daemon], tmp_path: Path) -> None:
+def test_the_demonstration(daemons: Callable[..., Daemon], tmp_path: Path) -> None:
     """Two processes that share nothing but the servers; then one server less."""
     servers = [daemons() for _ in range(3)]
     program = Path(__file__).resolve().parents[1] / "demo" / "engine.py"
@@ -243,7 +242,7 @@ def test_the_demonstration(v0: list[str], daemons: Callable[..., Daemon], tmp_pa
     size = ["--pages", "24", "--prompts", "6", "--layers", "2", "--heads", "1", "--page-tokens", "16"]
 
     def run(*arguments: str) -> dict[str, Any]:
-        command = [sys.executable, str(program), *arguments, *size, *v0]
+        command = [sys.executable, str(program), *arguments, *size]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
         assert done.stdout.count("\n") == 1, done.stderr
         report = json.loads(done.stdout)
@@ -258,4 +257,3 @@ def test_the_demonstration(v0: list[str], daemons: Callable[..., Daemon], tmp_pa
     after = run("read", "--after-kill")
     assert (after["ok"], after["bytes_wrong"], after["exceptions"]) == (True, 0, 0)
     assert after["pages_hit"] < 24
-    assert not run("read")["ok"]
