@@ -255,3 +255,47 @@ impl Receiving {
 pub(crate) fn body_len(held: &[Held]) -> u64 {
     bytes_of(held) + (held.len() * PAGE_RECORD_BYTES) as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memkv_core::{Key, PageMeta, SpaceDescription};
+    use memkv_storage::{Engine, EngineConfig, HashedKey};
+    use memkv_transport::records::page_record;
+
+    const LENS: [u32; 4] = [5, 41, 1, 33];
+
+    /// Slots for one page of each length, and the body that brings them.
+    fn offered(engine: &Engine) -> (Vec<Held>, Vec<u8>) {
+        let space = engine.open_space(SpaceDescription::named("split").unwrap()).unwrap();
+        engine.clear(&space);
+        let (mut held, mut body) = (Vec::new(), Vec::new());
+        for (name, len) in (b'a'..).zip(LENS) {
+            let name = [name];
+            let key = HashedKey::new(space.id(), Key::new(&name).unwrap());
+            let bytes = vec![name[0]; len as usize];
+            let checksum = PageHasher::oneshot(key.digest, &bytes);
+            body.extend_from_slice(&page_record(Code::Ok, PageMeta { len, checksum, ..PageMeta::default() }));
+            body.extend_from_slice(&bytes);
+            held.push(Held::new(engine.reserve(&space, key, len, 0).unwrap(), key.digest, len));
+        }
+        (held, body)
+    }
+
+    #[test]
+    fn pages_are_stored_wherever_the_reads_end() {
+        let engine = Engine::new(EngineConfig::with_dram(64 << 20)).unwrap();
+        let total = offered(&engine).1.len();
+        for first in 0..=total {
+            for second in first..=total {
+                let (held, body) = offered(&engine);
+                let mut pages = Receiving::new(held, 0);
+                for part in [&body[..first], &body[first..second], &body[second..]] {
+                    assert_eq!(pages.copy_from(part), Ok(part.len()));
+                }
+                assert!(pages.is_done());
+                assert_eq!(pages.verdicts, [Code::Ok as u8; LENS.len()], "cut at {first} and {second}");
+            }
+        }
+    }
+}
