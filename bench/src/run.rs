@@ -311,7 +311,7 @@ impl Bench {
 
 fn connect(daemon: &Daemon, transport: Transport) -> anyhow::Result<Client> {
     let config = Config::builder()
-        .servers(&daemon.address())
+        .servers(daemon.address())
         .auth_key_hex(daemon.key())
         .transport(transport)
         .op_timeout(OP_TIMEOUT)

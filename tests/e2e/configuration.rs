@@ -39,7 +39,8 @@ fn a_server_starts_with_an_unknown_key_and_warns() {
 fn values_that_make_no_sense_are_named_with_their_source() {
     let config = file("dram: 64 parsecs\n");
     let path = config.path().to_str().unwrap();
-    let cases: [(&[&str], &[(&str, &str)], &[&str]); 5] = [
+    type Texts<'a> = &'a [&'a str];
+    let cases: [(Texts, &[(&str, &str)], Texts); 5] = [
         (&["--config", path], &[], &["dram", "64 parsecs"]),
         (&["--dram", "lots"], &[], &["--dram", "lots"]),
         (&[], &[("MEMKV_SERVER_DRAM", "-1")], &["MEMKV_SERVER_DRAM"]),
