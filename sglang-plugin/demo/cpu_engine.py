@@ -166,12 +166,11 @@ class CpuEngine:
     def wait_for_backups(self, seconds: float = 60.0) -> None:
         """Runs scheduler steps until host and storage hold what was inserted."""
         cache = self.cache
-        _until(
-            lambda: not cache.ongoing_write_through and not cache.ongoing_backup and not self.controller.ack_write_queue,
-            cache.check_hicache_events,
-            seconds,
-            "the backup",
-        )
+
+        def done() -> bool:
+            return not (cache.ongoing_write_through or cache.ongoing_backup or self.controller.ack_write_queue)
+
+        _until(done, cache.check_hicache_events, seconds, "the backup")
 
     def prefetch(self, tokens: list[int], seconds: float = 60.0) -> int:
         """Asks storage for the part of a prompt that is not in memory; returns how many tokens the host holds then."""
@@ -358,7 +357,7 @@ def _copy_to_device(
 
 
 def _layer_views(host: Any, device_pool: Any, layer: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Views of one layer, host and device: ``[token, head, dim]``, or ``[page, token in page, head, dim]`` on the host."""
+    """Views of one layer, host and device: ``[token, head, dim]``; some hosts have ``[page, token, head, dim]``."""
     if isinstance(host, MLATokenToKVPoolHost):
         pairs = [(host.kv_buffer, device_pool.kv_buffer[layer])]
     else:

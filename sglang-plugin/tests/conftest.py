@@ -69,9 +69,11 @@ class Daemon:
         self._process.wait()
 
     def freeze(self) -> None:
-        """Stops the daemon's threads; its sockets stay open."""
+        """Stops the daemon's threads, and returns when they have stopped; its sockets stay open."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{self._process.pid}/task")
+        wait_for(lambda: all(_state(task) == "T" for task in tasks.iterdir()), "the daemon's stop")
 
     def thaw(self) -> None:
         """Lets a frozen daemon go on."""
@@ -100,6 +102,11 @@ class Daemon:
         text = self._log.read_text(errors="replace")
         self.close()
         pytest.fail(f"memkv-server on {self.address} did not become ready:\n{text}", pytrace=False)
+
+
+def _state(task: Path) -> str:
+    """The scheduler's state of a thread, one letter."""
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _free_port_pair() -> int:

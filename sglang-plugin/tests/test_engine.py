@@ -108,7 +108,7 @@ def test_sglangs_own_fault_injector(
 ) -> None:
     """With many calls failing, what does come back is right, and nothing hangs.
 
-    A page needs three calls that work (set, exists, get), so that all of 40 pages come back, or none, once in 10^7 runs.
+    A page needs three calls that work (set, exists, get): all of 40 pages come back, or none, once in 10^7 runs.
     """
     monkeypatch.setenv("SGLANG_TEST_HICACHE_BACKEND_RANDOM_FAILURE", "0.3")
     monkeypatch.setenv("SGLANG_TEST_HICACHE_BACKEND_RANDOM_DELAY", "0.004")

@@ -142,6 +142,26 @@ def test_v0_and_v1_share_pages_or_keep_apart(
     reader.close()
 
 
+def test_pieces_in_an_order_of_their_own_keep_apart(cluster: list[Daemon], unique: str) -> None:
+    """A layer-first pool lists k0, v0, k1, v1; its flat page has all of K first. Without a view that shows the order,
+    the two forms must not meet, though their pages are equally long."""
+    pool = host_pools.mha("layer_first")
+    pool.get_data_page = lambda index, flat=True, original=pool.get_data_page: original(index, True)
+    host_pools.fill(pool, 4)
+    before = [host_pools.page_bytes(pool, page) for page in WRITTEN]
+    names = keys(len(WRITTEN))
+    copying = attach(cluster, unique, pool, extra={"interface_v1": 0})
+    write_v0(copying, pool, names)
+    direct = attach(cluster, unique, pool)
+    assert direct.batch_exists(names) == 0
+    write_v1(direct, pool, names)
+    for backend, read in ((copying, read_v0), (direct, read_v1)):
+        host_pools.wipe(pool)
+        read(backend, pool, names)
+        check_moved(pool, before)
+        backend.close()
+
+
 @case_of
 def test_how_a_pool_is_reached(case: Case) -> None:
     from memkv_sglang import pools

@@ -8,7 +8,7 @@ Invariants:
 
 - no batch method raises, and none returns ``None``: SGLang would take an exception for the end of the tier. Every
   failure is a miss or ``False``, is counted, and is logged once per incident;
-- every call ends within :data:`CALL_SECONDS_MAX`, because SGLang waits ten seconds when it detaches;
+- every call ends within :data:`~memkv_sglang.calls.CALL_SECONDS_MAX`, because SGLang waits ten seconds when it detaches;
 - no address outlives the call that computed it: SGLang reuses a page as soon as the call returns;
 - one instance serves several threads at once and owns everything it needs, so that a process can attach, detach and
   attach again.
@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from sglang.srt.mem_cache.hicache_storage import (
@@ -34,6 +34,7 @@ from sglang.srt.mem_cache.hicache_storage import (
 )
 
 from memkv_sglang import _native, hits, namespace, options, pools
+from memkv_sglang.calls import Budget, never_raises
 from memkv_sglang.health import Incidents, Meter
 
 try:  # the hybrid interface came later than the dynamic backends
@@ -43,15 +44,10 @@ except ImportError:  # pragma: no cover
 
 logger = logging.getLogger(__name__)
 
-CALL_SECONDS_MAX = 9.0
-"""The longest that one call may take, over all its pools and batches."""
-
 STAGING_BYTES_MAX = 64 << 20
 """How much memory a call may take for pages that have to be copied."""
 
 ANCHOR = "kv"
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -60,41 +56,6 @@ class Store:
 
     view: pools.PoolView
     space: _native.Space
-
-
-class Budget:
-    """The time that is left of one call."""
-
-    def __init__(self, op_seconds: float) -> None:
-        self._deadline = time.monotonic() + CALL_SECONDS_MAX
-        self._op_seconds = op_seconds
-
-    def left(self) -> float:
-        """Seconds until the call must be over."""
-        return max(0.0, self._deadline - time.monotonic())
-
-    def allows_another(self) -> bool:
-        """Whether one more operation can run to its own deadline."""
-        return self.left() >= self._op_seconds
-
-
-def _never_raises(fallback: Callable[..., Result]) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-    """Turns any exception of a batch method into ``fallback(*args)``, counted and logged."""
-
-    def decorate(method: Callable[..., Result]) -> Callable[..., Result]:
-        name = method.__name__
-
-        @functools.wraps(method)
-        def guarded(self: MemKVHiCacheStorage, *args: Any, **kwargs: Any) -> Result:
-            try:
-                return method(self, *args, **kwargs)
-            except Exception as error:  # the contract: failures are misses
-                self._incidents.failed(name, 1, f"{type(error).__name__}: {error}")
-                return fallback(*args, **kwargs)
-
-        return guarded
-
-    return decorate
 
 
 class MemKVHiCacheStorage(HiCacheStorage):
@@ -115,12 +76,7 @@ class MemKVHiCacheStorage(HiCacheStorage):
         self._lock = threading.Lock()  # guards registration only
         self._stores: dict[str, list[Store]] = {}
         self._buffers: dict[int, int] = {}
-        self._client = _native.Client(
-            self._options.client.get("servers"),
-            space=None,
-            config=self._options.config,
-            **{name: value for name, value in self._options.client.items() if name != "servers"},
-        )
+        self._client = _native.Client(space=None, config=self._options.config, **self._options.client)
         self._op_seconds = self._client.op_seconds
         self._warn_about_missing_servers()
 
@@ -180,13 +136,13 @@ class MemKVHiCacheStorage(HiCacheStorage):
 
     # --- v0: flat tensors of the main KV ----------------------------------------------------------------------
 
-    @_never_raises(lambda *args, **kwargs: None)
+    @never_raises(lambda *args, **kwargs: None)
     def get(self, key: str, target_location: Any = None, target_sizes: Any = None) -> torch.Tensor | None:
         """One page into ``target_location``; ``None`` on a miss."""
         targets = None if target_location is None else [target_location]
         return self.batch_get([key], targets)[0]
 
-    @_never_raises(lambda keys, *args, **kwargs: [None] * len(keys))
+    @never_raises(lambda keys, *args, **kwargs: [None] * len(keys))
     def batch_get(
         self, keys: list[str], target_locations: Any = None, target_sizes: Any = None
     ) -> list[torch.Tensor | None]:
@@ -204,12 +160,12 @@ class MemKVHiCacheStorage(HiCacheStorage):
         flags = self._read_tensors("batch_get", store, keys, targets, Budget(self._op_seconds))
         return [target if flag else None for target, flag in zip(targets, flags, strict=True)]
 
-    @_never_raises(lambda *args, **kwargs: False)
+    @never_raises(lambda *args, **kwargs: False)
     def set(self, key: str, value: Any = None, target_location: Any = None, target_sizes: Any = None) -> bool:
         """Stores one page; a page that is there already is a success."""
         return self.batch_set([key], [value])
 
-    @_never_raises(lambda *args, **kwargs: False)
+    @never_raises(lambda *args, **kwargs: False)
     def batch_set(
         self, keys: list[str], values: Any = None, target_locations: Any = None, target_sizes: Any = None
     ) -> bool:
@@ -225,12 +181,12 @@ class MemKVHiCacheStorage(HiCacheStorage):
             return False
         return all(self._write_tensors("batch_set", store, keys, pages, Budget(self._op_seconds)))
 
-    @_never_raises(lambda *args, **kwargs: False)
+    @never_raises(lambda *args, **kwargs: False)
     def exists(self, key: str) -> bool:
         """Whether the page is stored."""
         return self.batch_exists([key]) == 1
 
-    @_never_raises(lambda *args, **kwargs: 0)
+    @never_raises(lambda *args, **kwargs: 0)
     def batch_exists(self, keys: list[str], extra_info: HiCacheStorageExtraInfo | None = None) -> int:
         """How many pages from the first on are stored without a gap."""
         stores = self._stores.get(ANCHOR)
@@ -240,14 +196,14 @@ class MemKVHiCacheStorage(HiCacheStorage):
 
     # --- v1: addresses of the main KV -------------------------------------------------------------------------
 
-    @_never_raises(lambda keys, *args, **kwargs: [False] * len(keys))
+    @never_raises(lambda keys, *args, **kwargs: [False] * len(keys))
     def batch_get_v1(
         self, keys: list[str], host_indices: torch.Tensor, extra_info: HiCacheStorageExtraInfo | None = None
     ) -> list[bool]:
         """Reads pages straight into the host pool."""
         return self._read("batch_get_v1", ANCHOR, keys, host_indices, Budget(self._op_seconds))
 
-    @_never_raises(lambda keys, *args, **kwargs: [False] * len(keys))
+    @never_raises(lambda keys, *args, **kwargs: [False] * len(keys))
     def batch_set_v1(
         self, keys: list[str], host_indices: torch.Tensor, extra_info: HiCacheStorageExtraInfo | None = None
     ) -> list[bool]:
@@ -256,7 +212,7 @@ class MemKVHiCacheStorage(HiCacheStorage):
 
     # --- v2: all other pools ----------------------------------------------------------------------------------
 
-    @_never_raises(lambda *args, **kwargs: PoolTransferResult.empty())
+    @never_raises(lambda *args, **kwargs: PoolTransferResult.empty())
     def batch_exists_v2(
         self,
         keys: list[str],
@@ -283,14 +239,14 @@ class MemKVHiCacheStorage(HiCacheStorage):
             restorable = hits.intersect(restorable, accepted)
         return _hit_result(restorable[-1] if restorable else 0, found, restorable)
 
-    @_never_raises(lambda transfers, *args, **kwargs: _all_false(transfers))
+    @never_raises(lambda transfers, *args, **kwargs: _all_false(transfers))
     def batch_get_v2(
         self, transfers: list[PoolTransfer], extra_info: HiCacheStorageExtraInfo | None = None
     ) -> dict[str, list[bool]]:
         """Reads pages of several pools; one list of flags per pool."""
         return self._for_each_pool("batch_get_v2", self._read, transfers)
 
-    @_never_raises(lambda transfers, *args, **kwargs: _all_false(transfers))
+    @never_raises(lambda transfers, *args, **kwargs: _all_false(transfers))
     def batch_set_v2(
         self, transfers: list[PoolTransfer], extra_info: HiCacheStorageExtraInfo | None = None
     ) -> dict[str, list[bool]]:
