@@ -15,7 +15,8 @@ fn series(text: &str) -> Vec<String> {
 
 #[test]
 fn the_repository_has_no_dashboard_with_an_unknown_series() {
-    let registered = std::fs::read_to_string(root().join("server/src/metrics.rs")).expect("the list of series");
+    let registered =
+        std::fs::read_to_string(root().join("server/src/metrics.rs")).expect("the list of series");
     let registered = series(&registered);
     let mut seen = 0;
     for file in files(&["json"]).iter().filter(|file| file.path.starts_with("deploy/grafana/")) {
