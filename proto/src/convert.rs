@@ -21,7 +21,9 @@ pub enum Invalid {
     #[error("the field {0:?} is missing")]
     Missing(&'static str),
     /// A number is out of its range.
-    #[error("the field {0:?} is out of range")]
+    #[error(
+        "the field {0:?} has a value or a length that memkv.v1 does not allow; its comment there gives the range"
+    )]
     OutOfRange(&'static str),
 }
 

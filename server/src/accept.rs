@@ -7,8 +7,9 @@ use crate::data;
 use crate::metrics::Metrics;
 use crate::node::Node;
 use memkv_transport::handshake::PREFACE;
+use socket2::SockRef;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -23,6 +24,15 @@ use tonic::transport::server::Connected;
 const HTTP2: [u8; 8] = *b"PRI * HT";
 /// How long to wait when the system has no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a peer that speaks neither protocol gets.
+const FOREIGN_ANSWER: &[u8] =
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n\
+this port speaks gRPC (HTTP/2 without TLS) and the memkv data protocol; \
+metrics and health are on the admin port, the next one unless admin_listen says otherwise\n";
+/// How long such a peer has to read it, and how much more of it is read meanwhile.
+const FOREIGN_PAUSE: Duration = Duration::from_millis(500);
+const FOREIGN_BYTES: usize = 64 << 10;
 
 /// Hands connections to the planes.
 #[derive(Clone)]
@@ -70,13 +80,18 @@ impl Accept {
             };
             match sniffed {
                 Ok(Some(Plane::Data)) => this.hand_to_data(stream, place),
+                Ok(Some(Plane::Foreign)) => {
+                    Metrics::add(&this.node.metrics.protocol_errors, 1);
+                    tracing::debug!("a connection speaks something else, told so and closing");
+                    tell_foreigner(&stream).await;
+                }
                 Ok(Some(Plane::Grpc)) => {
                     // If nobody takes it, the server is stopping and the connection closes here.
                     let _stopping = this.grpc.send(Ok(Sniffed::new(stream, place))).await;
                 }
                 Ok(None) | Err(_) => {
                     Metrics::add(&this.node.metrics.protocol_errors, 1);
-                    tracing::debug!("a connection is neither gRPC nor a data connection, closing");
+                    tracing::debug!("a connection ended or fell silent before it said what it is");
                 }
             }
         });
@@ -100,9 +115,35 @@ impl Accept {
 enum Plane {
     Data,
     Grpc,
+    /// Something that this port does not speak.
+    Foreign,
 }
 
-/// Reads the first eight bytes; `None` as soon as they cannot be those of either plane.
+/// Tells a peer that speaks something else what this port is for. Most of them are people with a browser, health
+/// checks or scrapers, so the answer is HTTP; to others it is at least readable.
+async fn tell_foreigner(stream: &TcpStream) {
+    // The socket is new and its buffer empty; a peer whose window does not take this line does not read it either.
+    if stream.try_write(FOREIGN_ANSWER).is_err() || SockRef::from(stream).shutdown(Shutdown::Write).is_err() {
+        return;
+    }
+    // Unread bytes would turn the close into a reset, which may overtake the answer.
+    let drained = tokio::time::timeout(FOREIGN_PAUSE, async {
+        let (mut left, mut scratch) = (FOREIGN_BYTES, [0; 1024]);
+        while left > 0 && stream.readable().await.is_ok() {
+            match stream.try_read(&mut scratch) {
+                Ok(0) => return,
+                Ok(read) => left = left.saturating_sub(read),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    });
+    if drained.await.is_err() {
+        tracing::debug!("a foreign peer did not close after its answer");
+    }
+}
+
+/// Reads the first eight bytes, or fewer if they cannot be those of either plane; `None` if the peer closes.
 async fn sniff(stream: &TcpStream) -> Option<Plane> {
     let mut bytes = [0; 8];
     let mut filled = 0;
@@ -115,7 +156,7 @@ async fn sniff(stream: &TcpStream) -> Option<Plane> {
             Err(_) => return None,
         }
         if bytes[..filled] != PREFACE[..filled] && bytes[..filled] != HTTP2[..filled] {
-            return None;
+            return Some(Plane::Foreign);
         }
     }
     Some(if bytes == PREFACE { Plane::Data } else { Plane::Grpc })

@@ -418,6 +418,10 @@ fn garbage_on_the_main_port_is_closed() {
             Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
         };
         assert!(closed, "{} stays open", garbage.escape_ascii());
+        if garbage.starts_with(b"GET") {
+            let answer = String::from_utf8_lossy(&answer);
+            assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("admin port"), "{answer:?}");
+        }
     }
     assert!(daemon.metrics().unwrap().sum("memkv_protocol_errors_total", &[]) >= 4.0);
     nothing_is_lost(&session, space);
