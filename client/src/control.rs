@@ -52,10 +52,13 @@ pub(crate) fn channel(address: &ServerAddress, connect_timeout: Duration) -> Res
 pub(crate) fn error_of(status: &tonic::Status) -> Error {
     let kind = outcome::kind_of(status.code());
     let mut text = status.message().to_owned();
-    // The transport's own texts name no cause; the cause is at the end of the chain.
+    // The transport's own texts name no cause; the cause is at the end of the chain. Some layers repeat it.
     let mut source = std::error::Error::source(status);
     while let Some(cause) = source {
-        text = format!("{text}: {cause}");
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
         source = cause.source();
     }
     Error::new(kind, text)
