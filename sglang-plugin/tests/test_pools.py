@@ -171,6 +171,33 @@ def test_how_a_pool_is_reached(case: Case) -> None:
     assert not view.logical
 
 
+@pytest.mark.parametrize("trouble", ["irregular", "outside", "raises", "empty"])
+def test_addresses_that_cannot_be_trusted_are_not_used(trouble: str) -> None:
+    """The pool's flat pages are still there, so the pool is copied."""
+    from memkv_sglang import pools
+
+    pool = host_pools.mha("page_first")
+    original = pool.get_page_buffer_meta
+    middle = host_pools.PAGES // 2 * host_pools.PAGE
+
+    def meta(indices: torch.Tensor) -> Any:
+        if trouble == "raises":
+            raise NotImplementedError
+        if trouble == "empty":
+            return [], []
+        ptrs, sizes = original(indices)
+        if trouble == "outside":
+            return [ptr + 4096 * 4096 for ptr in ptrs], sizes
+        starts = indices[:: host_pools.PAGE].tolist()
+        return [ptr + 8 * (starts[i // 2] == middle) for i, ptr in enumerate(ptrs)], sizes
+
+    pool.get_page_buffer_meta = meta
+    view = pools.view_pool(pool, "x")
+    assert view.page_map is None
+    assert view.flat_dtype == torch.bfloat16
+    assert not view.logical
+
+
 def test_an_asymmetric_pool_without_addresses_is_refused(cluster: list[Daemon], unique: str) -> None:
     pool = host_pools.mha("page_first", v_head_dim=4)
     with pytest.raises(ValueError, match="interface_v1"):
@@ -200,6 +227,13 @@ def test_heads_are_shared_between_engines_of_different_tensor_parallel_size(
     host_pools.wipe(wide)
     assert all(writer.batch_get_v1(names, host_pools.slots(wide, READ)))
     check_moved(wide, before)
+    # A page of which only one half is stored is a miss.
+    half = attach(cluster, unique, one_head(), tp_rank=0, tp_size=2, tp_lcm_size=2)
+    others = keys(2, seed=1)
+    assert all(half.batch_set_v1(others, host_pools.slots(wide, [0, 1])))
+    assert writer.batch_exists(others) == 0
+    assert writer.batch_get_v1(others, host_pools.slots(wide, [0, 1])) == [False, False]
+    half.close()
     writer.close()
 
 
