@@ -18,6 +18,7 @@ mod workload;
 use anyhow::{Context as _, ensure};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 /// Measures MemKV on this machine.
 #[derive(Parser)]
@@ -38,7 +39,7 @@ enum Command {
 
 #[derive(Args)]
 struct RunArgs {
-    /// About one minute: a working set of 256 MiB and three rounds.
+    /// About two minutes: a working set of 512 MiB and three rounds.
     #[arg(long)]
     quick: bool,
     /// Bytes of all pages of a pass, for example 1GiB. Memory needed: about six times as much.
@@ -58,10 +59,17 @@ struct RunArgs {
     json: Option<PathBuf>,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
         Command::Run(args) => run_command(args),
         Command::RawServer => raw::serve(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -69,7 +77,7 @@ fn run_command(args: RunArgs) -> anyhow::Result<()> {
     if cfg!(debug_assertions) {
         eprintln!("this is a debug build: its figures mean nothing; use cargo run --release -p memkv-bench");
     }
-    let (working_set, rounds) = if args.quick { (256 << 20, 3) } else { (1 << 30, 7) };
+    let (working_set, rounds) = if args.quick { (512 << 20, 3) } else { (1 << 30, 7) };
     let working_set_bytes = args.working_set.unwrap_or(working_set);
     let largest_batch = args.pages.iter().max().copied().unwrap_or(0) * 128;
     ensure!(
