@@ -156,10 +156,10 @@ def daemons(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
 
 def addresses(servers: list[Daemon]) -> str:
     """The servers as a client's setting."""
-    return ",".join(server.address for server in servers)
+    return ",".join(f"s{index}={server.address}" for index, server in enumerate(servers))
 
 
 @pytest.fixture
 def unique(request: pytest.FixtureRequest) -> str:
-    """A model name that no other test uses."""
-    return f"test/{request.node.name}-{time.time_ns()}"
+    """A model name that no other test uses. Always the same, so that keys always fall to the same servers."""
+    return f"test/{request.module.__name__}/{request.node.name}"
