@@ -4,8 +4,9 @@ use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
 const AFTER_HELP: &str = "\
-A SPACE is its 32 hex digits, a unique beginning of them (4 digits or more), or its fields: name=default, or \
-model=llama,tp_rank=0. When reading, fields may be a part of the description if only one space fits.
+A SPACE is a name (default, short for name=default), its fields (model=llama,tp_rank=0), its 32 hex digits, or a \
+unique beginning of them (4 digits or more). When reading, fields may be a part of the description if only one space \
+fits.
 
 A KEY is text; write hex:00ff for other bytes.
 
@@ -48,7 +49,7 @@ pub(crate) enum Command {
     /// Show what the cluster holds and how it fares
     ///
     /// Without a subject: every server's state, fill, hit ratio and sessions.
-    #[command(after_help = "Example:\n  memkv-cli inspect\n  memkv-cli inspect space name=default")]
+    #[command(after_help = "Example:\n  memkv-cli inspect\n  memkv-cli inspect space default")]
     Inspect {
         #[command(subcommand)]
         subject: Option<Subject>,
@@ -56,7 +57,7 @@ pub(crate) enum Command {
     /// Read one page to standard output or a file
     ///
     /// The bytes are verified against their checksum. Exits with 1 if there is no such page.
-    #[command(after_help = "Example:\n  memkv-cli get name=default greeting --output page.bin")]
+    #[command(after_help = "Example:\n  memkv-cli get default greeting --output page.bin")]
     Get {
         /// The space
         space: String,
@@ -69,7 +70,7 @@ pub(crate) enum Command {
     /// Store one page from standard input or a file
     ///
     /// A page never changes: storing under a key that is taken leaves the old page and says so.
-    #[command(after_help = "Example:\n  echo hello | memkv-cli put name=default greeting")]
+    #[command(after_help = "Example:\n  echo hello | memkv-cli put default greeting")]
     Put {
         /// The space; fields describe it exactly and make it if it is new
         space: String,
@@ -82,7 +83,7 @@ pub(crate) enum Command {
     /// Say which keys are stored
     ///
     /// Exits with 1 if any of them is not.
-    #[command(after_help = "Example:\n  memkv-cli exists name=default greeting farewell")]
+    #[command(after_help = "Example:\n  memkv-cli exists default greeting farewell")]
     Exists {
         /// The space
         space: String,
@@ -93,7 +94,7 @@ pub(crate) enum Command {
     /// Remove pages by key
     ///
     /// Exits with 1 if any of them was not there.
-    #[command(after_help = "Example:\n  memkv-cli rm name=default greeting")]
+    #[command(after_help = "Example:\n  memkv-cli rm default greeting")]
     Rm {
         /// The space
         space: String,
@@ -102,7 +103,7 @@ pub(crate) enum Command {
         keys: Vec<String>,
     },
     /// List the keys of a space
-    #[command(after_help = "Example:\n  memkv-cli ls name=default --prefix greet --limit 20")]
+    #[command(after_help = "Example:\n  memkv-cli ls default --prefix greet --limit 20")]
     Ls {
         /// The space
         space: String,
@@ -119,7 +120,7 @@ pub(crate) enum Command {
     /// Remove all pages of exactly one space, on every server
     ///
     /// Asks first; in scripts say --yes. The pages of other spaces stay.
-    #[command(after_help = "Example:\n  memkv-cli clear name=default --yes")]
+    #[command(after_help = "Example:\n  memkv-cli clear default --yes")]
     Clear {
         /// The space
         space: String,
@@ -178,7 +179,7 @@ pub(crate) enum Subject {
         space: String,
     },
     /// One key: where it is routed, and what is stored
-    #[command(after_help = "Example:\n  memkv-cli inspect key name=default greeting --verify")]
+    #[command(after_help = "Example:\n  memkv-cli inspect key default greeting --verify")]
     Key {
         /// The space
         space: String,

@@ -18,7 +18,7 @@ pub(crate) enum Selector {
 }
 
 impl Selector {
-    /// Reads `8dd34a66` or `name=default,tag=x`.
+    /// Reads `8dd34a66`, `name=default,tag=x`, or `default`, which is short for `name=default`.
     pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
         if text.contains('=') {
             return Self::parse_fields(text);
@@ -27,8 +27,11 @@ impl Selector {
         if is_hex && (PREFIX_MIN..=32).contains(&text.len()) {
             return Ok(Self::Hex(text.to_ascii_lowercase()));
         }
-        Err(Failure::new(Code::Usage, format!("{text:?} is not a space"))
-            .hint(format!("give hex digits ({PREFIX_MIN} to 32), or fields: name={text}")))
+        if text.is_empty() {
+            return Err(Failure::new(Code::Usage, "the space is empty")
+                .hint(format!("give a name, fields (model=llama,tp_rank=0), or {PREFIX_MIN} to 32 hex digits")));
+        }
+        Self::parse_fields(&format!("name={text}"))
     }
 
     fn parse_fields(text: &str) -> Result<Self, Failure> {
@@ -56,7 +59,12 @@ impl Selector {
     /// Finds the one space that is meant.
     pub(crate) fn find<'a>(&self, spaces: &'a [Space]) -> Result<&'a Space, Failure> {
         let fitting: Vec<&Space> = match self {
-            Self::Hex(digits) => spaces.iter().filter(|space| space.space_id.starts_with(digits)).collect(),
+            Self::Hex(digits) => {
+                let by_id = |space: &&Space| space.space_id.starts_with(digits);
+                let by_name = |space: &&Space| space.fields.get("name").is_some_and(|name| name == digits);
+                let found: Vec<_> = spaces.iter().filter(by_id).collect();
+                if found.is_empty() { spaces.iter().filter(by_name).collect() } else { found }
+            }
             Self::Fields(wanted) => {
                 let id = wanted.id().to_string();
                 match spaces.iter().find(|space| space.space_id == id) {
@@ -138,6 +146,7 @@ mod tests {
         assert_eq!(find(&id).unwrap(), id);
         assert_eq!(find(&id[..6].to_ascii_uppercase()).unwrap(), id);
         assert_eq!(find("name=default").unwrap(), id);
+        assert_eq!(find("default").unwrap(), id);
         assert_eq!(find("tp_rank=1").unwrap(), known()[2].space_id);
     }
 
@@ -151,11 +160,16 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_name_is_answered_with_how_to_write_it() {
-        let failure = Selector::parse("default").unwrap_err();
-        assert_eq!(failure.hint.as_deref(), Some("give hex digits (4 to 32), or fields: name=default"));
-        assert_eq!(Selector::parse("name=a,b").unwrap_err().code, Code::Usage);
-        assert_eq!(Selector::parse("abc").unwrap_err().code, Code::Usage);
+    fn a_bare_word_is_a_name() {
+        let name = |text| SpaceDescription::named(text).map(Selector::Fields).unwrap();
+        assert_eq!(Selector::parse("default").unwrap(), name("default"));
+        assert_eq!(Selector::parse("abc").unwrap(), name("abc"), "too short for hex digits");
+        assert_eq!(Selector::parse("cafe").unwrap(), Selector::Hex("cafe".to_owned()));
+        let spaces = [space(&[("name", "cafe")])];
+        assert_eq!(Selector::parse("cafe").unwrap().find(&spaces).unwrap().fields["name"], "cafe");
+        for bad in ["", "name=a,b", "a\nb"] {
+            assert_eq!(Selector::parse(bad).unwrap_err().code, Code::Usage, "{bad:?}");
+        }
     }
 
     #[test]
