@@ -1,6 +1,6 @@
 //! `memkv-cli`: looks inside a MemKV cluster and operates it.
 //!
-//! A command asks the servers ([`fleet`]), puts the answers into a view (`view`, which is also what `--json`
+//! A command asks the servers (`fleet`), puts the answers into a view (`view`, which is also what `--json`
 //! prints), and draws it (`render`). Data goes to standard output, talk to standard error, and every error has a
 //! hint and an exit code that scripts may rely on.
 //!

@@ -28,8 +28,9 @@ impl Selector {
             return Ok(Self::Hex(text.to_ascii_lowercase()));
         }
         if text.is_empty() {
-            return Err(Failure::new(Code::Usage, "the space is empty")
-                .hint(format!("give a name, fields (model=llama,tp_rank=0), or {PREFIX_MIN} to 32 hex digits")));
+            return Err(Failure::new(Code::Usage, "the space is empty").hint(format!(
+                "give a name, fields (model=llama,tp_rank=0), or {PREFIX_MIN} to 32 hex digits"
+            )));
         }
         Self::parse_fields(&format!("name={text}"))
     }

@@ -40,7 +40,9 @@ fn values_that_make_no_sense_are_named_with_their_source() {
     let config = file("dram: 64 parsecs\n");
     let path = config.path().to_str().unwrap();
     type Texts<'a> = &'a [&'a str];
-    let cases: [(Texts, &[(&str, &str)], Texts); 5] = [
+    /// Arguments, variables, and what the error has to say.
+    type Case<'a> = (Texts<'a>, &'a [(&'a str, &'a str)], Texts<'a>);
+    let cases: [Case; 5] = [
         (&["--config", path], &[], &["dram", "64 parsecs"]),
         (&["--dram", "lots"], &[], &["--dram", "lots"]),
         (&[], &[("MEMKV_SERVER_DRAM", "-1")], &["MEMKV_SERVER_DRAM"]),

@@ -10,8 +10,10 @@ pub(crate) fn run(context: &Context, args: &[String]) -> Result<()> {
         bail!("usage: cargo xtask check");
     }
     let format = context.cargo(&["fmt", "--all", "--check"]);
-    let lints = context.cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
-    let mut docs = context.cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
+    let lints =
+        context.cargo(&["clippy", "--workspace", "--all-targets", "--keep-going", "--", "-D", "warnings"]);
+    let mut docs =
+        context.cargo(&["doc", "--workspace", "--no-deps", "--document-private-items", "--keep-going"]);
     docs.env("RUSTDOCFLAGS", "-D warnings");
     let mut tidy = context.cargo(&["test", "--test", "tidy"]);
     tidy.args(SELECTION);
