@@ -204,23 +204,26 @@ def test_an_asymmetric_pool_without_addresses_is_refused(cluster: list[Daemon], 
         attach(cluster, unique, pool, extra={"interface_v1": 0})
 
 
+@pytest.mark.parametrize(("rank", "size"), [(0, 1), (1, 2)])
 def test_heads_are_shared_between_engines_of_different_tensor_parallel_size(
-    cluster: list[Daemon], unique: str
+    rank: int, size: int, cluster: list[Daemon], unique: str
 ) -> None:
-    """One rank with two heads writes; two ranks with one head each read their half, and back."""
+    """A rank with two heads writes; the two ranks with one head each that it stands for read their half, and back."""
     names = keys(len(WRITTEN))
     wide = host_pools.mha("page_head")
     host_pools.fill(wide, 3)
-    lcm = {"tp_lcm_size": 2, "should_split_heads": True}
-    writer = attach(cluster, unique, wide, **lcm)
+    lcm = 2 * size
+    writer = attach(
+        cluster, unique, wide, tp_rank=rank, tp_size=size, tp_lcm_size=lcm, should_split_heads=True
+    )
     assert all(writer.batch_set_v1(names, host_pools.slots(wide, WRITTEN)))
-    for rank in range(2):
+    for head in range(2):
         narrow = one_head()
-        reader = attach(cluster, unique, narrow, tp_rank=rank, tp_size=2, tp_lcm_size=2)
+        reader = attach(cluster, unique, narrow, tp_rank=2 * rank + head, tp_size=lcm, tp_lcm_size=lcm)
         assert reader.batch_exists(names) == len(names)
         assert all(reader.batch_get_v1(names, host_pools.slots(narrow, READ)))
         for theirs, ours in zip(WRITTEN, READ, strict=True):
-            read, written = narrow.kv_buffer[:, ours, 0], wide.kv_buffer[:, theirs, rank]
+            read, written = narrow.kv_buffer[:, ours, 0], wide.kv_buffer[:, theirs, head]
             assert torch.equal(read.contiguous().view(torch.int16), written.contiguous().view(torch.int16))
         reader.close()
     before = [host_pools.page_bytes(wide, page) for page in WRITTEN]
@@ -228,7 +231,7 @@ def test_heads_are_shared_between_engines_of_different_tensor_parallel_size(
     assert all(writer.batch_get_v1(names, host_pools.slots(wide, READ)))
     check_moved(wide, before)
     # A page of which only one half is stored is a miss.
-    half = attach(cluster, unique, one_head(), tp_rank=0, tp_size=2, tp_lcm_size=2)
+    half = attach(cluster, unique, one_head(), tp_rank=2 * rank, tp_size=lcm, tp_lcm_size=lcm)
     others = keys(2, seed=1)
     assert all(half.batch_set_v1(others, host_pools.slots(wide, [0, 1])))
     assert writer.batch_exists(others) == 0
