@@ -111,9 +111,6 @@ fn make(
     let mut create = context.command(&python.program);
     create.args(["-m", "venv"]).arg(&venv.root);
     step(context, "make the Python environment", "venv", create)?;
-    if let Some(active) = active {
-        see_active_packages(context, venv, active)?;
-    }
     for file in files {
         let mut args = vec!["-m", "pip", "install", "--no-input", "--progress-bar", "off"];
         if file.contains("nodeps") {
@@ -127,6 +124,10 @@ fn make(
             &format!("pip-{}", file.trim_end_matches(".txt")),
             install,
         )?;
+    }
+    // Last, or pip would take a maturin of the active Python for installed, and its script would be missing here.
+    if let Some(active) = active {
+        see_active_packages(context, venv, active)?;
     }
     std::fs::write(venv.root.join(MARKER), "").context("mark the environment as complete")
 }
