@@ -1,0 +1,1 @@
+//! Tiers under a radix cache: device, host, MemKV.

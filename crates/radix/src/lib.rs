@@ -1,0 +1,1 @@
+//! A prefix cache as a radix tree over pages, for inference engines.
