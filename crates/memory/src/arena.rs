@@ -76,6 +76,10 @@ pub struct PageRecord {
     pub position: u32,
     /// Time of publication, also the first access.
     pub now_ms: u64,
+    /// The eviction policy's word.
+    pub policy: u64,
+    /// Where else the page rests, in the words of the tier below; 0 if nowhere.
+    pub extent: u64,
 }
 
 /// A published page as a scan sees it. Fields are read one by one and may be of different moments.
@@ -93,8 +97,12 @@ pub struct PageView {
     pub created_ms: u64,
     /// When it was last read or touched.
     pub last_access_ms: u64,
-    /// Reads; wraps around at 2^32.
+    /// Reads; stops at 2^20 - 1.
     pub hits: u32,
+    /// The eviction policy's word.
+    pub policy: u64,
+    /// Where else the page rests, in the words of the tier below; 0 if nowhere.
+    pub extent: u64,
     /// Readers that hold it now.
     pub pins: u32,
 }
@@ -246,16 +254,49 @@ impl Arena {
     /// Notes that the page was wanted at `now_ms`.
     pub fn touch(&self, id: SlotId, now_ms: u64) {
         if let Some(slot) = self.slots.get(id.0 as usize) {
-            slot.touch(now_ms);
+            slot.access(now_ms, 0);
         }
     }
 
     /// Notes that the page was read at `now_ms`.
     pub fn hit(&self, id: SlotId, now_ms: u64) {
         if let Some(slot) = self.slots.get(id.0 as usize) {
-            slot.touch(now_ms);
-            slot.hits.fetch_add(1, Ordering::Relaxed);
+            slot.access(now_ms, 1);
         }
+    }
+
+    /// Sets the eviction policy's word. Like the other setters it takes any slot number: one that has been handed on
+    /// meanwhile gets the word of a page that is gone, which costs the policy one decision and nothing else.
+    pub fn set_policy(&self, id: SlotId, word: u64) {
+        if let Some(slot) = self.slots.get(id.0 as usize) {
+            slot.policy.store(word, Ordering::Relaxed);
+        }
+    }
+
+    /// Changes the eviction policy's word from what it is to what `next` makes of it, again and again until nobody
+    /// else changes it in between. `None` leaves it as it is.
+    pub fn update_policy(&self, id: SlotId, next: impl FnMut(u64) -> Option<u64>) {
+        if let Some(slot) = self.slots.get(id.0 as usize) {
+            // An error says that `next` wanted no change.
+            let _unchanged = slot.policy.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        }
+    }
+
+    /// Notes where else the page rests; 0 for nowhere. Only while the page cannot leave the slot, so under a pin or
+    /// under the lock that whoever dooms it takes: the next page would inherit the place.
+    pub fn set_extent(&self, id: SlotId, extent: u64) {
+        if let Some(slot) = self.slots.get(id.0 as usize) {
+            slot.extent.store(extent, Ordering::Relaxed);
+        }
+    }
+
+    /// Where else the page in a slot rests; 0 for nowhere, and for a slot without a page.
+    #[must_use]
+    pub fn extent_of(&self, id: SlotId) -> u64 {
+        self.slots
+            .get(id.0 as usize)
+            .filter(|slot| slot.published().is_some())
+            .map_or(0, |slot| slot.extent.load(Ordering::Relaxed))
     }
 
     /// What is known of the page in a slot. `None` if the slot holds no published page.
@@ -263,14 +304,17 @@ impl Arena {
     pub fn page(&self, id: SlotId) -> Option<PageView> {
         let slot = self.slots.get(id.0 as usize)?;
         let pins = slot.published()?;
+        let (last_access_ms, hits) = slot.accessed();
         Some(PageView {
             slot: id,
             meta: meta_of(slot),
             digest: slot.digest.load(Ordering::Relaxed),
             position: slot.position.load(Ordering::Relaxed),
             created_ms: slot.created_ms.load(Ordering::Relaxed),
-            last_access_ms: slot.last_access_ms.load(Ordering::Relaxed),
-            hits: slot.hits.load(Ordering::Relaxed),
+            last_access_ms,
+            hits,
+            policy: slot.policy.load(Ordering::Relaxed),
+            extent: slot.extent.load(Ordering::Relaxed),
             pins,
         })
     }
@@ -383,7 +427,7 @@ impl Arena {
     }
 
     /// Offset of a slot that is in use from the start of the mapping, and its size.
-    pub(crate) fn extent(&self, id: SlotId) -> (NonNull<u8>, usize, u32) {
+    pub(crate) fn place(&self, id: SlotId) -> (NonNull<u8>, usize, u32) {
         let chunk = u64::from(id.0 >> self.slot_bits);
         let slot = u64::from(id.0 & ((1 << self.slot_bits) - 1));
         let slot_bytes = self.slot_bytes(id);
@@ -421,8 +465,9 @@ pub(crate) fn note(slot: &Slot, record: &PageRecord) {
     slot.digest.store(record.digest, Ordering::Relaxed);
     slot.position.store(record.position, Ordering::Relaxed);
     slot.created_ms.store(record.now_ms, Ordering::Relaxed);
-    slot.last_access_ms.store(record.now_ms, Ordering::Relaxed);
-    slot.hits.store(0, Ordering::Relaxed);
+    slot.set_accessed(record.now_ms, 0);
+    slot.policy.store(record.policy, Ordering::Relaxed);
+    slot.extent.store(record.extent, Ordering::Relaxed);
 }
 
 #[cfg(test)]

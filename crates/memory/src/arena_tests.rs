@@ -137,15 +137,37 @@ fn the_record_is_what_was_noted() {
     let arena = arena(4 << 20);
     let meta = PageMeta { len: 3, codec: 9, flags: 0xabcd, checksum: 77 };
     let (slot, _) = arena.reserve(3).unwrap();
-    let id = slot.seal().publish(&PageRecord { meta, digest: 5, position: 6, now_ms: 8 });
+    let record = PageRecord { meta, digest: 5, position: 6, now_ms: 8, policy: 3, extent: 4 };
+    let id = slot.seal().publish(&record);
     arena.hit(id, 12);
     arena.touch(id, 10);
     let page = arena.page(id).unwrap();
     assert_eq!(page.meta, meta);
     assert_eq!((page.digest, page.position, page.created_ms, page.last_access_ms), (5, 6, 8, 12));
     assert_eq!((page.hits, page.pins), (1, 0));
+    assert_eq!((page.policy, page.extent), (3, 4));
+    arena.update_policy(id, |word| Some(word + 10));
+    arena.update_policy(id, |_| None);
+    arena.set_extent(id, u64::MAX);
+    assert_eq!((arena.page(id).unwrap().policy, arena.extent_of(id)), (13, u64::MAX));
+    arena.set_policy(id, 1);
+    assert_eq!(arena.page(id).unwrap().policy, 1);
     assert_eq!(arena.pin(id).unwrap().meta(), meta);
     let chunk = arena.chunk(0).unwrap();
     assert_eq!((chunk.slot_bytes, chunk.slots, arena.pages(chunk, 0, u32::MAX).count()), (4096, 1024, 1));
     assert_eq!(arena.pages(chunk, 1, 1023).count(), 0);
+}
+
+#[test]
+fn whole_blocks_end_in_zeroes() {
+    let arena = arena(8 << 20);
+    let (mut slot, _) = arena.reserve(5000).unwrap();
+    assert_eq!(slot.whole_mut().len(), 8192);
+    slot.whole_mut().fill(9);
+    let pin = arena.pin(slot.seal().publish(&PageRecord::default())).unwrap();
+    assert_eq!(pin.blocks().len(), 8192);
+    assert!(pin.blocks()[..5000].iter().all(|&byte| byte == 9));
+    assert!(pin.blocks()[5000..].iter().all(|&byte| byte == 0));
+    let (mut exact, _) = arena.reserve(4096).unwrap();
+    assert_eq!(exact.whole_mut().len(), 4096);
 }

@@ -1,5 +1,6 @@
 //! The handles through which a slot's bytes are reached.
 
+use crate::SLOT_ALIGN;
 use crate::arena::{Arena, PageRecord, SlotId, note};
 use memkv_core::PageMeta;
 use std::ops::Deref;
@@ -43,10 +44,15 @@ unsafe impl Sync for SlotPin {}
 
 /// Address of a slot in use, and its size.
 fn address(arena: &Arena, id: SlotId) -> (NonNull<u8>, usize) {
-    let (base, offset, slot_bytes) = arena.extent(id);
-    // SAFETY: the slot is in use, so its chunk has a class and the slot lies inside the chunk: `extent` gives an offset
+    let (base, offset, slot_bytes) = arena.place(id);
+    // SAFETY: the slot is in use, so its chunk has a class and the slot lies inside the chunk: `place` gives an offset
     // inside the mapping that starts at `base`.
     (unsafe { base.add(offset) }, slot_bytes as usize)
+}
+
+/// A page's length in whole blocks of [`SLOT_ALIGN`].
+fn blocks(len: usize) -> usize {
+    len.next_multiple_of(SLOT_ALIGN as usize)
 }
 
 impl ReservedSlot {
@@ -63,6 +69,15 @@ impl ReservedSlot {
         // SAFETY: the mapping is zeroed at its start, so the bytes are initialised. The slot's state is `reserved`, so
         // no pin exists or can be made, and this handle, held mutably, is the only one.
         unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+
+    /// The page's bytes and what follows up to the next multiple of 4 KiB, for devices that move whole blocks. What
+    /// they write past the page is zeroed by [`ReservedSlot::seal`].
+    pub fn whole_mut(&mut self) -> &mut [u8] {
+        let whole = blocks(self.len);
+        debug_assert!(whole <= self.slot_bytes);
+        // SAFETY: as in `bytes_mut`; slots are multiples of 4 KiB and hold `len` bytes, so also `len` rounded up.
+        unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), whole) }
     }
 
     /// Zeroes the bytes past the page, so that no reader sees what was there before, and ends writing.
@@ -128,6 +143,15 @@ impl SlotPin {
     #[must_use]
     pub fn id(&self) -> SlotId {
         self.id
+    }
+
+    /// The page's bytes and the zeroes that follow up to the next multiple of 4 KiB, for devices that move whole
+    /// blocks.
+    #[must_use]
+    pub fn blocks(&self) -> &[u8] {
+        // SAFETY: as in `deref`; slots are multiples of 4 KiB and hold `len` bytes, so also `len` rounded up, and the
+        // tail was zeroed before publication.
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), blocks(self.len)) }
     }
 
     /// All bytes of the slot, also those past the page.

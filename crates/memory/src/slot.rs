@@ -27,16 +27,25 @@ const PINS: u32 = RESERVED - 1;
 #[derive(Default)]
 pub(crate) struct Slot {
     state: AtomicU32,
-    pub(crate) hits: AtomicU32,
-    pub(crate) last_access_ms: AtomicU64,
+    pub(crate) len: AtomicU32,
+    /// Time of the last access above [`HITS_BITS`], hits below.
+    access: AtomicU64,
     pub(crate) created_ms: AtomicU64,
     pub(crate) checksum: AtomicU64,
     pub(crate) digest: AtomicU64,
-    pub(crate) len: AtomicU32,
+    /// A word that belongs to the eviction policy.
+    pub(crate) policy: AtomicU64,
+    /// Where else the page rests, in the words of the tier below; 0 if nowhere.
+    pub(crate) extent: AtomicU64,
     pub(crate) position: AtomicU32,
     /// Codec in the low 8 bits, flags in the next 16.
     pub(crate) encoding: AtomicU32,
 }
+
+/// How many bits of the access word count hits; the other 44 hold milliseconds, which last beyond the year 2500.
+const HITS_BITS: u32 = 20;
+const HITS_MAX: u64 = (1 << HITS_BITS) - 1;
+const ACCESS_MS_MAX: u64 = u64::MAX >> HITS_BITS;
 
 /// What [`Slot::doom`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,10 +130,34 @@ impl Slot {
         (state & PUBLISHED != 0).then_some(state & PINS)
     }
 
-    /// Notes an access. Time never runs backwards, even if callers' clocks were read in another order.
-    pub(crate) fn touch(&self, now_ms: u64) {
-        if self.last_access_ms.load(Ordering::Relaxed) < now_ms {
-            self.last_access_ms.store(now_ms, Ordering::Relaxed);
+    /// Time of the last access, in milliseconds, and hits.
+    pub(crate) fn accessed(&self) -> (u64, u32) {
+        let access = self.access.load(Ordering::Relaxed);
+        let hits = u32::try_from(access & HITS_MAX).expect("hits have 20 bits");
+        (access >> HITS_BITS, hits)
+    }
+
+    /// Starts the count of hits over.
+    pub(crate) fn set_accessed(&self, now_ms: u64, hits: u32) {
+        let access = now_ms.min(ACCESS_MS_MAX) << HITS_BITS | u64::from(hits).min(HITS_MAX);
+        self.access.store(access, Ordering::Relaxed);
+    }
+
+    /// Notes an access that counts as `hits` reads. Time never runs backwards, even if callers' clocks were read in
+    /// another order; hits stop at their highest value.
+    pub(crate) fn access(&self, now_ms: u64, hits: u32) {
+        let now = now_ms.min(ACCESS_MS_MAX);
+        let mut access = self.access.load(Ordering::Relaxed);
+        loop {
+            let hits = ((access & HITS_MAX) + u64::from(hits)).min(HITS_MAX);
+            let next = (access >> HITS_BITS).max(now) << HITS_BITS | hits;
+            if next == access {
+                return;
+            }
+            match self.access.compare_exchange_weak(access, next, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(current) => access = current,
+            }
         }
     }
 }
@@ -196,9 +229,20 @@ mod tests {
     #[test]
     fn access_time_does_not_run_backwards() {
         let slot = published();
-        slot.touch(9);
-        slot.touch(5);
-        assert_eq!(slot.last_access_ms.load(Ordering::Relaxed), 9);
+        slot.access(9, 0);
+        slot.access(5, 0);
+        assert_eq!(slot.accessed(), (9, 0));
+    }
+
+    #[test]
+    fn hits_and_times_stop_at_their_ends() {
+        let slot = published();
+        slot.set_accessed(7, u32::MAX);
+        assert_eq!(slot.accessed(), (7, (1 << 20) - 1));
+        slot.access(7, 1);
+        assert_eq!(slot.accessed(), (7, (1 << 20) - 1), "a full count does not spill into the time");
+        slot.access(u64::MAX, 1);
+        assert_eq!(slot.accessed(), ((1 << 44) - 1, (1 << 20) - 1));
     }
 
     #[test]

@@ -148,7 +148,7 @@ impl Sealed {
     pub fn publish(self, now_ms: u64) -> Published {
         let Self { arrival, slot, meta } = self;
         let Arrival { state, space, key, digest, position, len } = arrival;
-        let record = PageRecord { meta, digest, position, now_ms };
+        let record = PageRecord { meta, digest, position, now_ms, ..PageRecord::default() };
         let mut shard = state.index.shard_for(digest);
         if !shard.insert(digest, key, || slot.publish(&record)) {
             drop(shard);
