@@ -1,5 +1,6 @@
 //! What an engine is made with.
 
+use memkv_eviction::PolicyKind;
 use memkv_memory::{ArenaError, HugePages};
 
 /// Sizes and choices of an [`Engine`](crate::Engine), fixed for its life.
@@ -40,14 +41,6 @@ impl EngineConfig {
             policy: PolicyKind::Lru,
         }
     }
-}
-
-/// Which pages go first when room is needed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PolicyKind {
-    /// The page that was not asked for the longest; of equally old ones the deepest of its chain.
-    #[default]
-    Lru,
 }
 
 /// Why an engine cannot be made.

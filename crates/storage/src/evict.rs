@@ -5,16 +5,16 @@
 //! the memory follows a change of model by itself, and two models in use keep what they use. Then, if the whole store
 //! is above its high mark, the coldest pages of all classes go.
 //!
-//! Coldness is what the [policy](crate::policy) says about the records of the slots, read without any lock: an
+//! Coldness is what the [policy](memkv_eviction) says about the records of the slots, read without any lock: an
 //! approximation, which costs one bounded scan per round and nothing on the request path. A page that is held by a
 //! reader is passed over; only if its whole chunk goes is it unlinked, and its slot follows when the reader is done.
 //!
 //! Invariant: eviction only unlinks. Bytes are freed by whoever holds them last.
 
-use crate::config::PolicyKind;
 use crate::engine::State;
-use crate::policy::{Policy, Rank};
+use crate::policy::page_of;
 use crate::status::{Evicted, count};
+use memkv_eviction::{Choice, Page, Policy, PolicyKind, Want};
 use memkv_memory::{Arena, ChunkView, ClassDemand, PageView, SlotId};
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -32,14 +32,6 @@ const INLINE_CHUNKS: u32 = 256;
 const INLINE_SLOTS: u32 = 512;
 const INLINE_PAGES: usize = 32;
 
-/// A page that may go.
-#[derive(Clone, Copy, Debug)]
-struct Candidate {
-    rank: Rank,
-    slot: SlotId,
-    slot_bytes: u32,
-}
-
 pub(crate) struct Evictor {
     policy: Box<dyn Policy>,
     /// Only one round at a time; its working memory is kept.
@@ -50,7 +42,11 @@ pub(crate) struct Evictor {
 
 #[derive(Default)]
 struct Scan {
-    candidates: Vec<Candidate>,
+    /// Pages that may go, and where they are.
+    pages: Vec<Page>,
+    slots: Vec<SlotId>,
+    /// Which of them go.
+    choice: Choice,
     /// The scan ended before it had seen all pages.
     partial: bool,
     /// The chunk at which the next scan starts.
@@ -58,26 +54,18 @@ struct Scan {
 }
 
 impl Scan {
-    /// Keeps the `count` coldest candidates, in no order; fewer if the scan saw only a part of the pages, because
-    /// the coldest of a part are not the coldest of all.
-    fn keep_coldest(&mut self, count: u64) {
-        let most = if self.partial { self.candidates.len() / PARTIAL_SHARE } else { self.candidates.len() };
-        let count = usize::try_from(count).map_or(most, |count| count.min(most));
-        if count > 0 && count < self.candidates.len() {
-            self.candidates.select_nth_unstable_by_key(count - 1, |candidate| candidate.rank);
+    /// Lets the policy choose. Fewer than wanted if the scan saw only a part of the pages, because the coldest of a
+    /// part are not the coldest of all.
+    fn choose(&mut self, policy: &dyn Policy, want: Want, now_ms: u64) {
+        policy.choose(&self.pages, want, now_ms, &mut self.choice);
+        if self.partial {
+            self.choice.evict.truncate(self.pages.len() / PARTIAL_SHARE);
         }
-        self.candidates.truncate(count);
     }
 
-    /// Keeps the coldest candidates that together hold `bytes`, or all, in order.
-    fn keep_bytes(&mut self, bytes: u64) {
-        self.candidates.sort_unstable_by_key(|candidate| candidate.rank);
-        let mut held = 0;
-        let enough = self.candidates.iter().position(|candidate| {
-            held += u64::from(candidate.slot_bytes);
-            held >= bytes
-        });
-        self.candidates.truncate(enough.map_or(usize::MAX, |last| last + 1));
+    /// The pages that were chosen, and where they are.
+    fn chosen(&self) -> impl Iterator<Item = (&Page, SlotId)> {
+        self.choice.evict.iter().map(|&at| (&self.pages[at as usize], self.slots[at as usize]))
     }
 }
 
@@ -92,26 +80,34 @@ struct Coldness {
 
 impl Evictor {
     pub(crate) fn new(policy: PolicyKind) -> Self {
-        Self { policy: policy.build(), round: Mutex::default(), hand: AtomicU32::new(0) }
+        // Enough for a store of any size: what a policy remembers of pages that are gone is bounded by itself.
+        Self { policy: policy.build(1 << 20), round: Mutex::default(), hand: AtomicU32::new(0) }
     }
 
-    pub(crate) fn round(&self, state: &State, _now_ms: u64) -> Evicted {
+    pub(crate) fn round(&self, state: &State, now_ms: u64) -> Evicted {
         let mut scan = self.round.lock();
         let mut evicted = Evicted::default();
         for chunk in state.arena.draining() {
             empty_chunk(state, chunk, &mut evicted);
         }
         for demand in state.arena.take_demand() {
-            self.relieve(state, &mut scan, &demand, &mut evicted);
+            self.relieve(state, &mut scan, &demand, now_ms, &mut evicted);
         }
-        self.relieve_store(state, &mut scan, &mut evicted);
+        self.relieve_store(state, &mut scan, now_ms, &mut evicted);
         count(&state.tally.evicted_pages, evicted.pages);
         count(&state.tally.evicted_bytes, evicted.bytes);
         evicted
     }
 
     /// Makes room for a class that pages arrive in, if it has too little.
-    fn relieve(&self, state: &State, scan: &mut Scan, demand: &ClassDemand, evicted: &mut Evicted) {
+    fn relieve(
+        &self,
+        state: &State,
+        scan: &mut Scan,
+        demand: &ClassDemand,
+        now_ms: u64,
+        evicted: &mut Evicted,
+    ) {
         let slot_bytes = demand.fill.slot_bytes;
         for pass in 0..PASSES {
             // The store may have changed since the demand was noted.
@@ -122,12 +118,13 @@ impl Evictor {
                 return;
             }
             self.collect(&state.arena, scan, Some(slot_bytes));
-            scan.keep_coldest(missing);
-            let own = mean(scan.candidates.iter().map(|candidate| candidate.rank.worth));
-            if pass == 0 && self.take_chunks(state, demand, own, evicted) > 0 {
+            let missing = usize::try_from(missing).unwrap_or(usize::MAX);
+            scan.choose(&*self.policy, Want::Pages(missing), now_ms);
+            let own = mean(scan.chosen().map(|(page, _)| self.policy.worth(page, now_ms)));
+            if pass == 0 && self.take_chunks(state, demand, own, now_ms, evicted) > 0 {
                 return;
             }
-            self.evict(state, &scan.candidates, evicted);
+            self.evict(state, scan, now_ms, evicted);
         }
     }
 
@@ -138,6 +135,7 @@ impl Evictor {
         state: &State,
         demand: &ClassDemand,
         own: Option<u64>,
+        now_ms: u64,
         evicted: &mut Evicted,
     ) -> usize {
         let chunks = state.arena.chunk_count() as usize;
@@ -146,7 +144,7 @@ impl Evictor {
         let draining = state.arena.draining();
         let may_wait = (chunks / 16).max(2).min(chunks / 2).max(1);
         let most = (chunks / 128).max(1).min(may_wait.saturating_sub(draining.len()));
-        let mut cold = self.cold_chunks(&state.arena, demand.fill.slot_bytes);
+        let mut cold = self.cold_chunks(&state.arena, demand.fill.slot_bytes, now_ms);
         cold.retain(|chunk| !draining.contains(&chunk.chunk) && colder(state, chunk, demand, own));
         keep_first(&mut cold, most);
         for chunk in &cold {
@@ -159,19 +157,20 @@ impl Evictor {
     }
 
     /// All chunks of other classes, with how cold they are.
-    fn cold_chunks(&self, arena: &Arena, but: u32) -> Vec<Coldness> {
+    fn cold_chunks(&self, arena: &Arena, but: u32, now_ms: u64) -> Vec<Coldness> {
         let views = (0..arena.chunk_count()).filter_map(|chunk| arena.chunk(chunk));
         let others = views.filter(|view| view.slot_bytes != but);
-        others.filter_map(|view| self.coldness(arena, view)).collect()
+        others.filter_map(|view| self.coldness(arena, view, now_ms)).collect()
     }
 
     /// How cold a chunk is, judged by some of its slots; `None` if it has no page.
-    fn coldness(&self, arena: &Arena, view: ChunkView) -> Option<Coldness> {
+    fn coldness(&self, arena: &Arena, view: ChunkView, now_ms: u64) -> Option<Coldness> {
         let mut pinned = false;
         let mut look = |step: u32| {
             let slots = (0..view.slots).step_by(step as usize);
             let pages = slots.flat_map(|slot| arena.pages(view, slot, 1));
-            mean(pages.inspect(|page| pinned |= page.pins > 0).map(|page| self.policy.rank(&page).worth))
+            let pages = pages.inspect(|page| pinned |= page.pins > 0);
+            mean(pages.map(|page| self.policy.worth(&page_of(&page, view.slot_bytes), now_ms)))
         };
         // A chunk with few pages may have none among the first choice.
         let worth = look(view.slots.div_ceil(CHUNK_SAMPLE).max(1)).or_else(|| look(1))?;
@@ -179,54 +178,56 @@ impl Evictor {
     }
 
     /// Brings the whole store to its low mark if it is above the high one.
-    fn relieve_store(&self, state: &State, scan: &mut Scan, evicted: &mut Evicted) {
+    fn relieve_store(&self, state: &State, scan: &mut Scan, now_ms: u64, evicted: &mut Evicted) {
         let capacity = state.arena.capacity_bytes();
         if !state.marks.bytes_high(state.arena.held_bytes(), capacity) {
             return;
         }
         for _ in 0..PASSES {
             let over = state.marks.bytes_over_low(state.arena.held_bytes(), capacity);
+            if over == 0 {
+                return;
+            }
             self.collect(&state.arena, scan, None);
-            let average = mean(scan.candidates.iter().map(|candidate| u64::from(candidate.slot_bytes)));
-            let Some(average) = average.filter(|_| over > 0) else { return };
-            // About as many as it takes, then exactly: the coldest may be larger than the average.
-            scan.keep_coldest(over.div_ceil(average));
-            scan.keep_bytes(over);
-            self.evict(state, &scan.candidates, evicted);
+            scan.choose(&*self.policy, Want::Bytes(over), now_ms);
+            if scan.choice.evict.is_empty() {
+                return;
+            }
+            self.evict(state, scan, now_ms, evicted);
         }
     }
 
     /// Fills `scan` with the evictable pages of one class, or of all.
     fn collect(&self, arena: &Arena, scan: &mut Scan, class: Option<u32>) {
-        scan.candidates.clear();
+        scan.pages.clear();
+        scan.slots.clear();
         scan.partial = false;
         let chunks = arena.chunk_count();
         for step in 0..chunks {
             let number = (scan.hand + step) % chunks;
-            if scan.candidates.len() >= SCAN_PAGES_MAX {
+            if scan.pages.len() >= SCAN_PAGES_MAX {
                 (scan.hand, scan.partial) = (number, true);
                 return;
             }
             let Some(view) = arena.chunk(number) else { continue };
             if class.is_none_or(|slot_bytes| slot_bytes == view.slot_bytes) {
-                let pages = arena.pages(view, 0, view.slots).filter(|page| page.pins == 0);
-                scan.candidates.extend(pages.map(|page| self.candidate(&page, view.slot_bytes)));
+                for page in arena.pages(view, 0, view.slots).filter(|page| page.pins == 0) {
+                    scan.pages.push(page_of(&page, view.slot_bytes));
+                    scan.slots.push(page.slot);
+                }
             }
         }
     }
 
-    fn candidate(&self, page: &PageView, slot_bytes: u32) -> Candidate {
-        Candidate { rank: self.policy.rank(page), slot: page.slot, slot_bytes }
-    }
-
-    /// Evicts the candidates that are still what they were.
-    fn evict(&self, state: &State, candidates: &[Candidate], evicted: &mut Evicted) {
-        for candidate in candidates {
-            let page = state.arena.page(candidate.slot).filter(|page| page.pins == 0);
-            if let Some(page) = page.filter(|page| self.policy.rank(page) == candidate.rank)
+    /// Evicts the chosen pages that are still what they were.
+    fn evict(&self, state: &State, scan: &Scan, now_ms: u64, evicted: &mut Evicted) {
+        for (seen, slot) in scan.chosen() {
+            let page = state.arena.page(slot).filter(|page| page.pins == 0);
+            if let Some(page) = page.filter(|page| page_of(page, seen.bytes) == *seen)
                 && let Some(bytes) = unlink(state, &page)
             {
                 evicted.add(bytes);
+                self.policy.evicted(seen, now_ms);
             }
         }
     }
@@ -251,7 +252,7 @@ impl Evictor {
             })
             .filter(|page| page.pins == 0)
             .take(INLINE_PAGES)
-            .min_by_key(|page| self.policy.rank(page));
+            .min_by_key(|page| page.last_access_ms);
         let Some(page) = coldest else { return false };
         // If it went meanwhile, somebody else has made room.
         if let Some(bytes) = unlink(state, &page) {
@@ -317,10 +318,11 @@ mod tests {
         let (evictor, mut scan, mut evicted) =
             (Evictor::new(PolicyKind::Lru), Scan::default(), Evicted::default());
         evictor.collect(&engine.state.arena, &mut scan, None);
-        assert_eq!((scan.candidates.len(), scan.partial), (3, false));
+        assert_eq!((scan.pages.len(), scan.partial), (3, false));
+        scan.choose(&*evictor.policy, Want::Pages(3), 9);
         touch(&engine, &space, b"hot", 9);
         let pin = get_at(&engine, &space, b"pin", 0);
-        evictor.evict(&engine.state, &scan.candidates, &mut evicted);
+        evictor.evict(&engine.state, &scan, 9, &mut evicted);
         assert_eq!(evicted.pages, 1);
         assert!(!exists(&engine, &space, b"old"));
         assert!(exists(&engine, &space, b"hot") && exists(&engine, &space, b"pin"));
@@ -339,8 +341,8 @@ mod tests {
             let mut scan = Scan::default();
             evictor.collect(arena, &mut scan, None);
             scan.partial = partial;
-            scan.keep_coldest(50);
-            assert_eq!(scan.candidates.len(), kept);
+            scan.choose(&*evictor.policy, Want::Pages(50), 0);
+            assert_eq!(scan.choice.evict.len(), kept);
         }
     }
 

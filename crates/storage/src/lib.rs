@@ -36,10 +36,11 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-pub use config::{EngineConfig, EngineError, PolicyKind};
+pub use config::{EngineConfig, EngineError};
 pub use engine::Engine;
 pub use index::HashedKey;
 pub use list::{BadCursor, KeyInfo, Listing};
+pub use memkv_eviction::{PolicyKind, UnknownPolicy};
 pub use memkv_memory::{Backing, ClassStatus, HugePages};
 pub use page::{Corrupt, Filling, PagePin, Published, Refusal, Sealed};
 pub use space::{OpenSpaceError, Space, SpaceStats};
