@@ -6,7 +6,9 @@
 
 mod file;
 pub mod options;
+pub mod storage;
 pub(crate) mod units;
+mod values;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use file::FileValues;
@@ -16,6 +18,7 @@ use options::{OPTIONS, nearest};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+use storage::StorageConfig;
 
 /// The clients' variable; a server on the same machine takes its key from it if it has no other.
 const CLIENT_KEY_ENV: &str = "MEMKV_AUTH_KEY";
@@ -59,6 +62,8 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// How often clients ping.
     pub ping_interval: Duration,
+    /// Where pages rest and which of them go first.
+    pub storage: StorageConfig,
     /// Form of log lines.
     pub log_format: LogFormat,
     /// What is logged.
@@ -102,6 +107,7 @@ impl Default for Config {
             stall_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(5),
             ping_interval: Duration::from_secs(5),
+            storage: StorageConfig::default(),
             log_format: LogFormat::Text,
             log_filter: "info".to_owned(),
         }
@@ -316,7 +322,7 @@ impl Config {
         if self.data_threads > 1024 {
             return invalid(format!("data_threads is {}; it must be 0 to 1024", self.data_threads));
         }
-        Ok(())
+        self.storage.check()
     }
 
     /// Where the admin HTTP server listens once the main port is `main`.

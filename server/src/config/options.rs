@@ -1,12 +1,14 @@
 //! The table of all options: the only list of them. File, environment, flags, help, `--print-config` and the
 //! reference in `docs/configuration-server.md` all follow it.
 
+use super::storage::{self, Io, Numa, NvmeMode, Policy};
 use super::units::{parse_duration, parse_size, show_duration, show_size};
+use super::values::{
+    address, count, from_str, log_filter, millis32, node_id, one_of, optional, put, quoted, size32,
+};
 use super::{Config, HugePages, LogFormat};
 use memkv_transport::auth::AuthKey;
-use std::fmt::Display;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 /// One option.
 #[derive(Debug)]
@@ -162,6 +164,126 @@ pub const OPTIONS: &[Opt] = &[
         show: |c| quoted(show_duration(c.shutdown_timeout)),
     },
     Opt {
+        key: "memory.backing",
+        env: "MEMKV_SERVER_MEMORY_BACKING",
+        flag: Some("memory-backing"),
+        value: "PATH",
+        help: "Directory in tmpfs or hugetlbfs, such as /dev/shm/memkv, for a file that holds the memory for pages, so that they survive a restart of the daemon. Empty: memory of the process alone.",
+        set: |c, text| put(&mut c.storage.backing, optional(text, storage::directory)),
+        show: |c| quoted(c.storage.backing.as_ref().map(|p| p.display().to_string()).unwrap_or_default()),
+    },
+    Opt {
+        key: "memory.mlock",
+        env: "MEMKV_SERVER_MEMORY_MLOCK",
+        flag: Some("memory-mlock"),
+        value: "BOOL",
+        help: "Whether to lock the memory for pages, so that it is never swapped out. Needs the right to (LimitMEMLOCK).",
+        set: |c, text| put(&mut c.storage.mlock, from_str(text, "true or false")),
+        show: |c| c.storage.mlock.to_string(),
+    },
+    Opt {
+        key: "memory.numa",
+        env: "MEMKV_SERVER_MEMORY_NUMA",
+        flag: Some("memory-numa"),
+        value: "auto|off",
+        help: "auto: spread the memory for pages over the NUMA nodes, if there is more than one. off: let the system choose.",
+        set: |c, text| put(&mut c.storage.numa, one_of(text, &[("auto", Numa::Auto), ("off", Numa::Off)])),
+        show: |c| match c.storage.numa {
+            Numa::Auto => "auto".to_owned(),
+            Numa::Off => "\"off\"".to_owned(),
+        },
+    },
+    Opt {
+        key: "nvme.paths",
+        env: "MEMKV_SERVER_NVME_PATHS",
+        flag: Some("nvme-paths"),
+        value: "PATH[:SIZE],…",
+        help: "Directories for pages on NVMe drives, one per drive, each with the most bytes that it may hold. Without a size: nine tenths of its file system. Empty: no NVMe tier.",
+        set: |c, text| put(&mut c.storage.drives, storage::drives(text)),
+        show: |c| quoted(storage::show_drives(&c.storage.drives)),
+    },
+    Opt {
+        key: "nvme.mode",
+        env: "MEMKV_SERVER_NVME_MODE",
+        flag: Some("nvme-mode"),
+        value: "demote|write-through",
+        help: "demote: a page is written when it is evicted from DRAM. write-through: before its put is acknowledged, so that it survives a crash.",
+        set: |c, text| put(&mut c.storage.nvme_mode, one_of(text, &NvmeMode::NAMES)),
+        show: |c| c.storage.nvme_mode.text().to_owned(),
+    },
+    Opt {
+        key: "nvme.io",
+        env: "MEMKV_SERVER_NVME_IO",
+        flag: Some("nvme-io"),
+        value: "auto|uring|threads",
+        help: "How drives are read and written: io_uring, or threads where it is forbidden. auto: io_uring if it works.",
+        set: |c, text| put(&mut c.storage.nvme_io, one_of(text, &Io::NAMES)),
+        show: |c| c.storage.nvme_io.text().to_owned(),
+    },
+    Opt {
+        key: "nvme.sync",
+        env: "MEMKV_SERVER_NVME_SYNC",
+        flag: Some("nvme-sync"),
+        value: "BOOL",
+        help: "Whether a write counts only once the drive has been told to keep it (fdatasync), so that it survives a power failure too.",
+        set: |c, text| put(&mut c.storage.nvme_sync, from_str(text, "true or false")),
+        show: |c| c.storage.nvme_sync.to_string(),
+    },
+    Opt {
+        key: "nvme.segment",
+        env: "MEMKV_SERVER_NVME_SEGMENT",
+        flag: Some("nvme-segment"),
+        value: "SIZE",
+        help: "Size of one file of the log on a drive; space is reclaimed file by file.",
+        set: |c, text| put(&mut c.storage.segment_bytes, parse_size(text)),
+        show: |c| quoted(show_size(c.storage.segment_bytes)),
+    },
+    Opt {
+        key: "nvme.queue_depth",
+        env: "MEMKV_SERVER_NVME_QUEUE_DEPTH",
+        flag: Some("nvme-queue-depth"),
+        value: "COUNT",
+        help: "Most reads and writes under way at once on one drive.",
+        set: |c, text| put(&mut c.storage.queue_depth, count(text)),
+        show: |c| c.storage.queue_depth.to_string(),
+    },
+    Opt {
+        key: "nvme.admit_unread",
+        env: "MEMKV_SERVER_NVME_ADMIT_UNREAD",
+        flag: Some("nvme-admit-unread"),
+        value: "BOOL",
+        help: "With demote: whether a page that was never read is written to NVMe when it is evicted. false spares the drives.",
+        set: |c, text| put(&mut c.storage.admit_unread, from_str(text, "true or false")),
+        show: |c| c.storage.admit_unread.to_string(),
+    },
+    Opt {
+        key: "eviction.policy",
+        env: "MEMKV_SERVER_EVICTION_POLICY",
+        flag: Some("eviction-policy"),
+        value: "chain|lru|s3fifo|sieve",
+        help: "Which pages go first when room is needed.",
+        set: |c, text| put(&mut c.storage.policy, one_of(text, &Policy::NAMES)),
+        show: |c| c.storage.policy.text().to_owned(),
+    },
+    Opt {
+        key: "eviction.pin_share",
+        env: "MEMKV_SERVER_EVICTION_PIN_SHARE",
+        flag: Some("eviction-pin-share"),
+        value: "FRACTION",
+        help: "Most of the memory for pages that memkv-cli pin may keep from eviction, 0 to 0.9. 0: no pins.",
+        set: |c, text| put(&mut c.storage.pin_share, from_str(text, "a fraction such as 0.25")),
+        show: |c| c.storage.pin_share.to_string(),
+    },
+    Opt {
+        key: "scrub.rate",
+        env: "MEMKV_SERVER_SCRUB_RATE",
+        flag: Some("scrub-rate"),
+        value: "SIZE",
+        help: "Bytes per second at which stored pages are checked against their checksums in the background. 0B: never.",
+        set: |c, text| put(&mut c.storage.scrub_bytes_per_s, parse_size(text)),
+        show: |c| quoted(show_size(c.storage.scrub_bytes_per_s)),
+    },
+    Opt {
         key: "limits.sessions_max",
         env: "MEMKV_SERVER_LIMITS_SESSIONS_MAX",
         flag: Some("limits-sessions-max"),
@@ -285,62 +407,6 @@ fn edits(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
-}
-
-fn put<T>(slot: &mut T, value: Result<T, String>) -> Result<(), String> {
-    *slot = value?;
-    Ok(())
-}
-
-fn optional<T>(text: &str, read: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, String> {
-    if text.trim().is_empty() { Ok(None) } else { read(text.trim()).map(Some) }
-}
-
-fn from_str<T: FromStr>(text: &str, what: &str) -> Result<T, String> {
-    text.trim().parse().map_err(|_| format!("{text:?} is not {what}"))
-}
-
-fn address(text: &str) -> Result<std::net::SocketAddr, String> {
-    from_str(text, "an address; write IP:PORT, as in \"127.0.0.1:9900\"")
-}
-
-fn count(text: &str) -> Result<u32, String> {
-    from_str(text, "a whole number")
-}
-
-fn size32(text: &str) -> Result<u32, String> {
-    u32::try_from(parse_size(text)?).map_err(|_| format!("{text:?} is too large"))
-}
-
-fn millis32(text: &str) -> Result<u32, String> {
-    u32::try_from(parse_duration(text)?.as_millis()).map_err(|_| format!("{text:?} is too long"))
-}
-
-fn node_id(text: &str) -> Result<String, String> {
-    if text.len() > 256 || text.chars().any(char::is_control) {
-        return Err("a node id has 1 to 256 bytes and no control characters".to_owned());
-    }
-    Ok(text.to_owned())
-}
-
-fn log_filter(text: &str) -> Result<String, String> {
-    match tracing_subscriber::EnvFilter::try_new(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(error) => Err(format!("{text:?} is not a log filter: {error}")),
-    }
-}
-
-fn one_of<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, String> {
-    let found = choices.iter().find(|(name, _)| *name == text.trim()).map(|(_, value)| *value);
-    found.ok_or_else(|| {
-        let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
-        format!("{text:?} is not one of: {}", names.join(", "))
-    })
-}
-
-/// A YAML text in double quotes.
-fn quoted(value: impl Display) -> String {
-    format!("\"{}\"", value.to_string().replace('\\', "\\\\").replace('"', "\\\""))
 }
 
 #[cfg(test)]

@@ -1,3 +1,4 @@
+use super::storage::DrivePath;
 use super::*;
 use std::io::Write as _;
 
@@ -85,6 +86,50 @@ fn values_must_fit_together() {
 }
 
 #[test]
+fn drives_have_absolute_paths_and_sizes() {
+    let drives = |text: &str| load(None, &[], &["--nvme-paths", text]).map(|l| l.config.storage.drives);
+    let drive = |path: &str, quota_bytes| DrivePath { path: path.into(), quota_bytes };
+    assert_eq!(drives("").unwrap(), []);
+    assert_eq!(
+        drives("/mnt/a/:2TiB, /mnt//b").unwrap(),
+        [drive("/mnt/a", Some(2 << 40)), drive("/mnt/b", None)]
+    );
+    assert_eq!(drives("/mnt/a:b/c").unwrap(), [drive("/mnt/a:b/c", None)]);
+    let cases = [
+        ("mnt/a", "--nvme-paths: \"mnt/a\" is not an absolute path"),
+        ("/mnt/../a", "is not an absolute path without \"..\""),
+        ("/mnt/a:2TB", "\"2TB\" is not a size"),
+        ("/mnt/a:512MiB", "gives /mnt/a only 512MiB; that is less than 4 segments of 256MiB: give it 1GiB"),
+        ("/mnt/a,/mnt/a/", "names /mnt/a and /mnt/a, one inside the other or twice the same"),
+        ("/mnt/a,/mnt/a/b", "names /mnt/a and /mnt/a/b, one inside the other"),
+    ];
+    for (text, expected) in cases {
+        let error = drives(text).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let many: Vec<_> = (0..17).map(|i| format!("/mnt/{i}")).collect();
+    assert!(drives(&many.join(",")).unwrap_err().to_string().contains("names 17 drives; at most 16"));
+}
+
+#[test]
+fn storage_options_must_fit_together() {
+    let cases: [(&[&str], &str); 8] = [
+        (&["--nvme-mode", "write-through"], "nvme.mode is write-through, but nvme.paths names no drive"),
+        (&["--nvme-mode", "both"], "--nvme-mode: \"both\" is not one of: demote, write-through"),
+        (&["--nvme-segment", "100KiB"], "nvme.segment is 100KiB; it must be whole MiB, 1MiB to 1GiB"),
+        (&["--nvme-queue-depth", "0"], "nvme.queue_depth is 0; it must be 1 to 4096"),
+        (&["--eviction-pin-share", "1"], "eviction.pin_share is 1; it must be 0 to 0.9"),
+        (&["--eviction-policy", "fifo"], "is not one of: chain, lru, s3fifo, sieve"),
+        (&["--memory-backing", "shm"], "--memory-backing: \"shm\" is not an absolute path"),
+        (&["--memory-backing", "/a", "--nvme-paths", "/a"], "/a is in both memory.backing and nvme.paths"),
+    ];
+    for (flags, expected) in cases {
+        let text = error(None, &[], flags);
+        assert!(text.contains(expected), "{text}");
+    }
+}
+
+#[test]
 fn without_a_key_only_loopback_is_allowed() {
     for address in ["0.0.0.0:9900", "10.0.0.1:9900", "[::]:9900"] {
         let text = error(None, &[], &["--listen", address]);
@@ -138,8 +183,22 @@ fn unknown_names_are_warnings() {
 
 #[test]
 fn what_is_printed_is_read_back_and_has_no_secret() {
-    let flags =
-        ["--dram", "5GiB", "--node-id", "a \"node\"", "--huge-pages", "off", "--limits-spaces-max", "9"];
+    let flags = [
+        "--dram",
+        "5GiB",
+        "--node-id",
+        "a \"node\"",
+        "--huge-pages",
+        "off",
+        "--limits-spaces-max",
+        "9",
+        "--nvme-paths",
+        "/mnt/a:2TiB,/mnt/b",
+        "--nvme-mode",
+        "write-through",
+        "--eviction-policy",
+        "s3fifo",
+    ];
     let config = load(None, &[], &flags).unwrap().config;
     let again = load(Some(&config.to_yaml()), &[], &[]).unwrap();
     assert_eq!(again.warnings, [] as [String; 0]);
