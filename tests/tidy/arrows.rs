@@ -33,6 +33,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("memkv-offload", &["memkv-client", "memkv-radix", "memkv-core", "memkv-codec"]),
     ("memkv-sglang", &["memkv-client", "memkv-core", "memkv-codec", "memkv-radix"]),
+    ("memkv-tiny-engine", &["memkv-client", "memkv-core", "memkv-offload", "memkv-radix"]),
     ("xtask", &[]),
 ];
 

@@ -1,0 +1,15 @@
+//! A small but whole inference engine.
+
+#![forbid(unsafe_code)]
+
+mod attention;
+pub mod config;
+pub mod executor;
+pub mod math;
+pub mod pool;
+pub mod weights;
+
+pub use config::ModelConfig;
+pub use executor::{ExecuteError, Executor, Run, TransformerExecutor};
+pub use pool::{KvLayout, KvPool};
+pub use weights::{Layer, Model};
