@@ -244,6 +244,7 @@ fn engine_config(config: &Config) -> EngineConfig {
             HugePages::Off => memkv_storage::HugePages::Off,
         },
         policy: PolicyKind::Lru,
+        ..EngineConfig::with_dram(config.dram_bytes)
     }
 }
 

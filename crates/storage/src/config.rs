@@ -2,9 +2,10 @@
 
 use memkv_eviction::PolicyKind;
 use memkv_memory::{ArenaError, HugePages};
+use std::path::PathBuf;
 
 /// Sizes and choices of an [`Engine`](crate::Engine), fixed for its life.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct EngineConfig {
     /// Memory for pages, in bytes; rounded down to whole chunks.
     pub dram_bytes: u64,
@@ -23,6 +24,47 @@ pub struct EngineConfig {
     pub huge_pages: HugePages,
     /// Which pages go first.
     pub policy: PolicyKind,
+    /// Directory of the file that holds the memory for pages, so that they survive a restart; without one the memory
+    /// ends with the process.
+    pub backing: Option<PathBuf>,
+    /// Whether to lock the memory.
+    pub mlock: bool,
+    /// The tier on drives, if there is one.
+    pub nvme: Option<NvmeConfig>,
+    /// The largest share of the memory that [`Engine::keep`](crate::Engine::keep) may take out of eviction, 0 to 0.9.
+    pub pin_share: f64,
+    /// Bytes per second that the background scrubber checks; 0 for none. Only noted: whoever runs
+    /// [`Engine::scrub`](crate::Engine::scrub) keeps the pace.
+    pub scrub_bytes_per_s: u64,
+}
+
+/// The tier on drives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NvmeConfig {
+    /// One directory on each drive, and how many bytes it may take.
+    pub drives: Vec<DriveConfig>,
+    /// Bytes of one segment.
+    pub segment_bytes: u64,
+    /// When pages are written.
+    pub mode: NvmeMode,
+    /// How drives are read and written.
+    pub io: IoChoice,
+    /// The most reads and writes under way on one drive.
+    pub queue_depth: u32,
+    /// Whether a write counts only once the drive was told to keep it.
+    pub sync: bool,
+    /// Whether pages that were never read are written when they are evicted.
+    pub admit_unread: bool,
+}
+
+/// When a page is written to a drive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NvmeMode {
+    /// When it is evicted from memory.
+    #[default]
+    Demote,
+    /// When it arrives, before its put is acknowledged; see [`Engine::persist`](crate::Engine::persist).
+    WriteThrough,
 }
 
 impl EngineConfig {
@@ -39,8 +81,34 @@ impl EngineConfig {
             prefault: false,
             huge_pages: HugePages::Auto,
             policy: PolicyKind::Lru,
+            backing: None,
+            mlock: false,
+            nvme: None,
+            pin_share: 0.25,
+            scrub_bytes_per_s: 0,
         }
     }
+}
+
+/// A directory on a drive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DriveConfig {
+    /// The directory.
+    pub path: PathBuf,
+    /// The most bytes that it may hold.
+    pub quota_bytes: u64,
+}
+
+/// How drives are read and written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IoChoice {
+    /// With `io_uring` if it works, else with threads.
+    #[default]
+    Auto,
+    /// With `io_uring`, or not at all.
+    Uring,
+    /// With threads.
+    Threads,
 }
 
 /// Why an engine cannot be made.

@@ -1,13 +1,15 @@
 //! The engine: what the server calls.
 
+use crate::check::ScrubStatus;
 use crate::config::{EngineConfig, EngineError, Watermarks};
 use crate::evict::Evictor;
 use crate::index::{Entry, HashedKey, Index, SHARDS, StoredKey};
 use crate::list::{self, BadCursor, KeyInfo, Listing};
 use crate::page::{Filling, PagePin, Refusal};
 use crate::pressure::Pressure;
+use crate::quarantine::{Quarantine, QuarantinedInfo};
 use crate::space::{OpenSpaceError, Space, Spaces};
-use crate::status::{Cleared, EngineStatus, Evicted, Tally, count};
+use crate::status::{Cleared, EngineStatus, Evicted, RecoveryReport, Tally, Tier, count};
 use memkv_core::{SpaceDescription, SpaceId};
 use memkv_memory::{Arena, ArenaConfig, ReservedSlot};
 use std::sync::Arc;
@@ -20,6 +22,8 @@ use std::time::Duration;
 pub struct Engine {
     pub(crate) state: Arc<State>,
     evictor: Evictor,
+    config: EngineConfig,
+    recovery: RecoveryReport,
 }
 
 /// What pages on their way in share with the engine.
@@ -30,6 +34,7 @@ pub(crate) struct State {
     pub(crate) tally: Tally,
     pub(crate) pressure: Pressure,
     pub(crate) marks: Watermarks,
+    pub(crate) quarantine: Quarantine,
 }
 
 impl State {
@@ -50,6 +55,16 @@ impl Engine {
     ///
     /// [`EngineError`] if the configuration makes no sense or the kernel refuses the memory.
     pub fn new(config: EngineConfig) -> Result<Arc<Self>, EngineError> {
+        Ok(Self::open(config)?.0)
+    }
+
+    /// Like [`Engine::new`], and finds the pages that an earlier process left in the backing file and on the drives.
+    /// A failed drive does not prevent the start, see [`EngineStatus::degraded`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::new`]; also if another process uses the same files.
+    pub fn open(config: EngineConfig) -> Result<(Arc<Self>, RecoveryReport), EngineError> {
         let marks = Watermarks::new(&config)?;
         let arena = Arena::new(ArenaConfig {
             bytes: config.dram_bytes,
@@ -64,8 +79,11 @@ impl Engine {
             tally: Tally::default(),
             pressure: Pressure::default(),
             marks,
+            quarantine: Quarantine::default(),
         };
-        Ok(Arc::new(Self { state: Arc::new(state), evictor: Evictor::new(config.policy) }))
+        let recovery = RecoveryReport::default();
+        let evictor = Evictor::new(config.policy);
+        Ok((Arc::new(Self { state: Arc::new(state), evictor, config, recovery }), recovery))
     }
 
     /// The largest page that is taken: the configured limit, or less in a small store. What a server announces.
@@ -252,6 +270,9 @@ impl Engine {
         if let Some(entry) = shard.remove(space, key) {
             self.state.retire(space, &entry);
             count(&self.state.tally.corrupt, 1);
+            let (space, key) = (space.id(), key.key.as_bytes().to_vec());
+            let (tier, why) = (Tier::Dram, "the checksum did not match".to_owned());
+            self.state.quarantine.add(QuarantinedInfo { space, key, tier, at_ms: 0, why });
         }
     }
 
@@ -276,6 +297,16 @@ impl Engine {
             classes: arena.classes,
             backing: arena.backing,
             counters: self.state.tally.read(),
+            policy: self.config.policy,
+            tiers: Vec::new(),
+            nvme: None,
+            degraded: Vec::new(),
+            recovery: self.recovery,
+            kept_pages: 0,
+            kept_bytes: 0,
+            kept_bytes_max: 0,
+            scrub: ScrubStatus { bytes_per_s: self.config.scrub_bytes_per_s, ..ScrubStatus::default() },
+            quarantined: 0,
         }
     }
 

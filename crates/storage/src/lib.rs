@@ -23,25 +23,33 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+mod check;
 mod config;
+mod durable;
 mod engine;
 mod evict;
 mod index;
+mod keep;
 mod list;
 mod page;
 mod policy;
 mod pressure;
+mod quarantine;
 mod space;
 mod status;
 #[cfg(test)]
 mod tests;
 
-pub use config::{EngineConfig, EngineError};
+pub use check::{ScrubStatus, ScrubStep, VerifyProgress, VerifyReport, VerifyRequest};
+pub use config::{DriveConfig, EngineConfig, EngineError, IoChoice, NvmeConfig, NvmeMode};
+pub use durable::Persisted;
 pub use engine::Engine;
 pub use index::HashedKey;
+pub use keep::{KeepReport, KeptInfo};
 pub use list::{BadCursor, KeyInfo, Listing};
 pub use memkv_eviction::{PolicyKind, UnknownPolicy};
 pub use memkv_memory::{Backing, ClassStatus, HugePages};
 pub use page::{Corrupt, Filling, PagePin, Published, Refusal, Sealed};
+pub use quarantine::QuarantinedInfo;
 pub use space::{OpenSpaceError, Space, SpaceStats};
-pub use status::{Cleared, Counters, EngineStatus, Evicted};
+pub use status::{Cleared, Counters, EngineStatus, Evicted, NvmeStatus, RecoveryReport, Tier, TierStatus};

@@ -42,6 +42,12 @@ pub struct KeyInfo {
     pub hits: u32,
     /// Readers that hold it now.
     pub pins: u32,
+    /// Whether it rests in memory. Otherwise it has no slot, and the times are in whole seconds.
+    pub in_dram: bool,
+    /// The drive that it rests on, by its place in the configuration.
+    pub drive: Option<u8>,
+    /// Until when an operator keeps it from eviction.
+    pub kept_until_ms: Option<u64>,
 }
 
 /// A piece of a list.
@@ -152,5 +158,8 @@ pub(crate) fn info(state: &State, key: &[u8], slot: SlotId) -> Option<KeyInfo> {
         last_access_ms: page.last_access_ms,
         hits: page.hits,
         pins: page.pins,
+        in_dram: true,
+        drive: None,
+        kept_until_ms: None,
     })
 }
