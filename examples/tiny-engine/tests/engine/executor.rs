@@ -1,16 +1,11 @@
 //! The executor computes what the definition says, however the tokens are cut into runs, pages and batches.
 
-use crate::reference;
-use memkv_tiny_engine::{
-    ExecuteError, Executor, KvLayout, KvPool, Model, ModelConfig, Run, TransformerExecutor,
-};
+use crate::{MODEL, reference};
+use memkv_tiny_engine::{ExecuteError, Executor, KvLayout, KvPool, Run, TransformerExecutor};
 use proptest::prelude::*;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 const POOL_PAGES: usize = 64;
-
-static MODEL: LazyLock<Arc<Model>> =
-    LazyLock::new(|| Arc::new(Model::from_seed(ModelConfig::small(), 11).expect("a valid shape")));
 
 fn executor(page_tokens: usize) -> (TransformerExecutor, Arc<KvPool>) {
     let pool = Arc::new(KvPool::new(KvLayout::new(&MODEL.config, page_tokens), POOL_PAGES));

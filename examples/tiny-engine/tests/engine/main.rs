@@ -2,3 +2,11 @@
 
 mod executor;
 mod reference;
+mod router;
+
+use memkv_tiny_engine::{Model, ModelConfig};
+use std::sync::{Arc, LazyLock};
+
+/// The model of all tests.
+static MODEL: LazyLock<Arc<Model>> =
+    LazyLock::new(|| Arc::new(Model::from_seed(ModelConfig::small(), 11).expect("a valid shape")));

@@ -1,0 +1,367 @@
+//! The router: decides what is computed next, and into which pages.
+//!
+//! It owns the requests, their page lists and the prefix cache. Each step it plans a batch: one token for every
+//! request that generates, then pieces of prompts, up to a bound on tokens. Requests join and leave the batch at
+//! every step (continuous batching), and a long prompt is computed in pieces between the tokens of others (chunked
+//! prefill). An executor computes the batch; [`Router::commit`] takes its logits.
+//!
+//! Invariants:
+//! - a request computes only what its page list does not hold yet, and always at least one token, because logits
+//!   come from a computed token;
+//! - pages of a planned batch keep their owner until the batch is committed, also when a request is aborted;
+//! - the oldest request always gets on: when pages run out, the youngest gives its own back and waits.
+//!
+//! Deliberately absent: the executor, sampling other than the largest logit, and priorities. Requests are served in
+//! the order in which they came.
+
+use crate::executor::Run;
+use crate::math::argmax;
+use crate::pages::{Lease, PageBook};
+use crate::request::{Answer, Event, Request, RequestId, SubmitError};
+use ndarray::ArrayView2;
+use std::collections::VecDeque;
+
+/// Bounds of a router.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouterLimits {
+    /// Most tokens of one batch; a longer prompt is computed in pieces.
+    pub batch_tokens: usize,
+    /// Most requests that run at a time.
+    pub running: usize,
+    /// Most requests that wait.
+    pub waiting: usize,
+}
+
+impl Default for RouterLimits {
+    fn default() -> Self {
+        Self { batch_tokens: 256, running: 16, waiting: 1024 }
+    }
+}
+
+/// What the executor is to compute: owned, so that it may leave the router's thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    runs: Vec<Planned>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Planned {
+    request: RequestId,
+    tokens: Vec<u32>,
+    start: usize,
+    pages: Vec<u32>,
+}
+
+impl Batch {
+    /// The form that an executor takes.
+    #[must_use]
+    pub fn runs(&self) -> Vec<Run<'_>> {
+        self.runs.iter().map(Planned::run).collect()
+    }
+
+    /// How many tokens will be computed.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.runs.iter().map(|planned| planned.tokens.len()).sum()
+    }
+}
+
+impl Planned {
+    fn run(&self) -> Run<'_> {
+        Run { tokens: &self.tokens, start: self.start, pages: &self.pages }
+    }
+}
+
+/// A request on its way.
+#[derive(Debug)]
+struct Sequence {
+    id: RequestId,
+    /// The prompt, then what was generated.
+    tokens: Vec<u32>,
+    prompt: usize,
+    new_tokens_max: usize,
+    stop: Option<u32>,
+    cached_tokens: Option<usize>,
+    retractions: u32,
+}
+
+impl Sequence {
+    fn generated(&self) -> &[u32] {
+        &self.tokens[self.prompt..]
+    }
+
+    fn is_complete(&self) -> bool {
+        let generated = self.generated();
+        generated.len() >= self.new_tokens_max
+            || (self.stop.is_some() && generated.last().copied() == self.stop)
+    }
+
+    fn answer(self) -> Answer {
+        Answer {
+            request: self.id,
+            tokens: self.generated().to_vec(),
+            cached_tokens: self.cached_tokens.unwrap_or(0),
+            retractions: self.retractions,
+        }
+    }
+}
+
+/// A request that holds pages.
+#[derive(Debug)]
+struct Running {
+    sequence: Sequence,
+    lease: Lease,
+    /// Tokens whose keys and values are in the pages.
+    computed: usize,
+    /// Aborted while its batch was under way.
+    doomed: bool,
+}
+
+impl Running {
+    /// What is left to compute: the rest of the prompt, or the last token that was generated.
+    fn left(&self) -> usize {
+        self.sequence.tokens.len() - self.computed
+    }
+}
+
+/// Plans batches; see the module's documentation.
+#[derive(Debug)]
+pub struct Router {
+    limits: RouterLimits,
+    vocabulary: usize,
+    pages: PageBook,
+    waiting: VecDeque<Sequence>,
+    /// Oldest first.
+    running: Vec<Running>,
+    in_flight: bool,
+    next_id: u64,
+}
+
+impl Router {
+    /// A router without requests, for a model of `vocabulary` tokens.
+    #[must_use]
+    pub fn new(limits: RouterLimits, vocabulary: usize, pages: PageBook) -> Self {
+        Self {
+            limits,
+            vocabulary,
+            pages,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            in_flight: false,
+            next_id: 0,
+        }
+    }
+
+    /// Takes a request.
+    ///
+    /// # Errors
+    ///
+    /// [`SubmitError`] if it could never run, or too many wait.
+    pub fn submit(&mut self, request: Request) -> Result<RequestId, SubmitError> {
+        let Request { prompt, new_tokens_max, stop } = request;
+        if prompt.is_empty() || new_tokens_max == 0 {
+            return Err(SubmitError::Empty);
+        }
+        let vocabulary = self.vocabulary;
+        if let Some(&token) = prompt.iter().find(|token| **token as usize >= vocabulary) {
+            return Err(SubmitError::UnknownToken { token, vocabulary });
+        }
+        // The last generated token is never computed.
+        let pages = self.pages.pages_for(prompt.len().saturating_add(new_tokens_max) - 1);
+        if pages > self.pages.capacity() {
+            return Err(SubmitError::TooLong { pages, pool: self.pages.capacity() });
+        }
+        if self.waiting.len() >= self.limits.waiting {
+            return Err(SubmitError::Busy(self.waiting.len()));
+        }
+        let id = RequestId(self.next_id);
+        self.next_id += 1;
+        self.waiting.push_back(Sequence {
+            id,
+            prompt: prompt.len(),
+            tokens: prompt,
+            new_tokens_max,
+            stop,
+            cached_tokens: None,
+            retractions: 0,
+        });
+        Ok(id)
+    }
+
+    /// Ends a request without an answer; `false` if there is none of that name any more.
+    pub fn abort(&mut self, request: RequestId) -> bool {
+        if let Some(at) = self.waiting.iter().position(|sequence| sequence.id == request) {
+            self.waiting.remove(at);
+            return true;
+        }
+        let Some(at) = self.running.iter().position(|running| running.sequence.id == request) else {
+            return false;
+        };
+        if self.running[at].doomed {
+            return false;
+        }
+        // The executor may be writing to the pages; then they are given back when it is done.
+        self.running[at].doomed = true;
+        if !self.in_flight {
+            self.bury();
+        }
+        true
+    }
+
+    /// Whether nothing runs and nothing waits.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// The pages, to look at.
+    #[must_use]
+    pub fn pages(&self) -> &PageBook {
+        &self.pages
+    }
+
+    /// Plans the next batch; `None` if there is nothing to do.
+    ///
+    /// # Panics
+    ///
+    /// If the batch before was not committed.
+    pub fn plan(&mut self) -> Option<Batch> {
+        assert!(!self.in_flight, "a batch must be committed before the next one is planned");
+        let mut runs = Vec::new();
+        let mut budget = self.limits.batch_tokens.max(1);
+        let retracted = self.plan_running(&mut budget, &mut runs);
+        // Who had to give way must not be let in again at once.
+        if !retracted {
+            self.plan_waiting(&mut budget, &mut runs);
+        }
+        self.in_flight = !runs.is_empty();
+        self.in_flight.then_some(Batch { runs })
+    }
+
+    /// Gives each running request its next tokens, oldest first; returns whether one lost its pages.
+    fn plan_running(&mut self, budget: &mut usize, runs: &mut Vec<Planned>) -> bool {
+        // A token that is generated must not wait for somebody's prompt.
+        let (generating, reading): (Vec<RequestId>, Vec<RequestId>) = {
+            let is_generating = |running: &&Running| running.computed >= running.sequence.prompt;
+            let (a, b): (Vec<&Running>, Vec<&Running>) = self.running.iter().partition(is_generating);
+            (a.iter().map(|r| r.sequence.id).collect(), b.iter().map(|r| r.sequence.id).collect())
+        };
+        let mut retracted = false;
+        for id in generating.into_iter().chain(reading) {
+            // It may have been retracted meanwhile.
+            while let Some(at) = self.running.iter().position(|running| running.sequence.id == id) {
+                if *budget == 0 || self.plan_one(at, budget, runs) {
+                    break;
+                }
+                retracted = true;
+                self.retract_youngest(runs, budget);
+            }
+        }
+        retracted
+    }
+
+    /// Plans one request's next tokens; `false` if there are no pages for them.
+    fn plan_one(&mut self, at: usize, budget: &mut usize, runs: &mut Vec<Planned>) -> bool {
+        let running = &mut self.running[at];
+        let end = running.computed + running.left().min(*budget);
+        if !self.pages.grow(&mut running.lease, end) {
+            return false;
+        }
+        let tokens = running.sequence.tokens[running.computed..end].to_vec();
+        *budget -= tokens.len();
+        runs.push(Planned {
+            request: running.sequence.id,
+            tokens,
+            start: running.computed,
+            pages: running.lease.pages(),
+        });
+        true
+    }
+
+    /// Takes the pages from the youngest request and lets it wait at the front of the queue.
+    fn retract_youngest(&mut self, runs: &mut Vec<Planned>, budget: &mut usize) {
+        let Some(mut running) = self.running.pop() else { return };
+        let id = running.sequence.id;
+        if let Some(at) = runs.iter().position(|planned| planned.request == id) {
+            *budget += runs.remove(at).tokens.len();
+        }
+        self.pages.release(running.lease);
+        running.sequence.retractions += 1;
+        self.waiting.push_front(running.sequence);
+    }
+
+    /// Admits requests in order, as long as there are tokens, places and pages for the whole of each.
+    fn plan_waiting(&mut self, budget: &mut usize, runs: &mut Vec<Planned>) {
+        while *budget > 0 && self.running.len() < self.limits.running {
+            let Some(sequence) = self.waiting.front() else { return };
+            // At least one token is computed, so the last one is not looked for.
+            let known = &sequence.tokens[..sequence.tokens.len() - 1];
+            let lease = self.pages.open(known);
+            let needed = self.pages.pages_for(sequence.tokens.len()) - lease.len();
+            // One page each for those who run already, or the newcomer would soon be sent away again.
+            if needed + self.running.len() > self.pages.available() {
+                self.pages.release(lease);
+                return;
+            }
+            let mut sequence = self.waiting.pop_front().expect("the front was just looked at");
+            let computed = self.pages.tokens_of(&lease);
+            sequence.cached_tokens.get_or_insert(computed);
+            self.running.push(Running { sequence, lease, computed, doomed: false });
+            if !self.plan_one(self.running.len() - 1, budget, runs) {
+                self.retract_youngest(runs, budget);
+                return;
+            }
+        }
+    }
+
+    /// Takes the logits of the batch that was planned last, one row per run; picks tokens and returns what happened.
+    ///
+    /// # Panics
+    ///
+    /// If the rows are not as many as the runs.
+    pub fn commit(&mut self, batch: &Batch, logits: ArrayView2<'_, f32>) -> Vec<Event> {
+        assert_eq!(batch.runs.len(), logits.nrows(), "one row of logits per run");
+        self.in_flight = false;
+        let mut events = Vec::new();
+        for (planned, logits) in batch.runs.iter().zip(logits.rows()) {
+            let Some(at) = self.running.iter().position(|running| running.sequence.id == planned.request)
+            else {
+                continue;
+            };
+            let running = &mut self.running[at];
+            running.computed += planned.tokens.len();
+            if running.doomed {
+                continue;
+            }
+            self.pages.checkpoint(&mut running.lease, &running.sequence.tokens[..running.computed]);
+            if running.left() > 0 {
+                continue;
+            }
+            let logits = logits.to_vec();
+            let token = argmax(&logits);
+            running.sequence.tokens.push(token);
+            events.push(Event::Token { request: planned.request, token, logits });
+            if running.sequence.is_complete() {
+                let Running { sequence, lease, computed, .. } = self.running.remove(at);
+                self.pages.finish(lease, &sequence.tokens[..computed]);
+                events.push(Event::Finished(sequence.answer()));
+            }
+        }
+        self.bury();
+        events
+    }
+
+    /// Says that the batch that was planned last was not computed; it is planned again.
+    pub fn give_up(&mut self) {
+        self.in_flight = false;
+        self.bury();
+    }
+
+    /// Gives back the pages of aborted requests.
+    fn bury(&mut self) {
+        let doomed: Vec<Running> = self.running.extract_if(.., |running| running.doomed).collect();
+        for running in doomed {
+            self.pages.release(running.lease);
+        }
+    }
+}
