@@ -1,111 +1,22 @@
-//! The arena: the mapping, the table of slots and the books, tied together.
+//! The arena: the mapping, the tables of chunks and slots, and the books, tied together.
 
 use crate::books::{Books, ClassDemand, ClassFill, ClassStatus, Full};
+use crate::config::{
+    ArenaBacking, ArenaConfig, ArenaError, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Numa, PAGE_BYTES_LIMIT,
+};
+use crate::file::{ArenaFile, Past};
 use crate::handle::{ReservedSlot, SlotPin};
-use crate::map::{Backing, HugePages, Mapping};
+use crate::map::{Backing, Mapping};
+use crate::record::{PageView, SlotId, meta_of};
+use crate::recover::{self, Recovered};
 use crate::slot::{Doomed, Slot};
-use crate::sync::{AtomicU32, Mutex, Ordering};
-use crate::{SLOT_ALIGN, class};
+use crate::sync::{AtomicBool, Mutex, Ordering};
+use crate::tables::{Layout, Tables};
+use crate::{SLOT_ALIGN, class, numa};
 use memkv_core::PageMeta;
+use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::sync::Arc;
-
-const CHUNK_BYTES_MIN: u64 = 4 << 20;
-const CHUNK_BYTES_MAX: u64 = 64 << 20;
-/// The largest page that any arena takes; far above what engines use, and keeps sizes inside 32 bits.
-const PAGE_BYTES_LIMIT: u32 = 1 << 30;
-
-/// How to make an arena.
-#[derive(Clone, Copy, Debug)]
-pub struct ArenaConfig {
-    /// Bytes to reserve; rounded down to whole chunks.
-    pub bytes: u64,
-    /// The largest page. Lowered to a sixteenth of the memory, but not below 4 MiB: a chunk must hold the largest
-    /// page, and a store of few chunks could hold pages of few sizes at a time.
-    pub page_bytes_max: u32,
-    /// Make all memory resident before [`Arena::new`] returns.
-    pub prefault: bool,
-    /// Whether to ask for huge pages.
-    pub huge_pages: HugePages,
-}
-
-/// Why there is no arena.
-#[derive(Debug, thiserror::Error)]
-pub enum ArenaError {
-    /// Not even one chunk fits.
-    #[error("{0} bytes of memory are too few; give at least {CHUNK_BYTES_MIN}")]
-    TooSmall(u64),
-    /// The page limit is too high.
-    #[error("pages of up to {0} bytes are too large; the limit is {PAGE_BYTES_LIMIT} bytes")]
-    PageTooLarge(u32),
-    /// More memory than slot numbers, or addresses, can name.
-    #[error("{0} bytes are more memory than one arena can hold; give less")]
-    TooLarge(u64),
-    /// The kernel refused the mapping.
-    #[error("the kernel refused to map {bytes} bytes ({reason}); give less memory or raise the limit")]
-    Map {
-        /// What was asked.
-        bytes: u64,
-        /// The kernel's error.
-        reason: rustix::io::Errno,
-    },
-    /// The kernel could not make the memory resident.
-    #[error(
-        "the kernel could not provide {bytes} bytes of memory ({reason}); give less memory or turn prefaulting off"
-    )]
-    Prefault {
-        /// What was asked.
-        bytes: u64,
-        /// The kernel's error.
-        reason: rustix::io::Errno,
-    },
-}
-
-/// The number of a slot. Plain data: whether the slot holds a page is checked at every use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SlotId(pub(crate) u32);
-
-/// What is noted about a page when it is published.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PageRecord {
-    /// Encoding and checksum; `len` is the reserved length, whatever is given here.
-    pub meta: PageMeta,
-    /// Digest of space and key.
-    pub digest: u64,
-    /// Depth in the chain of pages that make up a prefix; 0 is the first.
-    pub position: u32,
-    /// Time of publication, also the first access.
-    pub now_ms: u64,
-    /// The eviction policy's word.
-    pub policy: u64,
-    /// Where else the page rests, in the words of the tier below; 0 if nowhere.
-    pub extent: u64,
-}
-
-/// A published page as a scan sees it. Fields are read one by one and may be of different moments.
-#[derive(Clone, Copy, Debug)]
-pub struct PageView {
-    /// Where it is.
-    pub slot: SlotId,
-    /// Length, encoding, checksum.
-    pub meta: PageMeta,
-    /// Digest of space and key.
-    pub digest: u64,
-    /// Depth in the chain of pages that make up a prefix.
-    pub position: u32,
-    /// When it was published.
-    pub created_ms: u64,
-    /// When it was last read or touched.
-    pub last_access_ms: u64,
-    /// Reads; stops at 2^20 - 1.
-    pub hits: u32,
-    /// The eviction policy's word.
-    pub policy: u64,
-    /// Where else the page rests, in the words of the tier below; 0 if nowhere.
-    pub extent: u64,
-    /// Readers that hold it now.
-    pub pins: u32,
-}
 
 /// A chunk that belongs to a class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,20 +50,40 @@ pub struct ArenaStatus {
     pub classes: Vec<ClassStatus>,
     /// What the memory is made of.
     pub backing: Backing,
+    /// Where it comes from and what was done to it.
+    pub memory: MemoryStatus,
+}
+
+/// Where an arena's memory comes from and what was done to it at the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemoryStatus {
+    /// The file, if the pages outlive the process.
+    pub file: Option<PathBuf>,
+    /// The kind of its file system: tmpfs, hugetlbfs or a drive.
+    pub file_system: Option<&'static str>,
+    /// Locked: never swapped out.
+    pub locked: bool,
+    /// Nodes with memory on this machine; 0 if the kernel does not tell.
+    pub numa_nodes: u32,
+    /// Spread evenly over these nodes. With one node there is nothing to spread.
+    pub interleaved: bool,
+    /// Left out of core dumps.
+    pub undumped: bool,
 }
 
 /// One mapping, cut into chunks and slots. See the crate's documentation.
 pub struct Arena {
-    mapping: Mapping,
-    slots: Box<[Slot]>,
-    /// Slot size of each chunk's class, 0 without one. Written under the lock of `books`; a chunk's entry cannot
-    /// change while one of its slots is in use.
-    chunk_slot_bytes: Box<[AtomicU32]>,
+    data: Mapping,
+    /// The slot size of a chunk's class in there is written under the lock of `books`, and cannot change while one of
+    /// the chunk's slots is in use.
+    pub(crate) tables: Tables,
     books: Mutex<Books>,
-    chunk_bytes: u32,
+    layout: Layout,
     page_bytes_max: u32,
-    /// A slot's number is its chunk's number times 2^this, plus its place in the chunk.
-    slot_bits: u32,
+    memory: MemoryStatus,
+    closed: AtomicBool,
+    /// Dropped last, and with it the lock on the file.
+    file: Option<ArenaFile>,
 }
 
 /// The largest page that an arena takes, see [`ArenaConfig::page_bytes_max`].
@@ -167,44 +98,103 @@ fn chunk_bytes(bytes: u64, page_bytes_max: u32) -> u64 {
     near.max(u64::from(page_bytes_max.max(SLOT_ALIGN)).next_power_of_two())
 }
 
+/// Number and size of the chunks.
+fn chunks(bytes: u64, page_bytes_max: u32) -> Result<(u32, u32), ArenaError> {
+    let chunk = chunk_bytes(bytes, page_bytes_max);
+    if bytes < chunk {
+        return Err(ArenaError::TooSmall(bytes));
+    }
+    let too_large = |_| ArenaError::TooLarge(bytes);
+    let count = u32::try_from(bytes / chunk).map_err(too_large)?;
+    if (bytes / chunk).saturating_mul(chunk / u64::from(SLOT_ALIGN)) > 1 << 32 {
+        return Err(ArenaError::TooLarge(bytes));
+    }
+    Ok((u32::try_from(chunk).map_err(too_large)?, count))
+}
+
 impl Arena {
-    /// Reserves the memory. Nothing else is mapped or grows later.
+    /// Reserves memory that ends with the process, whatever `backing` says. Nothing else is mapped or grows later.
     ///
     /// # Errors
     ///
     /// [`ArenaError`] if the sizes do not fit together or the kernel refuses.
-    pub fn new(config: ArenaConfig) -> Result<Arc<Self>, ArenaError> {
-        let ArenaConfig { bytes, page_bytes_max, .. } = config;
-        if page_bytes_max > PAGE_BYTES_LIMIT {
-            return Err(ArenaError::PageTooLarge(page_bytes_max));
+    pub fn new(config: ArenaConfig<'_>) -> Result<Arc<Self>, ArenaError> {
+        let (arena, _) = Self::open(ArenaConfig { backing: ArenaBacking::Anonymous, ..config })?;
+        Ok(arena)
+    }
+
+    /// Reserves the memory, and recovers what its file holds of an earlier process, if it has one: then, and only
+    /// then, the second value is there.
+    ///
+    /// # Errors
+    ///
+    /// [`ArenaError`] if the sizes do not fit together, the kernel refuses, or the file belongs to somebody else.
+    pub fn open(config: ArenaConfig<'_>) -> Result<(Arc<Self>, Option<Recovered>), ArenaError> {
+        if config.page_bytes_max > PAGE_BYTES_LIMIT {
+            return Err(ArenaError::PageTooLarge(config.page_bytes_max));
         }
-        let page_bytes_max = page_limit(bytes, page_bytes_max);
-        let chunk = chunk_bytes(bytes, page_bytes_max);
-        if bytes < chunk {
-            return Err(ArenaError::TooSmall(bytes));
-        }
-        let too_large = || ArenaError::TooLarge(bytes);
-        let chunks = u32::try_from(bytes / chunk).map_err(|_| too_large())?;
-        let chunk_bytes = u32::try_from(chunk).map_err(|_| too_large())?;
-        let slot_bits = (chunk_bytes / SLOT_ALIGN).trailing_zeros();
-        if u64::from(chunks) << slot_bits > 1 << 32 {
-            return Err(too_large());
-        }
-        let len = usize::try_from(u64::from(chunks) * chunk).map_err(|_| too_large())?;
-        let mut mapping =
-            Mapping::new(len, config.huge_pages).map_err(|reason| ArenaError::Map { bytes, reason })?;
-        if config.prefault {
-            mapping.prefault().map_err(|reason| ArenaError::Prefault { bytes, reason })?;
-        }
-        Ok(Arc::new(Self {
-            mapping,
-            slots: Slot::table((chunks as usize) << slot_bits),
-            chunk_slot_bytes: (0..chunks).map(|_| AtomicU32::new(0)).collect(),
-            books: Mutex::new(Books::new(chunk_bytes, chunks)),
-            chunk_bytes,
+        let page_bytes_max = page_limit(config.bytes, config.page_bytes_max);
+        let (chunk_bytes, chunks) = chunks(config.bytes, page_bytes_max)?;
+        let layout =
+            |align| Layout::new(chunk_bytes, chunks, align).ok_or(ArenaError::TooLarge(config.bytes));
+        let mut books = Books::new(chunk_bytes, chunks);
+        let mut memory = MemoryStatus::default();
+        let (data, tables, layout, opened) = match &config.backing {
+            ArenaBacking::Anonymous => {
+                let layout = layout(1)?;
+                let (tables, bytes) = (Tables::anonymous(layout)?, layout.data_len());
+                let data = Mapping::anonymous(to_usize(bytes), config.huge_pages);
+                let mut data = data.map_err(|reason| ArenaError::Map { bytes, reason })?;
+                prepare(&mut data, &config, &mut memory, || Ok(()))?;
+                (data, tables, layout, None)
+            }
+            ArenaBacking::File(directory) => {
+                let file = ArenaFile::open(directory)?;
+                let layout = layout(file.system.align())?;
+                let past = file.past(&layout)?;
+                let kept = matches!(past, Past::Clean | Past::Unclean);
+                if !kept {
+                    file.empty(&layout)?;
+                }
+                let (tables, mut data) = map_file(&file, &layout)?;
+                prepare(&mut data, &config, &mut memory, || file.allocate_all(&layout))?;
+                // From here on a process that dies leaves an unclean file, also during the repair.
+                file.begin(&tables, &layout)?;
+                let clean = past == Past::Clean;
+                let counts = recover::repair((&file, &layout), &tables, &mut data, &mut books, clean);
+                memory.file = Some(file.path().to_owned());
+                memory.file_system = Some(file.system.text());
+                (data, tables, layout, Some((file, past, counts)))
+            }
+        };
+        let (file, found) =
+            opened.map_or((None, None), |(file, past, counts)| (Some(file), Some((past, counts))));
+        let arena = Arc::new(Self {
+            data,
+            tables,
+            books: Mutex::new(books),
+            layout,
             page_bytes_max,
-            slot_bits,
-        }))
+            memory,
+            closed: AtomicBool::new(false),
+            file,
+        });
+        let recovered = found.map(|(past, counts)| Recovered::new(Arc::clone(&arena), past, counts));
+        Ok((arena, recovered))
+    }
+
+    /// Ends the use of the arena, after the last request: no slot is handed out any more, and a file is marked as
+    /// closed, so that the next process serves its pages without verifying them.
+    ///
+    /// # Errors
+    ///
+    /// [`ArenaError::File`] if the file cannot be written; it then counts as uncleanly ended.
+    pub fn close(&self) -> Result<(), ArenaError> {
+        // Under the lock, so that no reservation is in between.
+        let books = self.books.lock();
+        self.closed.store(true, Ordering::Release);
+        drop(books);
+        self.file.as_ref().map_or(Ok(()), |file| file.end(&self.tables))
     }
 
     /// Reserves a slot for a page of `len` bytes, and says how full its class is now.
@@ -220,12 +210,23 @@ impl Arena {
         assert!(len <= self.page_bytes_max, "a page of {len} bytes was not refused where it entered");
         let exact = class::exact(len).expect("the page limit is far below 2^32");
         let mut books = self.books.lock();
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Full { slot_bytes: exact });
+        }
         let taken = books.take(len, exact)?;
         if taken.new_chunk {
-            self.chunk_slot_bytes[taken.chunk as usize].store(taken.fill.slot_bytes, Ordering::Release);
+            let slot_bytes = taken.fill.slot_bytes;
+            if let Some(file) = &self.file {
+                let slots = self.layout.chunk_bytes / slot_bytes;
+                if file.allocate_tables(&self.layout, taken.chunk, slots).is_err() {
+                    books.give(taken.chunk, taken.slot, len);
+                    return Err(Full { slot_bytes });
+                }
+            }
+            self.tables.chunks()[taken.chunk as usize].store(slot_bytes, Ordering::Release);
         }
         drop(books);
-        let id = SlotId((taken.chunk << self.slot_bits) + taken.slot);
+        let id = self.slot_id(taken.chunk, taken.slot);
         self.slot(id).claim(len);
         Ok((ReservedSlot::new(Arc::clone(self), id, len), taken.fill))
     }
@@ -233,14 +234,14 @@ impl Arena {
     /// Pins the page in a slot. `None` if the slot holds no published page.
     #[must_use]
     pub fn pin(self: &Arc<Self>, id: SlotId) -> Option<SlotPin> {
-        self.slots.get(id.0 as usize)?.pin().then(|| SlotPin::new(Arc::clone(self), id))
+        self.tables.slots().get(id.0 as usize)?.pin().then(|| SlotPin::new(Arc::clone(self), id))
     }
 
     /// Takes a published page out of circulation; its slot is free once no reader holds it.
     ///
     /// `false` if the slot holds no published page.
     pub fn doom(&self, id: SlotId) -> bool {
-        let Some(slot) = self.slots.get(id.0 as usize) else { return false };
+        let Some(slot) = self.tables.slots().get(id.0 as usize) else { return false };
         match slot.doom() {
             Doomed::NotPublished => false,
             Doomed::Pinned => true,
@@ -253,14 +254,14 @@ impl Arena {
 
     /// Notes that the page was wanted at `now_ms`.
     pub fn touch(&self, id: SlotId, now_ms: u64) {
-        if let Some(slot) = self.slots.get(id.0 as usize) {
+        if let Some(slot) = self.tables.slots().get(id.0 as usize) {
             slot.access(now_ms, 0);
         }
     }
 
     /// Notes that the page was read at `now_ms`.
     pub fn hit(&self, id: SlotId, now_ms: u64) {
-        if let Some(slot) = self.slots.get(id.0 as usize) {
+        if let Some(slot) = self.tables.slots().get(id.0 as usize) {
             slot.access(now_ms, 1);
         }
     }
@@ -268,7 +269,7 @@ impl Arena {
     /// Sets the eviction policy's word. Like the other setters it takes any slot number: one that has been handed on
     /// meanwhile gets the word of a page that is gone, which costs the policy one decision and nothing else.
     pub fn set_policy(&self, id: SlotId, word: u64) {
-        if let Some(slot) = self.slots.get(id.0 as usize) {
+        if let Some(slot) = self.tables.slots().get(id.0 as usize) {
             slot.policy.store(word, Ordering::Relaxed);
         }
     }
@@ -276,7 +277,7 @@ impl Arena {
     /// Changes the eviction policy's word from what it is to what `next` makes of it, again and again until nobody
     /// else changes it in between. `None` leaves it as it is.
     pub fn update_policy(&self, id: SlotId, next: impl FnMut(u64) -> Option<u64>) {
-        if let Some(slot) = self.slots.get(id.0 as usize) {
+        if let Some(slot) = self.tables.slots().get(id.0 as usize) {
             // An error says that `next` wanted no change.
             let _unchanged = slot.policy.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
         }
@@ -285,7 +286,7 @@ impl Arena {
     /// Notes where else the page rests; 0 for nowhere. Only while the page cannot leave the slot, so under a pin or
     /// under the lock that whoever dooms it takes: the next page would inherit the place.
     pub fn set_extent(&self, id: SlotId, extent: u64) {
-        if let Some(slot) = self.slots.get(id.0 as usize) {
+        if let Some(slot) = self.tables.slots().get(id.0 as usize) {
             slot.extent.store(extent, Ordering::Relaxed);
         }
     }
@@ -293,7 +294,8 @@ impl Arena {
     /// Where else the page in a slot rests; 0 for nowhere, and for a slot without a page.
     #[must_use]
     pub fn extent_of(&self, id: SlotId) -> u64 {
-        self.slots
+        self.tables
+            .slots()
             .get(id.0 as usize)
             .filter(|slot| slot.published().is_some())
             .map_or(0, |slot| slot.extent.load(Ordering::Relaxed))
@@ -302,47 +304,45 @@ impl Arena {
     /// What is known of the page in a slot. `None` if the slot holds no published page.
     #[must_use]
     pub fn page(&self, id: SlotId) -> Option<PageView> {
-        let slot = self.slots.get(id.0 as usize)?;
-        let pins = slot.published()?;
-        let (last_access_ms, hits) = slot.accessed();
-        Some(PageView {
-            slot: id,
-            meta: meta_of(slot),
-            digest: slot.digest.load(Ordering::Relaxed),
-            position: slot.position.load(Ordering::Relaxed),
-            created_ms: slot.created_ms.load(Ordering::Relaxed),
-            last_access_ms,
-            hits,
-            policy: slot.policy.load(Ordering::Relaxed),
-            extent: slot.extent.load(Ordering::Relaxed),
-            pins,
-        })
+        PageView::of(id, self.tables.slots().get(id.0 as usize)?)
+    }
+
+    /// Notes that the bytes of a recovered page match its checksum, see [`PageView::verified`]. Only under a pin, so
+    /// that the slot still holds the page that was verified.
+    pub fn verified(&self, id: SlotId) {
+        if let Some(slot) = self.tables.slots().get(id.0 as usize) {
+            slot.set_verified(true);
+        }
     }
 
     /// Slot size of the class that a slot belongs to now; 0 if its chunk has none.
     #[must_use]
     pub fn slot_bytes(&self, id: SlotId) -> u32 {
-        let chunk = (id.0 >> self.slot_bits) as usize;
-        self.chunk_slot_bytes.get(chunk).map_or(0, |bytes| bytes.load(Ordering::Acquire))
+        let chunk = (id.0 >> self.layout.slot_bits) as usize;
+        self.tables.chunks().get(chunk).map_or(0, |bytes| bytes.load(Ordering::Acquire))
     }
 
     /// Number of chunks.
     #[must_use]
     pub fn chunk_count(&self) -> u32 {
-        u32::try_from(self.chunk_slot_bytes.len()).expect("chunks were counted in 32 bits")
+        self.layout.chunks
     }
 
     /// The class a chunk belongs to now, if any.
     #[must_use]
     pub fn chunk(&self, chunk: u32) -> Option<ChunkView> {
-        let slot_bytes = self.chunk_slot_bytes.get(chunk as usize)?.load(Ordering::Acquire);
-        (slot_bytes != 0).then(|| ChunkView { chunk, slot_bytes, slots: self.chunk_bytes / slot_bytes })
+        let slot_bytes = self.tables.chunks().get(chunk as usize)?.load(Ordering::Acquire);
+        (slot_bytes != 0).then(|| ChunkView {
+            chunk,
+            slot_bytes,
+            slots: self.layout.chunk_bytes / slot_bytes,
+        })
     }
 
     /// The published pages in `count` slots of a chunk, starting with its slot `from`. Takes no lock: pages may come
     /// and go meanwhile.
     pub fn pages(&self, view: ChunkView, from: u32, count: u32) -> impl Iterator<Item = PageView> + '_ {
-        let first = view.chunk << self.slot_bits;
+        let first = view.chunk << self.layout.slot_bits;
         let slots = from.min(view.slots)..from.saturating_add(count).min(view.slots);
         slots.filter_map(move |slot| self.page(SlotId(first + slot)))
     }
@@ -397,7 +397,7 @@ impl Arena {
     /// Bytes of all chunks.
     #[must_use]
     pub fn capacity_bytes(&self) -> u64 {
-        u64::from(self.chunk_count()) * u64::from(self.chunk_bytes)
+        self.layout.data_len()
     }
 
     /// The arena as a whole.
@@ -408,18 +408,23 @@ impl Arena {
             capacity_bytes: self.capacity_bytes(),
             held_bytes: books.held_bytes(),
             asked_bytes: books.asked_bytes(),
-            chunk_bytes: self.chunk_bytes,
+            chunk_bytes: self.layout.chunk_bytes,
             chunks: self.chunk_count(),
             chunks_free: u32::try_from(books.free_chunk_count()).expect("chunks were counted in 32 bits"),
             chunks_draining: books.draining_chunk_count(),
             classes: books.classes(),
-            backing: self.mapping.backing(),
+            backing: self.data.backing(),
+            memory: self.memory.clone(),
         }
+    }
+
+    pub(crate) fn slot_id(&self, chunk: u32, slot: u32) -> SlotId {
+        SlotId((chunk << self.layout.slot_bits) + slot)
     }
 
     /// The slot's record. Only for numbers that the arena handed out.
     pub(crate) fn slot(&self, id: SlotId) -> &Slot {
-        &self.slots[id.0 as usize]
+        &self.tables.slots()[id.0 as usize]
     }
 
     pub(crate) fn meta(&self, id: SlotId) -> PageMeta {
@@ -428,46 +433,70 @@ impl Arena {
 
     /// Offset of a slot that is in use from the start of the mapping, and its size.
     pub(crate) fn place(&self, id: SlotId) -> (NonNull<u8>, usize, u32) {
-        let chunk = u64::from(id.0 >> self.slot_bits);
-        let slot = u64::from(id.0 & ((1 << self.slot_bits) - 1));
+        let chunk = u64::from(id.0 >> self.layout.slot_bits);
+        let slot = u64::from(id.0 & ((1 << self.layout.slot_bits) - 1));
         let slot_bytes = self.slot_bytes(id);
-        let offset = chunk * u64::from(self.chunk_bytes) + slot * u64::from(slot_bytes);
+        let offset = chunk * u64::from(self.layout.chunk_bytes) + slot * u64::from(slot_bytes);
         let offset = usize::try_from(offset).expect("the mapping's length fits usize");
-        (self.mapping.start(), offset, slot_bytes)
+        (self.data.start(), offset, slot_bytes)
     }
 
     /// Hands a slot back whose state word has just become 0.
     pub(crate) fn give_back(&self, id: SlotId) {
         let len = self.slot(id).len.load(Ordering::Relaxed);
-        let chunk = id.0 >> self.slot_bits;
+        let chunk = id.0 >> self.layout.slot_bits;
         let mut books = self.books.lock();
-        if books.give(chunk, id.0 & ((1 << self.slot_bits) - 1), len) {
-            self.chunk_slot_bytes[chunk as usize].store(0, Ordering::Release);
+        if books.give(chunk, id.0 & ((1 << self.layout.slot_bits) - 1), len) {
+            self.tables.chunks()[chunk as usize].store(0, Ordering::Release);
         }
     }
 }
 
-fn meta_of(slot: &Slot) -> PageMeta {
-    let [codec, low, high, _] = slot.encoding.load(Ordering::Relaxed).to_le_bytes();
-    PageMeta {
-        len: slot.len.load(Ordering::Relaxed),
-        codec,
-        flags: u16::from_le_bytes([low, high]),
-        checksum: slot.checksum.load(Ordering::Relaxed),
-    }
+fn to_usize(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("the layout's length fits usize")
 }
 
-/// Writes a page's record into its slot, before the slot is published.
-pub(crate) fn note(slot: &Slot, record: &PageRecord) {
-    let [low, high] = record.meta.flags.to_le_bytes();
-    slot.encoding.store(u32::from_le_bytes([record.meta.codec, low, high, 0]), Ordering::Relaxed);
-    slot.checksum.store(record.meta.checksum, Ordering::Relaxed);
-    slot.digest.store(record.digest, Ordering::Relaxed);
-    slot.position.store(record.position, Ordering::Relaxed);
-    slot.created_ms.store(record.now_ms, Ordering::Relaxed);
-    slot.set_accessed(record.now_ms, 0);
-    slot.policy.store(record.policy, Ordering::Relaxed);
-    slot.extent.store(record.extent, Ordering::Relaxed);
+fn map_file(file: &ArenaFile, layout: &Layout) -> Result<(Tables, Mapping), ArenaError> {
+    let map = |range: std::ops::Range<u64>, backing| {
+        let (len, align) = (to_usize(range.end - range.start), to_usize(file.system.align()));
+        Mapping::file(file.file(), (range.start, len), align, file.system.is_memory(), backing)
+            .map_err(|reason| ArenaError::Map { bytes: len as u64, reason })
+    };
+    let tables = map(0..layout.data, Backing::Plain)?;
+    let data = map(layout.data..layout.file_len, file.backing())?;
+    Ok((Tables::new(tables, *layout, true), data))
+}
+
+/// Does to the memory what the configuration asks, in the order in which it works: first where it may be, then that
+/// it exists, then that it is resident and stays so.
+fn prepare(
+    data: &mut Mapping,
+    config: &ArenaConfig<'_>,
+    memory: &mut MemoryStatus,
+    allocate: impl FnOnce() -> Result<(), ArenaError>,
+) -> Result<(), ArenaError> {
+    let bytes = data.len() as u64;
+    let nodes = numa::nodes();
+    memory.numa_nodes = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
+    memory.interleaved = config.numa == Numa::Auto && nodes.len() > 1 && numa::interleave(data, &nodes);
+    memory.undumped = data.leave_out_of_dumps();
+    allocate()?;
+    if config.prefault || config.mlock {
+        let silent = |_, _| {};
+        data.prefault(config.progress.unwrap_or(&silent))
+            .map_err(|reason| ArenaError::Prefault { bytes, reason })?;
+    }
+    if config.mlock {
+        data.lock().map_err(|reason| ArenaError::Lock { bytes, limit: lock_limit(), reason })?;
+        memory.locked = true;
+    }
+    Ok(())
+}
+
+/// How much memory this process may lock, for people.
+fn lock_limit() -> String {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
+    limit.map_or_else(|| "unlimited".to_owned(), |bytes| format!("{bytes} bytes"))
 }
 
 #[cfg(test)]

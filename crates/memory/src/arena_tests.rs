@@ -1,27 +1,23 @@
 //! Rules of the arena as a whole.
 
 use super::*;
+use crate::record::PageRecord;
+
+const SPACE: [u8; 16] = [7; 16];
 
 fn arena(bytes: u64) -> Arc<Arena> {
-    let config =
-        ArenaConfig { bytes, page_bytes_max: 1 << 20, prefault: false, huge_pages: HugePages::default() };
-    Arena::new(config).unwrap()
+    Arena::new(ArenaConfig::anonymous(bytes, 1 << 20)).unwrap()
 }
 
 fn publish(arena: &Arc<Arena>, fill: u8, len: u32) -> SlotId {
     let (mut slot, _) = arena.reserve(len).unwrap();
     slot.bytes_mut().fill(fill);
-    slot.seal().publish(&PageRecord { now_ms: 5, ..PageRecord::default() })
+    slot.seal().publish(&PageRecord { now_ms: 5, ..PageRecord::default() }, &SPACE, b"key")
 }
 
 #[test]
 fn sizes_that_do_not_fit_are_refused_with_advice() {
-    let config = |bytes, page_bytes_max| ArenaConfig {
-        bytes,
-        page_bytes_max,
-        prefault: false,
-        huge_pages: HugePages::Off,
-    };
+    let config = ArenaConfig::anonymous;
     let small = Arena::new(config((4 << 20) - 1, 1 << 20)).err().unwrap();
     assert!(small.to_string().contains("at least 4194304"), "{small}");
     assert!(Arena::new(config(4 << 20, 64 << 20)).is_ok());
@@ -138,7 +134,7 @@ fn the_record_is_what_was_noted() {
     let meta = PageMeta { len: 3, codec: 9, flags: 0xabcd, checksum: 77 };
     let (slot, _) = arena.reserve(3).unwrap();
     let record = PageRecord { meta, digest: 5, position: 6, now_ms: 8, policy: 3, extent: 4 };
-    let id = slot.seal().publish(&record);
+    let id = slot.seal().publish(&record, &SPACE, b"key");
     arena.hit(id, 12);
     arena.touch(id, 10);
     let page = arena.page(id).unwrap();
@@ -164,7 +160,7 @@ fn whole_blocks_end_in_zeroes() {
     let (mut slot, _) = arena.reserve(5000).unwrap();
     assert_eq!(slot.whole_mut().len(), 8192);
     slot.whole_mut().fill(9);
-    let pin = arena.pin(slot.seal().publish(&PageRecord::default())).unwrap();
+    let pin = arena.pin(slot.seal().publish(&PageRecord::default(), &SPACE, b"key")).unwrap();
     assert_eq!(pin.blocks().len(), 8192);
     assert!(pin.blocks()[..5000].iter().all(|&byte| byte == 9));
     assert!(pin.blocks()[5000..].iter().all(|&byte| byte == 0));

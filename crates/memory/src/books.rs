@@ -54,6 +54,25 @@ pub struct ClassStatus {
     pub slots: u64,
     /// Slots in use.
     pub in_use: u64,
+    /// Bytes of the pages in those slots: what was asked for.
+    pub asked_bytes: u64,
+    /// Bytes at the ends of its chunks that are less than a slot.
+    pub remainder_bytes: u64,
+}
+
+impl ClassStatus {
+    /// Bytes of the slots in use: what the pages hold.
+    #[must_use]
+    pub fn held_bytes(&self) -> u64 {
+        self.in_use * u64::from(self.slot_bytes)
+    }
+
+    /// Bytes that hold no page and can hold none of another class: what slots in use have over their pages, and what
+    /// chunks have over their slots.
+    #[must_use]
+    pub fn waste_bytes(&self) -> u64 {
+        self.held_bytes() - self.asked_bytes + self.remainder_bytes
+    }
 }
 
 /// A slot that was handed out.
@@ -88,6 +107,8 @@ struct Class {
     learned: bool,
     chunks: u32,
     in_use: u64,
+    /// Bytes of the pages in its slots.
+    asked_bytes: u64,
     /// Free slots in chunks that do not drain.
     free_slots: u64,
     /// Slots in chunks that do not drain.
@@ -146,6 +167,7 @@ impl Books {
         let chunk = &mut self.chunks[index as usize];
         let slot = chunk.take_lowest();
         class.in_use += 1;
+        class.asked_bytes += u64::from(len);
         class.free_slots -= 1;
         if chunk.in_use == chunk.slots {
             class.open.pop();
@@ -167,6 +189,7 @@ impl Books {
         let at = self.classes.binary_search_by_key(&chunk.slot_bytes, |class| class.slot_bytes);
         let class = &mut self.classes[at.expect("a class with slots in use is in the table")];
         class.in_use -= 1;
+        class.asked_bytes -= u64::from(len);
         self.held_bytes -= u64::from(class.slot_bytes);
         self.asked_bytes -= u64::from(len);
         if !chunk.draining {
@@ -200,6 +223,33 @@ impl Books {
         }
         self.classes[at].free_slots -= free;
         self.classes[at].slots -= slots;
+        true
+    }
+
+    /// Gives a free chunk the class and the slots it had in an earlier life: pairs of a slot and the length of its page,
+    /// in order. `false`, and nothing changes, if there is no place for the class; the pages have to go then.
+    pub(crate) fn adopt(&mut self, index: u32, slot_bytes: u32, pages: &[(u32, u32)]) -> bool {
+        let learned = class::quarter_step(slot_bytes) != slot_bytes;
+        let known = self.classes.binary_search_by_key(&slot_bytes, |class| class.slot_bytes).is_ok();
+        if learned && !known && self.learned_count() >= self.learned_max {
+            return false;
+        }
+        let place = self.free_chunks.iter().rposition(|&free| free == index);
+        self.free_chunks.remove(place.expect("a chunk is adopted once, before anything else happens"));
+        let at = self.place_of(slot_bytes, learned);
+        self.assign(index, at);
+        let class = &mut self.classes[at];
+        for &(slot, len) in pages {
+            self.chunks[index as usize].take_this(slot);
+            class.in_use += 1;
+            class.free_slots -= 1;
+            class.asked_bytes += u64::from(len);
+            self.held_bytes += u64::from(slot_bytes);
+            self.asked_bytes += u64::from(len);
+        }
+        if pages.len() == self.chunks[index as usize].slots as usize {
+            self.close(index, at);
+        }
         true
     }
 
@@ -255,6 +305,8 @@ impl Books {
             chunks: class.chunks,
             slots: u64::from(class.chunks) * u64::from(class.slots_per_chunk),
             in_use: class.in_use,
+            asked_bytes: class.asked_bytes,
+            remainder_bytes: u64::from(class.chunks) * u64::from(self.chunk_bytes % class.slot_bytes),
         };
         self.classes.iter().map(status).collect()
     }
@@ -264,7 +316,7 @@ impl Books {
         let Err(at) = self.classes.binary_search_by_key(&exact, |class| class.slot_bytes) else {
             return self.place_of(exact, true);
         };
-        if self.classes.iter().filter(|class| class.learned).count() < self.learned_max {
+        if self.learned_count() < self.learned_max {
             self.classes.insert(at, Class::new(exact, self.chunk_bytes, true));
             return at;
         }
@@ -273,6 +325,10 @@ impl Books {
             return self.place_of(exact, true);
         }
         self.place_of(class::quarter_step(exact), false)
+    }
+
+    fn learned_count(&self) -> usize {
+        self.classes.iter().filter(|class| class.learned).count()
     }
 
     /// Finds the class of exactly this slot size or adds it.
@@ -346,6 +402,7 @@ impl Class {
             learned,
             chunks: 0,
             in_use: 0,
+            asked_bytes: 0,
             free_slots: 0,
             slots: 0,
             open: Vec::new(),
@@ -374,6 +431,14 @@ impl Chunk {
         self.in_use += 1;
         // A chunk has at most 2^32 slots, so the word's number fits.
         u32::try_from(word).expect("slot numbers fit 32 bits") * 64 + bit
+    }
+
+    /// Takes a slot that is free.
+    fn take_this(&mut self, slot: u32) {
+        let (word, bit) = ((slot / 64) as usize, 1 << (slot % 64));
+        assert!(slot < self.slots && self.free[word] & bit != 0, "a slot was taken that was not free");
+        self.free[word] &= !bit;
+        self.in_use += 1;
     }
 
     fn put_back(&mut self, slot: u32) {

@@ -1,7 +1,8 @@
 //! The handles through which a slot's bytes are reached.
 
 use crate::SLOT_ALIGN;
-use crate::arena::{Arena, PageRecord, SlotId, note};
+use crate::arena::Arena;
+use crate::record::{PageRecord, SlotId, note};
 use memkv_core::PageMeta;
 use std::ops::Deref;
 use std::ptr::NonNull;
@@ -66,7 +67,7 @@ impl ReservedSlot {
 
     /// The page's bytes, as many as were reserved.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: the mapping is zeroed at its start, so the bytes are initialised. The slot's state is `reserved`, so
+        // SAFETY: the mapping is zeroed by the kernel or a file, so the bytes are initialised. The slot's state is `reserved`, so
         // no pin exists or can be made, and this handle, held mutably, is the only one.
         unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
@@ -106,9 +107,15 @@ impl SealedSlot {
         self.0.id
     }
 
-    /// Makes the page pinnable by the slot's number. It stays until [`Arena::doom`].
-    pub fn publish(mut self, record: &PageRecord) -> SlotId {
+    /// Makes the page pinnable by the slot's number. It stays until [`Arena::doom`]. Space and key are what a restart
+    /// will find it by, if the arena outlives the process; `record.digest` must be theirs.
+    ///
+    /// # Panics
+    ///
+    /// If the key is longer than a key can be.
+    pub fn publish(mut self, record: &PageRecord, space: &[u8; 16], key: &[u8]) -> SlotId {
         let slot = self.0.arena.slot(self.0.id);
+        self.0.arena.tables.name(self.0.id, space, key);
         note(slot, record);
         slot.publish();
         self.0.held = false;
@@ -137,6 +144,12 @@ impl SlotPin {
     #[must_use]
     pub fn meta(&self) -> PageMeta {
         self.arena.meta(self.id)
+    }
+
+    /// Whether the bytes are known to match the checksum, see [`PageView::verified`](crate::PageView::verified).
+    #[must_use]
+    pub fn is_verified(&self) -> bool {
+        self.arena.slot(self.id).is_verified()
     }
 
     /// The slot's number.

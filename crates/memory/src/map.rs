@@ -1,16 +1,20 @@
-//! The mapping: asks the kernel for one range of zeroed memory, on huge pages where there are any.
+//! The mapping: asks the kernel for one range of memory, zeroed or of a file, on huge pages where there are any.
 //!
 //! Huge pages are wanted (they save a tenth of the time of moving pages) and never demanded: explicit ones are
-//! tried only if enough of them are free, then transparent ones are advised, then the range is plain memory.
+//! tried only if enough of them are free, then transparent ones are advised, then the range is plain memory. For a
+//! file it is its file system that decides.
 
+use crate::numa::NodeMask;
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
-use std::fs;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap, mmap_anonymous, munmap};
+use std::fs::{self, File};
 use std::num::NonZero;
 use std::ptr::{NonNull, null_mut};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::thread;
 
-const HUGE_BYTES: usize = 2 << 20;
+pub(crate) const HUGE_BYTES: usize = 2 << 20;
 const PAGE_BYTES: usize = 4096;
 const FREE_HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
 const TRANSPARENT: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
@@ -31,7 +35,7 @@ pub enum HugePages {
 /// What the arena rests on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backing {
-    /// Explicit huge pages of 2 MiB, taken from the kernel's pool.
+    /// Explicit huge pages, taken from the kernel's pool.
     Huge,
     /// Transparent huge pages were advised and the kernel allows them.
     Transparent,
@@ -51,43 +55,93 @@ impl Backing {
     }
 }
 
-/// A private anonymous mapping, zeroed, readable and writable, unmapped on drop.
+/// How the kernel makes pages resident.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Populate {
+    /// Memory that only this process has: written, so that it is there for good.
+    Write,
+    /// A file of memory: written, but never by this program, because it has content.
+    WriteShared,
+    /// A file on a drive: only read, or all of it would be written back.
+    ReadShared,
+}
+
+/// A range of memory, readable and writable, unmapped on drop. Its bytes are initialised: the kernel zeroes them, or
+/// they are a file's.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     /// What was mapped, for unmapping.
     mapped: NonNull<u8>,
     mapped_len: usize,
-    /// The part that is used, aligned to [`HUGE_BYTES`].
+    /// The part that is used, aligned to [`HUGE_BYTES`] or more.
     start: NonNull<u8>,
     len: usize,
     backing: Backing,
+    populate: Populate,
 }
 
 // SAFETY: the mapping is plain memory that belongs to this value and to no thread; the value itself never reads or
-// writes it except in `prefault`, which the owner calls before anyone else has a pointer.
+// writes it except in `prefault`, which leaves what is there.
 unsafe impl Send for Mapping {}
 // SAFETY: as for `Send`; through `&Mapping` only addresses can be read.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `len` bytes, a multiple of 4 KiB and not 0.
-    pub(crate) fn new(len: usize, huge: HugePages) -> Result<Self, Errno> {
+    /// Maps `len` bytes of zeroed memory, a multiple of 4 KiB and not 0.
+    pub(crate) fn anonymous(len: usize, huge: HugePages) -> Result<Self, Errno> {
         if huge == HugePages::Auto
             && let Some(explicit) = Self::explicit_huge(len)
         {
             return Ok(explicit);
         }
-        // The kernel may place the range at any page; a spare huge page lets the start be aligned.
-        let mapped_len = len.checked_add(HUGE_BYTES).ok_or(Errno::NOMEM)?;
-        let mapped = anonymous(mapped_len, MapFlags::PRIVATE | MapFlags::NORESERVE)?;
-        let shift = mapped.align_offset(HUGE_BYTES).min(HUGE_BYTES);
-        // SAFETY: `shift` is at most HUGE_BYTES, by which the mapping is longer than `len`.
-        let start = unsafe { mapped.add(shift) };
-        let mut mapping = Self { mapped, mapped_len, start, len, backing: Backing::Plain };
-        if huge == HugePages::Auto && mapping.advise_transparent() {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let mut mapping =
+            Self::aligned(len, HUGE_BYTES, access, MapFlags::PRIVATE | MapFlags::NORESERVE, Populate::Write)?;
+        if huge == HugePages::Auto && mapping.advise(Advice::LinuxHugepage) && allowed(TRANSPARENT) {
             mapping.backing = Backing::Transparent;
         }
         Ok(mapping)
+    }
+
+    /// Maps `len` bytes of a file from `offset` on, shared with whoever maps it later. `offset` is a multiple of
+    /// `align`, a power of two and at least [`HUGE_BYTES`]. `memory` says that the file never leaves memory, `backing`
+    /// which pages its file system has.
+    pub(crate) fn file(
+        file: &File,
+        (offset, len): (u64, usize),
+        align: usize,
+        memory: bool,
+        backing: Backing,
+    ) -> Result<Self, Errno> {
+        let populate = if memory { Populate::WriteShared } else { Populate::ReadShared };
+        // The range is first reserved without access, so that the file can be put at an aligned address in it.
+        let reserved = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        let mut mapping = Self::aligned(len, align, ProtFlags::empty(), reserved, populate)?;
+        mapping.backing = backing;
+        let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
+        let start = mapping.start.as_ptr().cast();
+        // SAFETY: the range was reserved by this mapping just now and nobody has its address.
+        unsafe { mmap(start, len, access, flags | MapFlags::FIXED, file, offset) }?;
+        if backing == Backing::Transparent {
+            mapping.advise(Advice::LinuxHugepage);
+        }
+        Ok(mapping)
+    }
+
+    fn aligned(
+        len: usize,
+        align: usize,
+        access: ProtFlags,
+        flags: MapFlags,
+        populate: Populate,
+    ) -> Result<Self, Errno> {
+        // The kernel may place the range at any page; spare room lets the start be aligned.
+        let mapped_len = len.checked_add(align).ok_or(Errno::NOMEM)?;
+        let mapped = map_anonymous(mapped_len, access, flags)?;
+        let shift = mapped.align_offset(align).min(align);
+        // SAFETY: `shift` is at most `align`, by which the mapping is longer than `len`.
+        let start = unsafe { mapped.add(shift) };
+        Ok(Self { mapped, mapped_len, start, len, backing: Backing::Plain, populate })
     }
 
     /// Tries the kernel's pool of explicit huge pages. Without `NORESERVE`: the pages are ours or we get none,
@@ -98,57 +152,125 @@ impl Mapping {
         if free < mapped_len / HUGE_BYTES {
             return None;
         }
-        let mapped = anonymous(mapped_len, MapFlags::PRIVATE | MapFlags::HUGETLB).ok()?;
-        Some(Self { mapped, mapped_len, start: mapped, len, backing: Backing::Huge })
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let mapped = map_anonymous(mapped_len, access, MapFlags::PRIVATE | MapFlags::HUGETLB).ok()?;
+        let (start, backing, populate) = (mapped, Backing::Huge, Populate::Write);
+        Some(Self { mapped, mapped_len, start, len, backing, populate })
     }
 
-    fn advise_transparent(&self) -> bool {
-        // SAFETY: the range is this mapping, and the advice does not change what it holds.
-        let advised = unsafe { madvise(self.start.as_ptr().cast(), self.len, Advice::LinuxHugepage) };
-        advised.is_ok() && fs::read_to_string(TRANSPARENT).is_ok_and(|text| !text.contains("[never]"))
+    /// Gives advice that does not change what the memory holds. `false` if the kernel does not take it.
+    fn advise(&self, advice: Advice) -> bool {
+        debug_assert!(matches!(advice, Advice::LinuxHugepage | Advice::LinuxDontDump));
+        // SAFETY: the range is this mapping, and neither of the two changes what it holds.
+        unsafe { madvise(self.start.as_ptr().cast(), self.len, advice) }.is_ok()
+    }
+
+    /// Keeps the memory out of core dumps. `false` if the kernel does not.
+    pub(crate) fn leave_out_of_dumps(&self) -> bool {
+        self.advise(Advice::LinuxDontDump)
+    }
+
+    /// Spreads memory that is not resident yet over nodes.
+    pub(crate) fn interleave(&self, nodes: &NodeMask) -> bool {
+        let start = self.start.as_ptr();
+        // The kernel reads one bit less than it is told.
+        let bits = size_of_val(nodes) * 8 + 1;
+        let mode = libc::MPOL_INTERLEAVE;
+        // SAFETY: the range is this mapping, the mask outlives the call and has the bits that are announced, and the
+        // policy only decides where pages go that are not there yet.
+        let result =
+            unsafe { libc::syscall(libc::SYS_mbind, start, self.len, mode, nodes.as_ptr(), bits, 0) };
+        result == 0
+    }
+
+    /// Makes the memory resident and keeps it so.
+    pub(crate) fn lock(&self) -> Result<(), Errno> {
+        // SAFETY: the range is this mapping, and locking does not change what it holds.
+        unsafe { mlock(self.start.as_ptr().cast(), self.len) }
     }
 
     pub(crate) fn start(&self) -> NonNull<u8> {
         self.start
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     pub(crate) fn backing(&self) -> Backing {
         self.backing
     }
 
-    /// Makes every page resident, with several threads. Takes `&mut self`: nobody uses the memory yet.
-    pub(crate) fn prefault(&mut self) -> Result<(), Errno> {
+    /// Makes every page resident, with several threads, and tells how far it is. Takes `&mut self`: nobody uses the
+    /// memory yet.
+    pub(crate) fn prefault(&mut self, progress: &dyn Fn(u64, u64)) -> Result<(), Errno> {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
-        let threads = cores.min(PREFAULT_THREADS_MAX);
-        let share = self.len.div_ceil(threads).next_multiple_of(HUGE_BYTES);
         let this: &Self = self;
-        thread::scope(|scope| {
-            let mut helpers = Vec::with_capacity(threads);
-            for from in (share..this.len).step_by(share) {
-                let to = from.saturating_add(share).min(this.len);
-                match thread::Builder::new().spawn_scoped(scope, move || this.populate(from, to)) {
-                    Ok(helper) => helpers.push(helper),
-                    Err(_) => this.populate(from, to)?,
+        let next = AtomicUsize::new(0);
+        let work = |done: &mpsc::SyncSender<usize>| -> Result<(), Errno> {
+            loop {
+                let at = next.fetch_add(PREFAULT_STEP, Ordering::Relaxed);
+                if at >= this.len {
+                    return Ok(());
+                }
+                let len = PREFAULT_STEP.min(this.len - at);
+                this.populate(at, len)?;
+                if done.send(len).is_err() {
+                    return Ok(());
                 }
             }
-            this.populate(0, share.min(this.len))?;
+        };
+        let (sender, steps) = mpsc::sync_channel(2 * PREFAULT_THREADS_MAX);
+        thread::scope(|scope| {
+            let mut helpers = Vec::with_capacity(PREFAULT_THREADS_MAX);
+            for _ in 0..cores.min(PREFAULT_THREADS_MAX) {
+                let (sender, work) = (sender.clone(), &work);
+                match thread::Builder::new().spawn_scoped(scope, move || work(&sender)) {
+                    Ok(helper) => helpers.push(helper),
+                    Err(_) => break,
+                }
+            }
+            drop(sender);
+            let mut done = 0;
+            for len in steps {
+                done += len as u64;
+                progress(done, this.len as u64);
+            }
             helpers.into_iter().try_for_each(|helper| helper.join().expect("populate does not panic"))
-        })
+        })?;
+        // Without a single helper, nothing is done yet.
+        let rest = next.load(Ordering::Relaxed).min(this.len);
+        this.populate(rest, this.len - rest)
     }
 
-    /// Makes the pages of `from..to` resident without changing them.
-    fn populate(&self, from: usize, to: usize) -> Result<(), Errno> {
-        for at in (from..to).step_by(PREFAULT_STEP) {
-            let len = PREFAULT_STEP.min(to - at);
-            // SAFETY: `from..to` lies inside the mapping, so `at` does too.
-            let start = unsafe { self.start.add(at) };
-            // SAFETY: the range lies inside the mapping, and populating it does not change what it holds.
-            match unsafe { madvise(start.as_ptr().cast(), len, Advice::LinuxPopulateWrite) } {
-                Ok(()) => {}
-                // Kernels before 5.14 do not know the advice.
-                Err(Errno::INVAL) => write_zeroes(start, len),
-                Err(error) => return Err(error),
-            }
+    /// Zeroes a range. Takes `&mut self`: nobody uses the memory yet.
+    pub(crate) fn zero(&mut self, at: usize, len: usize) {
+        assert!(at <= self.len && len <= self.len - at, "the range is inside the mapping");
+        // SAFETY: `at` is inside the mapping.
+        let start = unsafe { self.start.add(at) };
+        // SAFETY: the range is inside the mapping, which is writable, and no handle to it exists.
+        unsafe { start.write_bytes(0, len) };
+    }
+
+    /// Makes pages resident without changing them, also while others use them. Stays inside the mapping.
+    pub(crate) fn warm(&self, at: usize, len: usize) -> Result<(), Errno> {
+        assert!(at <= self.len && len <= self.len - at, "the range is inside the mapping");
+        // SAFETY: `at` is inside the mapping.
+        let start = unsafe { self.start.add(at) };
+        let advice = match self.populate {
+            Populate::Write | Populate::WriteShared => Advice::LinuxPopulateWrite,
+            Populate::ReadShared => Advice::LinuxPopulateRead,
+        };
+        // SAFETY: the range lies inside the mapping, and populating it does not change what it holds.
+        unsafe { madvise(start.as_ptr().cast(), len, advice) }
+    }
+
+    /// Like [`Mapping::warm`], with a way for kernels before 5.14, which do not know the advice. Only while nobody
+    /// uses the memory.
+    fn populate(&self, at: usize, len: usize) -> Result<(), Errno> {
+        match self.warm(at, len) {
+            Err(Errno::INVAL) => touch(self, at, len, self.populate == Populate::Write),
+            outcome => return outcome,
         }
         Ok(())
     }
@@ -156,27 +278,36 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: exactly the range that `new` mapped; every handle to its memory keeps the arena, and so this value,
-        // alive.
+        // SAFETY: exactly the range that was mapped at the start; every handle to its memory keeps the arena, and so
+        // this value, alive.
         let unmapped = unsafe { munmap(self.mapped.as_ptr().cast(), self.mapped_len) };
         debug_assert!(unmapped.is_ok(), "the range was mapped by this value");
     }
 }
 
-fn anonymous(len: usize, flags: MapFlags) -> Result<NonNull<u8>, Errno> {
-    let access = ProtFlags::READ | ProtFlags::WRITE;
+/// Whether a setting of the kernel allows what it is about.
+fn allowed(setting: &str) -> bool {
+    fs::read_to_string(setting).is_ok_and(|text| !text.contains("[never]"))
+}
+
+fn map_anonymous(len: usize, access: ProtFlags, flags: MapFlags) -> Result<NonNull<u8>, Errno> {
     // SAFETY: a new anonymous mapping at an address the kernel chooses touches no memory that exists.
     let mapped = unsafe { mmap_anonymous(null_mut(), len, access, flags) }?;
     NonNull::new(mapped.cast()).ok_or(Errno::NOMEM)
 }
 
-/// Writes a zero to every 4 KiB page of a range that holds only zeroes.
-fn write_zeroes(start: NonNull<u8>, len: usize) {
-    for at in (0..len).step_by(PAGE_BYTES) {
-        // SAFETY: `at` is below `len`, and the caller's range lies inside one mapping.
-        let byte = unsafe { start.add(at) };
-        // SAFETY: the byte is mapped and writable, and nobody uses the mapping before `prefault` returns.
-        unsafe { byte.write_volatile(0) };
+/// Touches every 4 KiB page of a range; with `write` it holds only zeroes, and gets one more.
+fn touch(mapping: &Mapping, at: usize, len: usize, write: bool) {
+    for at in (at..at + len).step_by(PAGE_BYTES) {
+        // SAFETY: the caller's range lies inside the mapping.
+        let byte = unsafe { mapping.start.add(at) };
+        if write {
+            // SAFETY: the byte is mapped and writable, and nobody uses the mapping before `prefault` returns.
+            unsafe { byte.write_volatile(0) };
+        } else {
+            // SAFETY: as above; reading leaves the file's content.
+            unsafe { byte.read_volatile() };
+        }
     }
 }
 
@@ -188,9 +319,12 @@ mod tests {
     fn the_start_is_aligned_and_prefaulting_leaves_zeroes() {
         let len = 5 * HUGE_BYTES + PAGE_BYTES;
         for huge in [HugePages::Auto, HugePages::Off] {
-            let mut mapping = Mapping::new(len, huge).unwrap();
+            let mut mapping = Mapping::anonymous(len, huge).unwrap();
             assert_eq!(mapping.start().as_ptr().addr() % HUGE_BYTES, 0);
-            mapping.prefault().unwrap();
+            let seen = std::cell::RefCell::new(Vec::new());
+            mapping.prefault(&|done, total| seen.borrow_mut().push((done, total))).unwrap();
+            let seen = seen.into_inner();
+            assert!(seen.is_sorted() && seen.last() == Some(&(len as u64, len as u64)), "{seen:?}");
             // SAFETY: the mapping has `len` bytes, all zeroed by the kernel, and nobody writes them.
             let bytes = unsafe { std::slice::from_raw_parts(mapping.start().as_ptr(), len) };
             assert!(bytes.iter().all(|&byte| byte == 0));
@@ -199,7 +333,7 @@ mod tests {
 
     #[test]
     fn too_much_is_an_error() {
-        assert!(Mapping::new(usize::MAX - PAGE_BYTES + 1, HugePages::Off).is_err());
-        assert!(Mapping::new(1 << 60, HugePages::Auto).is_err());
+        assert!(Mapping::anonymous(usize::MAX - PAGE_BYTES + 1, HugePages::Off).is_err());
+        assert!(Mapping::anonymous(1 << 60, HugePages::Auto).is_err());
     }
 }

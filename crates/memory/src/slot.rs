@@ -22,8 +22,9 @@ const PUBLISHED: u32 = 1 << 31;
 const RESERVED: u32 = 1 << 30;
 const PINS: u32 = RESERVED - 1;
 
-/// One record fills one cache line: slots are used by different cores.
-#[repr(align(64))]
+/// One record fills one cache line: slots are used by different cores. The order of the fields is part of the arena
+/// file's format, see `tables.rs`.
+#[repr(C, align(64))]
 #[derive(Default)]
 pub(crate) struct Slot {
     state: AtomicU32,
@@ -38,10 +39,12 @@ pub(crate) struct Slot {
     /// Where else the page rests, in the words of the tier below; 0 if nowhere.
     pub(crate) extent: AtomicU64,
     pub(crate) position: AtomicU32,
-    /// Codec in the low 8 bits, flags in the next 16.
+    /// Codec in the low 8 bits, flags in the next 16, [`UNVERIFIED`] above.
     pub(crate) encoding: AtomicU32,
 }
 
+/// The bytes were recovered after an unclean end, and nobody has compared them with their checksum since.
+const UNVERIFIED: u32 = 1 << 24;
 /// How many bits of the access word count hits; the other 44 hold milliseconds, which last beyond the year 2500.
 const HITS_BITS: u32 = 20;
 const HITS_MAX: u64 = (1 << HITS_BITS) - 1;
@@ -59,14 +62,6 @@ pub(crate) enum Doomed {
 }
 
 impl Slot {
-    /// A table of `count` free slots.
-    pub(crate) fn table(count: usize) -> Box<[Self]> {
-        let zeroed = Box::<[Self]>::new_zeroed_slice(count);
-        // SAFETY: every field is an atomic integer, for which zero bytes are a valid value. Asking the allocator
-        // for zeroed memory, and not writing it, leaves the table untouched until its slots are used.
-        unsafe { zeroed.assume_init() }
-    }
-
     /// Free to reserved, for the slot that the books have just handed out.
     ///
     /// # Panics
@@ -128,6 +123,32 @@ impl Slot {
     pub(crate) fn published(&self) -> Option<u32> {
         let state = self.state.load(Ordering::Acquire);
         (state & PUBLISHED != 0).then_some(state & PINS)
+    }
+
+    /// What a process that is gone left: a published slot without its pins, or a free one. Returns whether it is
+    /// published. Only while nobody else reaches the table.
+    pub(crate) fn repair(&self) -> bool {
+        let published = self.state.load(Ordering::Relaxed) & (PUBLISHED | RESERVED) == PUBLISHED;
+        self.state.store(if published { PUBLISHED } else { 0 }, Ordering::Relaxed);
+        published
+    }
+
+    /// Frees the slot. Only while nobody else reaches the table.
+    pub(crate) fn free(&self) {
+        self.state.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether the bytes are known to match the checksum.
+    pub(crate) fn is_verified(&self) -> bool {
+        self.encoding.load(Ordering::Relaxed) & UNVERIFIED == 0
+    }
+
+    pub(crate) fn set_verified(&self, verified: bool) {
+        if verified {
+            self.encoding.fetch_and(!UNVERIFIED, Ordering::Relaxed);
+        } else {
+            self.encoding.fetch_or(UNVERIFIED, Ordering::Relaxed);
+        }
     }
 
     /// Time of the last access, in milliseconds, and hits.

@@ -67,10 +67,9 @@ impl Engine {
     pub fn open(config: EngineConfig) -> Result<(Arc<Self>, RecoveryReport), EngineError> {
         let marks = Watermarks::new(&config)?;
         let arena = Arena::new(ArenaConfig {
-            bytes: config.dram_bytes,
-            page_bytes_max: config.page_bytes_max,
             prefault: config.prefault,
             huge_pages: config.huge_pages,
+            ..ArenaConfig::anonymous(config.dram_bytes, config.page_bytes_max)
         })?;
         let state = State {
             arena,

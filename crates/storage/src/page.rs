@@ -149,8 +149,11 @@ impl Sealed {
         let Self { arrival, slot, meta } = self;
         let Arrival { state, space, key, digest, position, len } = arrival;
         let record = PageRecord { meta, digest, position, now_ms, ..PageRecord::default() };
+        let mut name = [0; memkv_core::MAX_KEY_BYTES];
+        let name = &mut name[..key.key().len()];
+        name.copy_from_slice(key.key());
         let mut shard = state.index.shard_for(digest);
-        if !shard.insert(digest, key, || slot.publish(&record)) {
+        if !shard.insert(digest, key, || slot.publish(&record, &space.id().0, name)) {
             drop(shard);
             count(&state.tally.existing, 1);
             return Published::Exists;

@@ -31,12 +31,7 @@ pub(crate) fn engine(dram_bytes: u64) -> Arc<Engine> {
 
 /// The parts below an engine.
 pub(crate) fn arena_and_spaces() -> (Arc<memkv_memory::Arena>, crate::space::Spaces) {
-    let config = memkv_memory::ArenaConfig {
-        bytes: 4 << 20,
-        page_bytes_max: MIB,
-        prefault: false,
-        huge_pages: HugePages::Off,
-    };
+    let config = memkv_memory::ArenaConfig::anonymous(4 << 20, MIB);
     (memkv_memory::Arena::new(config).unwrap(), crate::space::Spaces::new(4))
 }
 
