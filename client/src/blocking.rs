@@ -20,6 +20,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
+use std::time::Duration;
 
 struct Unpark(Thread);
 
@@ -133,6 +134,50 @@ impl Client {
         block_on(self.inner.inspect_key(space, key, verify))
     }
 
+    /// See [`crate::Client::pin`].
+    #[must_use]
+    pub fn pin(&self, space: SpaceId, keys: &[Vec<u8>], ttl: Duration) -> Vec<ServerResult<v1::PinResponse>> {
+        block_on(self.inner.pin(space, keys, ttl))
+    }
+
+    /// See [`crate::Client::unpin`].
+    #[must_use]
+    pub fn unpin(&self, space: SpaceId, keys: &[Vec<u8>]) -> Vec<ServerResult<v1::UnpinResponse>> {
+        block_on(self.inner.unpin(space, keys))
+    }
+
+    /// See [`crate::Client::pins`].
+    #[must_use]
+    pub fn pins(&self) -> Vec<ServerResult<v1::ListPinsResponse>> {
+        block_on(self.inner.pins())
+    }
+
+    /// See [`crate::Client::verify`].
+    ///
+    /// # Errors
+    ///
+    /// See [`crate::Client::verify`].
+    pub fn verify(
+        &self,
+        server_id: &str,
+        verify: v1::VerifyRequest,
+        progress: impl FnMut(&v1::VerifyResponse),
+    ) -> Result<v1::VerifyResponse, Error> {
+        block_on(self.inner.verify(server_id, verify, progress))
+    }
+
+    /// See [`crate::Client::quarantined`].
+    #[must_use]
+    pub fn quarantined(&self) -> Vec<ServerResult<v1::ListQuarantinedResponse>> {
+        block_on(self.inner.quarantined())
+    }
+
+    /// See [`crate::Client::segments`].
+    #[must_use]
+    pub fn segments(&self) -> Vec<ServerResult<v1::ListSegmentsResponse>> {
+        block_on(self.inner.segments())
+    }
+
     /// See [`crate::Client::clear_space`].
     #[must_use]
     pub fn clear_space(&self, space: SpaceId) -> Vec<ServerResult<v1::ClearSpaceResponse>> {
@@ -172,6 +217,12 @@ impl Space {
     #[must_use]
     pub fn description(&self) -> &SpaceDescription {
         self.inner.description()
+    }
+
+    /// See [`crate::Space::at_position`].
+    #[must_use]
+    pub fn at_position(&self, position: u32) -> Self {
+        Self { inner: self.inner.at_position(position) }
     }
 
     pub(crate) fn call(&self, call: Call<'_>) -> Result<Finished, Error> {
@@ -281,8 +332,7 @@ impl Space {
             let finished = {
                 let mut pages = [&mut room[..]];
                 let pieces = Pieces::targets(&mut pages);
-                let space = self.inner.id();
-                self.call(Call { op: Op::Get, flags: 0, space, keys: &keys, pieces, outcomes: &mut out })?
+                self.call(self.inner.look_call(&keys, pieces, &mut out))?
             };
             match look(room, out[0], finished.seen_len)? {
                 Look::Done(page) => return Ok(page),

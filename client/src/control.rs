@@ -12,6 +12,7 @@ use memkv_transport::auth::Credential;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc;
 use tonic::transport::{Channel, Endpoint};
 use v1::admin_client::AdminClient;
 use v1::kv_client::KvClient;
@@ -21,6 +22,11 @@ pub type ServerResult<T> = (ServerAddress, Result<T, Error>);
 
 /// The largest control message: a list of 10,000 keys with their statuses fits.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 32 << 20;
+
+/// Progress of a check that waits for the caller.
+const VERIFY_QUEUE: usize = 4;
+/// Longest time of one check of all pages.
+const VERIFY_TIME_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What clearing a space came to.
 #[derive(Debug, Default)]
@@ -116,6 +122,15 @@ pub(crate) async fn open_spaces(
 }
 
 impl Inner {
+    /// The server with this id.
+    fn server(&self, server_id: &str) -> Result<Arc<Server>, Error> {
+        let server = self.servers.iter().find(|server| server.address.id == server_id);
+        server.cloned().ok_or_else(|| {
+            let known: Vec<_> = self.servers.iter().map(|server| server.address.id.as_str()).collect();
+            Error::bad_input(format!("no server has the id {server_id:?}; the ids are: {}", known.join(", ")))
+        })
+    }
+
     /// Runs a future on the client's runtime.
     pub(crate) async fn on_runtime<T: Send + 'static>(
         &self,
@@ -190,13 +205,9 @@ impl Client {
         server_id: &str,
         list: v1::ListKeysRequest,
     ) -> Result<v1::ListKeysResponse, Error> {
-        let server = self.inner.servers.iter().find(|server| server.address.id == server_id);
-        let server = server.ok_or_else(|| {
-            let known: Vec<_> = self.inner.servers.iter().map(|server| server.address.id.as_str()).collect();
-            Error::bad_input(format!("no server has the id {server_id:?}; the ids are: {}", known.join(", ")))
-        })?;
+        let server = self.inner.server(server_id)?;
         let ask = admin_call!("/memkv.v1.Admin/ListKeys", list_keys, list.clone());
-        self.inner.on_runtime(ask(self.inner.shared.clone(), server.clone())).await
+        self.inner.on_runtime(ask(self.inner.shared.clone(), server)).await
     }
 
     /// What every server knows of a key; with `verify`, servers compute the checksum of the stored bytes again.
@@ -212,6 +223,94 @@ impl Client {
             v1::InspectKeyRequest { space_id: space.0.to_vec(), key: key.to_vec(), verify }
         );
         self.inner.ask_all(ask).await
+    }
+
+    /// Keeps pages from eviction for `ttl`, on every server that has them: a page's outcome is the best of all answers
+    /// for it.
+    pub async fn pin(
+        &self,
+        space: SpaceId,
+        keys: &[Vec<u8>],
+        ttl: Duration,
+    ) -> Vec<ServerResult<v1::PinResponse>> {
+        let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        let ask = admin_call!(
+            "/memkv.v1.Admin/Pin",
+            pin,
+            v1::PinRequest { space_id: space.0.to_vec(), keys: keys.to_vec(), ttl_ms }
+        );
+        self.inner.ask_all(ask).await
+    }
+
+    /// Gives pinned pages back to the servers' policies; without keys, all of the space.
+    pub async fn unpin(&self, space: SpaceId, keys: &[Vec<u8>]) -> Vec<ServerResult<v1::UnpinResponse>> {
+        let ask = admin_call!(
+            "/memkv.v1.Admin/Unpin",
+            unpin,
+            v1::UnpinRequest { space_id: space.0.to_vec(), keys: keys.to_vec() }
+        );
+        self.inner.ask_all(ask).await
+    }
+
+    /// The pins of every server.
+    pub async fn pins(&self) -> Vec<ServerResult<v1::ListPinsResponse>> {
+        let ask = admin_call!("/memkv.v1.Admin/ListPins", list_pins, v1::ListPinsRequest {});
+        self.inner.ask_all(ask).await
+    }
+
+    /// The pages that each server found not to match their checksum, the last ones first.
+    pub async fn quarantined(&self) -> Vec<ServerResult<v1::ListQuarantinedResponse>> {
+        let ask =
+            admin_call!("/memkv.v1.Admin/ListQuarantined", list_quarantined, v1::ListQuarantinedRequest {});
+        self.inner.ask_all(ask).await
+    }
+
+    /// The segments of every server's NVMe tier.
+    pub async fn segments(&self) -> Vec<ServerResult<v1::ListSegmentsResponse>> {
+        let ask = admin_call!("/memkv.v1.Admin/ListSegments", list_segments, v1::ListSegmentsRequest {});
+        self.inner.ask_all(ask).await
+    }
+
+    /// Lets one server compare its pages with their checksums. `progress` is called about once a second; the last
+    /// answer is returned. Takes as long as it takes; dropping the future ends the check.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::BadInput`] if no server has that id; else what the server says, or that it does not answer.
+    pub async fn verify(
+        &self,
+        server_id: &str,
+        verify: v1::VerifyRequest,
+        mut progress: impl FnMut(&v1::VerifyResponse),
+    ) -> Result<v1::VerifyResponse, Error> {
+        self.inner.check()?;
+        let server = self.inner.server(server_id)?;
+        let shared = self.inner.shared.clone();
+        let (tell, mut hear) = mpsc::channel(VERIFY_QUEUE);
+        let task = self.inner.handle.spawn(async move {
+            let request = request(&shared, "/memkv.v1.Admin/Verify", verify, VERIFY_TIME_MAX)?;
+            let answer = admin_client(&server).verify(request).await.map_err(|status| error_of(&status))?;
+            let mut steps = answer.into_inner();
+            while let Some(step) = steps.message().await.map_err(|status| error_of(&status))? {
+                if tell.send(step).await.is_err() {
+                    break; // The caller has gone; dropping the stream ends the check.
+                }
+            }
+            Ok(())
+        });
+        let mut last = v1::VerifyResponse::default();
+        while let Some(step) = hear.recv().await {
+            progress(&step);
+            last = step;
+        }
+        task.await.unwrap_or_else(|_| Err(crate::client::closed()))?;
+        if last.done {
+            return Ok(last);
+        }
+        Err(Error::new(
+            ErrorKind::Unavailable,
+            "the server ended the check before it was done; start it again",
+        ))
     }
 
     /// Removes all pages of exactly one space, from every server.

@@ -8,7 +8,7 @@ use crate::breaker::Failure;
 use crate::client::{Inner, Shared};
 use crate::control::{kv_client, request};
 use crate::drive;
-use crate::exchange::Batch;
+use crate::exchange::{Batch, position_of};
 use crate::outcome::{self, PageOutcome};
 use crate::raw::Pieces;
 use crate::server::Server;
@@ -139,6 +139,7 @@ async fn exchange(
             digests: batch.digests,
             order: batch.order,
             space: batch.space,
+            position: batch.position,
             keys: batch.keys,
         };
         let mut feeding: Vec<Pin<Box<dyn Future<Output = ()> + Send + '_>>> = Vec::new();
@@ -196,6 +197,7 @@ struct Source<'b, 'a> {
     digests: &'b [u64],
     order: &'b [u32],
     space: SpaceId,
+    position: u32,
     keys: &'b dyn crate::plan::KeyList,
 }
 
@@ -218,6 +220,7 @@ impl Source<'_, '_> {
                 if begin == 0 {
                     message.key = self.keys.key(page).to_vec();
                     message.record = Some(record);
+                    message.position = position_of(self.position, page);
                     if at == from {
                         message.space_id = self.space.0.to_vec();
                     }

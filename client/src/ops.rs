@@ -16,6 +16,8 @@ pub(crate) struct Call<'a> {
     pub(crate) op: Op,
     pub(crate) flags: u16,
     pub(crate) space: SpaceId,
+    /// Position of the first key in its chain, from 1; 0 if unknown.
+    pub(crate) position: u32,
     pub(crate) keys: &'a dyn KeyList,
     pub(crate) pieces: Pieces<'a>,
     pub(crate) outcomes: &'a mut [PageOutcome],
@@ -116,6 +118,7 @@ impl Inner {
             op: call.op,
             flags: call.flags,
             space: call.space,
+            position: call.position,
             keys: call.keys,
             pieces: call.pieces,
             digests,

@@ -25,6 +25,8 @@ pub struct Space {
     description: Arc<SpaceDescription>,
     id: SpaceId,
     guess: Arc<AtomicUsize>,
+    /// Position of the first key of each batch in its chain, from 1; 0 if unknown.
+    position: u32,
 }
 
 /// What the next step of a get of unknown length is.
@@ -60,7 +62,13 @@ pub(crate) fn look(mut room: Vec<u8>, outcome: PageOutcome, seen_len: u32) -> Re
 impl Space {
     pub(crate) fn new(client: Client, description: SpaceDescription) -> Self {
         let id = description.id();
-        Self { client, description: Arc::new(description), id, guess: Arc::new(AtomicUsize::new(4096)) }
+        Self {
+            client,
+            description: Arc::new(description),
+            id,
+            guess: Arc::new(AtomicUsize::new(4096)),
+            position: 0,
+        }
     }
 
     /// The space's identity.
@@ -73,6 +81,16 @@ impl Space {
     #[must_use]
     pub fn description(&self) -> &SpaceDescription {
         &self.description
+    }
+
+    /// The same space for batches whose first key is the page at `position` of its chain of prefixes, counted from
+    /// 1; the keys after it are the pages after that one. A server that must make room gives up deep pages of a chain
+    /// before shallow ones, so it should know. 0, as in a space from [`Client::space`], says that it is unknown.
+    ///
+    /// Positions travel with puts and stay with the pages; reads need none.
+    #[must_use]
+    pub fn at_position(&self, position: u32) -> Self {
+        Self { position, ..self.clone() }
     }
 
     /// The client it belongs to.
@@ -101,7 +119,7 @@ impl Space {
         keys: &'a dyn KeyList,
         outcomes: &'a mut [PageOutcome],
     ) -> Call<'a> {
-        Call { op, flags, space: self.id, keys, pieces: Pieces::none(), outcomes }
+        Call { op, flags, space: self.id, position: self.position, keys, pieces: Pieces::none(), outcomes }
     }
 
     pub(crate) fn pages_call<'a>(
@@ -113,7 +131,17 @@ impl Space {
     ) -> Result<Call<'a>, Error> {
         same_length(keys.count(), "outcomes", outcomes.len())?;
         let flags = if op == Op::Get { FLAG_EXACT } else { 0 };
-        Ok(Call { op, flags, space: self.id, keys, pieces, outcomes })
+        Ok(Call { op, flags, space: self.id, position: self.position, keys, pieces, outcomes })
+    }
+
+    /// A get that takes pages shorter than their room.
+    pub(crate) fn look_call<'a>(
+        &self,
+        keys: &'a dyn KeyList,
+        pieces: Pieces<'a>,
+        outcomes: &'a mut [PageOutcome],
+    ) -> Call<'a> {
+        Call { op: Op::Get, flags: 0, space: self.id, position: 0, keys, pieces, outcomes }
     }
 
     pub(crate) async fn call(&self, call: Call<'_>) -> Result<Finished, Error> {
@@ -233,9 +261,7 @@ impl Space {
             let finished = {
                 let mut pages = [&mut room[..]];
                 let pieces = Pieces::targets(&mut pages);
-                let call =
-                    Call { op: Op::Get, flags: 0, space: self.id, keys: &keys, pieces, outcomes: &mut out };
-                self.call(call).await?
+                self.call(self.look_call(&keys, pieces, &mut out)).await?
             };
             match look(room, out[0], finished.seen_len)? {
                 Look::Done(page) => return Ok(page),

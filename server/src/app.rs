@@ -7,16 +7,17 @@
 //! still open is closed; after the deadline, whatever is left is cut off.
 
 use crate::accept::Accept;
-use crate::config::{Config, HugePages, units};
+use crate::background::{Worker, evictor, scrubber};
+use crate::config::{Config, units};
 use crate::metrics::Metrics;
 use crate::node::{Node, Phase};
-use crate::{control, http, random};
-use memkv_storage::{Engine, EngineConfig, EngineError, PolicyKind};
+use crate::{control, http, opening, random};
+use memkv_storage::EngineError;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
@@ -36,10 +37,6 @@ const GRPC_QUEUE: usize = 64;
 /// How long a stopping server answers new requests with "stopping" after the last one in flight has finished, so
 /// that clients learn it from an answer.
 const FAREWELL: Duration = Duration::from_millis(200);
-/// How long the evictor waits for pressure before it looks whether the server stops.
-const EVICTOR_PAUSE: Duration = Duration::from_millis(200);
-/// How long the evictor rests after a round that could free nothing, because every page is in use.
-const EVICTOR_REST: Duration = Duration::from_millis(10);
 /// How long connections may take to close once nothing is in flight.
 const CLOSING: Duration = Duration::from_secs(1);
 /// How often recorded times are folded into histograms.
@@ -60,9 +57,17 @@ pub enum StartError {
         /// What to do.
         hint: String,
     },
-    /// There is not enough memory.
-    #[error("cannot reserve memory for pages: {0}; lower dram")]
+    /// The store cannot be opened: there is not enough memory, or its files cannot be used.
+    #[error("cannot open the store: {0}")]
     Engine(#[from] EngineError),
+    /// A drive's size is not known.
+    #[error("cannot look at the file system of {path}: {error}; check nvme.paths, or give the path a size", path = .path.display())]
+    FileSystem {
+        /// The drive's directory.
+        path: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
     /// The system gives no threads or pollers.
     #[error("cannot start threads: {0}")]
     System(#[from] io::Error),
@@ -85,7 +90,7 @@ pub struct Server {
     places: Arc<Semaphore>,
     health: HealthReporter,
     accept: Option<JoinHandle<()>>,
-    _evictor: Evictor,
+    workers: Vec<Worker>,
     control: Option<Runtime>,
     data: Option<Runtime>,
 }
@@ -100,17 +105,22 @@ impl Server {
         let (socket, address) = bind(config.listen, "listen")?;
         let (admin_socket, admin_address) = bind(config.admin_address(address), "admin_listen")?;
         let id = config.node_id.clone().unwrap_or_else(|| address.to_string());
-        let engine = Engine::new(engine_config(&config))?;
+        let control = runtime("memkv-control", CONTROL_THREADS)?;
+        // From here on, whoever asks is told that the server is starting.
+        let watched = Arc::new(http::Watched::default());
+        let admin_listener =
+            control.block_on(async { listen(admin_socket, admin_address, "admin_listen") })?;
+        control.spawn(serve_admin(Arc::clone(&watched), admin_listener));
+        let engine = opening::open(&config)?;
         let node = Node::new(config, id, u64::from_le_bytes(random::bytes()), engine, Metrics::new());
         let node = Arc::new(node);
-        let control = runtime("memkv-control", CONTROL_THREADS)?;
         let data = runtime("memkv-data", data_threads(&node.config))?;
-        let evictor = Evictor::start(&node)?;
+        let mut workers = vec![evictor(&node)?];
+        workers.extend(scrubber(&node)?);
         let places = Arc::new(Semaphore::new(node.limits.connections_max as usize));
 
         let inside = control.enter();
         let listener = listen(socket, address, "listen")?;
-        let admin_listener = listen(admin_socket, admin_address, "admin_listen")?;
         let (grpc, connections) = mpsc::channel(GRPC_QUEUE);
         let (routes, health) = control.block_on(control::routes(&node));
         let grpc_node = Arc::clone(&node);
@@ -129,17 +139,12 @@ impl Server {
             places: Arc::clone(&places),
         };
         let accept = Some(control.spawn(accept.run(listener)));
-        let admin_node = Arc::clone(&node);
-        control.spawn(async move {
-            if let Err(error) = http::serve(admin_node, admin_listener).await {
-                tracing::error!(%error, "admin http server ended");
-            }
-        });
+        watched.serving(&node);
         control.spawn(upkeep(Arc::clone(&node)));
         drop(inside);
         log_start(&node, address, admin_address);
         let (control, data) = (Some(control), Some(data));
-        Ok(Self { node, address, admin_address, places, health, accept, _evictor: evictor, control, data })
+        Ok(Self { node, address, admin_address, places, health, accept, workers, control, data })
     }
 
     /// Where clients connect.
@@ -188,9 +193,13 @@ impl Server {
                 },
             }
         });
+        let in_flight = self.node.in_flight.count();
+        self.cut_off();
+        // Nobody asks any more: what outlives the process is marked as whole.
+        self.node.engine.close();
         match stopped {
             Stopped::Gracefully => tracing::info!("stopped"),
-            Stopped::Aborted => tracing::warn!(in_flight = self.node.in_flight.count(), "stopped early"),
+            Stopped::Aborted => tracing::warn!(in_flight, "stopped early"),
         }
         stopped
     }
@@ -217,8 +226,9 @@ impl Server {
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
+impl Server {
+    /// Ends everything that runs, whatever it is doing.
+    fn cut_off(&mut self) {
         self.node.enter(Phase::Closing);
         // Also allowed inside an asynchronous context, where a test may drop its server.
         for runtime in [self.data.take(), self.control.take()].into_iter().flatten() {
@@ -228,23 +238,13 @@ impl Drop for Server {
                 runtime.shutdown_timeout(RUNTIME_END);
             }
         }
+        self.workers.clear();
     }
 }
 
-fn engine_config(config: &Config) -> EngineConfig {
-    EngineConfig {
-        dram_bytes: config.dram_bytes,
-        page_bytes_max: config.limits.page_bytes_max,
-        spaces_max: config.limits.spaces_max,
-        high_watermark: config.high_watermark,
-        low_watermark: config.low_watermark,
-        prefault: config.prefault,
-        huge_pages: match config.huge_pages {
-            HugePages::Auto => memkv_storage::HugePages::Auto,
-            HugePages::Off => memkv_storage::HugePages::Off,
-        },
-        policy: PolicyKind::Lru,
-        ..EngineConfig::with_dram(config.dram_bytes)
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.cut_off();
     }
 }
 
@@ -292,42 +292,26 @@ fn bind_error(address: SocketAddr, error: io::Error, option: &str) -> StartError
     StartError::Bind { address, error, hint }
 }
 
-/// The thread that evicts in the background; it ends soon after this is dropped.
-struct Evictor {
-    stop: Arc<AtomicBool>,
-}
-
-impl Drop for Evictor {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-}
-
-impl Evictor {
-    fn start(node: &Arc<Node>) -> io::Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, node) = (Arc::clone(&stop), Arc::clone(node));
-        std::thread::Builder::new().name("memkv-evictor".to_owned()).spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                let begun = Instant::now();
-                node.engine.wait_for_pressure(EVICTOR_PAUSE);
-                let evicted = node.engine.evict_round(node.clock.now_ms());
-                if evicted.pages > 0 {
-                    tracing::debug!(evicted.pages, evicted.bytes, "evicted");
-                } else if begun.elapsed() < EVICTOR_REST {
-                    std::thread::sleep(EVICTOR_REST);
-                }
-            }
-        })?;
-        Ok(Self { stop })
+async fn serve_admin(watched: Arc<http::Watched>, listener: TcpListener) {
+    if let Err(error) = http::serve(watched, listener).await {
+        tracing::error!(%error, "admin http server ended");
     }
 }
 
 async fn upkeep(node: Arc<Node>) {
     let mut ticks = tokio::time::interval(UPKEEP);
+    let mut known = Vec::new();
     loop {
         ticks.tick().await;
         node.metrics.upkeep();
+        let degraded = node.engine.status().degraded;
+        for why in degraded.iter().filter(|why| !known.contains(*why)) {
+            tracing::error!(why, "degraded; the server goes on without it");
+        }
+        if degraded.is_empty() && !known.is_empty() {
+            tracing::info!("no longer degraded");
+        }
+        known = degraded;
     }
 }
 

@@ -1,21 +1,28 @@
-//! The two clocks of the daemon. Everything below the shell takes time as a number.
+//! The clocks of the daemon. Everything below the shell takes time as a number.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-/// Monotonic milliseconds since the daemon's start.
+/// Milliseconds that never go backwards while the daemon lives, and that go on where they were when it is restarted:
+/// Unix time as the system said it at the start, plus what has passed since.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
     start: Instant,
+    start_unix_ms: u64,
 }
 
 impl Clock {
     /// A clock that starts now.
     pub(crate) fn start() -> Self {
-        Self { start: Instant::now() }
+        Self { start: Instant::now(), start_unix_ms: unix_ms() }
+    }
+
+    /// The time by which pages are stored, used and kept. It does not follow when the system's clock is set.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.start_unix_ms.saturating_add(self.uptime_ms())
     }
 
     /// Milliseconds since the start.
-    pub(crate) fn now_ms(&self) -> u64 {
+    pub(crate) fn uptime_ms(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }

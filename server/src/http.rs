@@ -8,10 +8,11 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use memkv_storage::{EngineStatus, Tier};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use tokio::io::{self, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,24 +21,48 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Connections that the admin port has open at once; others wait.
 const CONNECTIONS_MAX: usize = 64;
 
+/// What the admin port shows: the server, once it is there.
+#[derive(Default)]
+pub(crate) struct Watched {
+    node: OnceLock<Arc<Node>>,
+}
+
+impl Watched {
+    /// From now on, the server is shown.
+    pub(crate) fn serving(&self, node: &Arc<Node>) {
+        // There is one server in a process, and it starts once.
+        drop(self.node.set(Arc::clone(node)));
+    }
+}
+
 /// Serves until dropped.
-pub(crate) async fn serve(node: Arc<Node>, listener: TcpListener) -> io::Result<()> {
+pub(crate) async fn serve(watched: Arc<Watched>, listener: TcpListener) -> io::Result<()> {
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/", get(page))
-        .with_state(node);
+        .with_state(watched);
     let listener = Limited { listener, places: Arc::new(Semaphore::new(CONNECTIONS_MAX)) };
     axum::serve(listener, router).await
 }
 
-async fn metrics(State(node): State<Arc<Node>>) -> impl IntoResponse {
-    sample(&node);
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], node.metrics.render())
+async fn metrics(State(watched): State<Arc<Watched>>) -> impl IntoResponse {
+    let text = match watched.node.get() {
+        Some(node) => {
+            let engine = node.engine.status();
+            sample(node, &engine);
+            node.metrics.render(&engine)
+        }
+        None => "# TYPE memkv_ready gauge\nmemkv_ready 0\n".to_owned(),
+    };
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 
-async fn ready(State(node): State<Arc<Node>>) -> (StatusCode, &'static str) {
+async fn ready(State(watched): State<Arc<Watched>>) -> (StatusCode, &'static str) {
+    let Some(node) = watched.node.get() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "starting\n");
+    };
     match node.phase() {
         Phase::Serving => (StatusCode::OK, "ready\n"),
         Phase::Stopping | Phase::Closing => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
@@ -45,8 +70,7 @@ async fn ready(State(node): State<Arc<Node>>) -> (StatusCode, &'static str) {
 }
 
 /// Takes the values that exist only while somebody looks.
-fn sample(node: &Node) {
-    let engine = node.engine.status();
+fn sample(node: &Node, engine: &EngineStatus) {
     let sampled = &node.metrics.sampled;
     let values = [
         (&sampled.sessions, node.sessions.count() as u64),
@@ -66,15 +90,19 @@ fn sample(node: &Node) {
     }
 }
 
-async fn page(State(node): State<Arc<Node>>) -> String {
+async fn page(State(watched): State<Arc<Watched>>) -> String {
+    let Some(node) = watched.node.get() else {
+        let version = env!("CARGO_PKG_VERSION");
+        return format!("memkv-server  {version}\nstate         starting\n");
+    };
     let engine = node.engine.status();
     let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     let metrics = &node.metrics;
-    let lines = [
+    let mut lines = vec![
         ("memkv-server", env!("CARGO_PKG_VERSION").to_owned()),
         ("node", node.id.clone()),
-        ("state", format!("{:?}", node.phase()).to_lowercase()),
-        ("uptime", format!("{} s", node.clock.now_ms() / 1000)),
+        ("state", state(node, &engine).to_owned()),
+        ("uptime", format!("{} s", node.clock.uptime_ms() / 1000)),
         (
             "key required",
             if node.config.auth_key.is_some() { "yes" } else { "no (loopback only)" }.to_owned(),
@@ -92,9 +120,26 @@ async fn page(State(node): State<Arc<Node>>) -> String {
         ("put", format!("{} of {} pages stored", get(&metrics.put_stored), get(&metrics.put_keys))),
         ("evicted", engine.counters.evicted_pages.to_string()),
         ("corrupt", engine.counters.corrupt.to_string()),
+        ("quarantined", engine.quarantined.to_string()),
+        ("policy", engine.policy.to_string()),
         ("resident", show_size(resident_bytes())),
     ];
+    if let Some(nvme) = engine.tiers.iter().find(|tier| tier.tier == Tier::Nvme) {
+        let (used, most) = (show_size(nvme.bytes), show_size(nvme.capacity_bytes));
+        lines.push(("nvme", format!("{used} of {most} in use, {} pages", nvme.pages)));
+    }
+    lines.extend(engine.degraded.iter().map(|why| ("degraded", why.clone())));
     lines.iter().map(|(name, value)| format!("{name:<14}{value}\n")).collect()
+}
+
+/// The state in a word.
+fn state(node: &Node, engine: &EngineStatus) -> &'static str {
+    match node.phase() {
+        Phase::Serving if engine.degraded.is_empty() => "serving",
+        Phase::Serving => "degraded",
+        Phase::Stopping => "stopping",
+        Phase::Closing => "closing",
+    }
 }
 
 /// A listener with a bound on open connections.

@@ -13,6 +13,7 @@
 
 mod accept;
 pub mod app;
+mod background;
 mod clock;
 pub mod config;
 mod control;
@@ -21,6 +22,7 @@ mod http;
 pub mod logging;
 mod metrics;
 mod node;
+mod opening;
 mod random;
 mod sessions;
 

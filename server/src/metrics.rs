@@ -1,8 +1,11 @@
-//! Every number that the server shows, registered once.
+//! Every number that the server shows, registered once; those of the store are in `storage`.
 //!
 //! Hot paths add to plain atomics here; the exporter's series are set from them when somebody looks. So there is one
 //! source for `/metrics`, the status page and `Admin.GetStatus`, and no label is looked up on the way.
 
+mod storage;
+
+use memkv_storage::EngineStatus;
 use memkv_transport::frame::Op;
 use metrics::{Counter, Gauge, Histogram, Label, Level, Metadata, Recorder as _, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -160,7 +163,7 @@ impl Metrics {
     }
 
     /// All series as Prometheus text. The caller has refreshed [`Metrics::sampled`].
-    pub(crate) fn render(&self) -> String {
+    pub(crate) fn render(&self, engine: &EngineStatus) -> String {
         let Some(exporter) = &self.exporter else { return String::new() };
         for (handle, (_, _, source)) in exporter.counters.iter().zip(COUNTERS) {
             handle.absolute(source(self).load(Ordering::Relaxed));
@@ -169,7 +172,9 @@ impl Metrics {
             #[allow(clippy::cast_precision_loss, reason = "gauges are shown as floating point numbers")]
             handle.set(source(self).load(Ordering::Relaxed) as f64);
         }
-        exporter.handle.render()
+        let mut text = exporter.handle.render();
+        storage::render(engine, &mut text);
+        text
     }
 
     /// Folds recorded times into their buckets; without it they would pile up until somebody looks.
@@ -228,12 +233,14 @@ mod tests {
         Metrics::add(&metrics.get_keys, 3);
         metrics.sampled.pages.store(7, Ordering::Relaxed);
         metrics.request_took(Op::Get, Duration::from_micros(70));
-        let text = metrics.render();
+        let engine = memkv_storage::Engine::new(memkv_storage::EngineConfig::with_dram(64 << 20)).unwrap();
+        let text = metrics.render(&engine.status());
         for (name, help, _) in COUNTERS.iter().chain(GAUGES) {
             assert!(text.contains(&format!("# HELP {name} {help}")), "{name} in {text}");
         }
         assert!(text.contains("memkv_get_keys_total 3\n"));
         assert!(text.contains("memkv_dram_pages 7\n"));
+        assert!(text.contains("\nmemkv_quarantined_pages_total 0\n"));
         assert!(text.contains("memkv_request_duration_seconds_bucket{op=\"get\",le=\"0.0001\"} 1"), "{text}");
     }
 

@@ -2,14 +2,17 @@
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::config::storage::NvmeMode;
 use crate::metrics::Metrics;
 use crate::sessions::Sessions;
 use memkv_core::Limits;
-use memkv_storage::Engine;
+use memkv_storage::{Engine, HashedKey, Space};
 use memkv_transport::auth::AuthKey;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
 
 /// What the server is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +67,21 @@ impl Node {
     /// The key of session handshakes; without a configured one, what both sides use on loopback.
     pub(crate) fn session_auth_key(&self) -> AuthKey {
         self.config.auth_key.clone().unwrap_or_else(AuthKey::open)
+    }
+
+    /// With write-through, waits until pages that were just stored are on a drive. A drive that takes longer than any
+    /// request may is not waited for: the pages are in memory, and the put must be answered.
+    pub(crate) async fn persist(&self, space: &Space, keys: &[HashedKey<'_>]) {
+        if keys.is_empty() || self.config.storage.nvme_mode != NvmeMode::WriteThrough {
+            return;
+        }
+        let most = Duration::from_millis(self.limits.request_ms_max.into());
+        if timeout(most, self.engine.persist(space, keys)).await.is_err() {
+            tracing::warn!(
+                pages = keys.len(),
+                "drives are too slow; acknowledged pages that are in memory only"
+            );
+        }
     }
 
     /// What the server is doing now.

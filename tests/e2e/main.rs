@@ -21,6 +21,8 @@ mod grpc_api;
 #[cfg(test)]
 mod outages;
 #[cfg(test)]
+mod positions;
+#[cfg(test)]
 mod round_trips;
 #[cfg(test)]
 mod sessions;

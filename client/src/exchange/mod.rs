@@ -31,6 +31,8 @@ pub(crate) struct Batch<'a> {
     pub(crate) op: Op,
     pub(crate) flags: u16,
     pub(crate) space: SpaceId,
+    /// Position of the first key in its chain, from 1; 0 if unknown.
+    pub(crate) position: u32,
     pub(crate) keys: &'a dyn KeyList,
     pub(crate) pieces: Pieces<'a>,
     pub(crate) digests: &'a [u64],
@@ -51,6 +53,11 @@ impl Batch<'_> {
 
     fn key(&self, page: usize) -> Key<'_> {
         Key::new(self.keys.key(page)).expect("the plan has checked every key")
+    }
+
+    /// A page's position in its chain, from 1; 0 if unknown.
+    fn position(&self, page: usize) -> u32 {
+        position_of(self.position, page)
     }
 
     /// A page's length as the wire says it. One that does not fit is refused by every server.
@@ -100,6 +107,14 @@ impl Batch<'_> {
             }
         }
         to.max(from + 1)
+    }
+}
+
+/// The position of page `index` of a batch whose first page is at `first`, from 1; 0 if unknown.
+pub(crate) fn position_of(first: u32, index: usize) -> u32 {
+    match first {
+        0 => 0,
+        first => first.saturating_add(u32::try_from(index).unwrap_or(u32::MAX)),
     }
 }
 

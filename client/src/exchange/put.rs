@@ -86,7 +86,7 @@ impl Put {
         link.queue(&header, |meta| {
             for at in sub.from..sub.to {
                 let page = batch.page(at);
-                records::push_offered(meta, batch.wire_len(page), 0, batch.key(page));
+                records::push_offered(meta, batch.wire_len(page), batch.position(page), batch.key(page));
             }
         });
         self.next = to;

@@ -1,7 +1,7 @@
 //! The table of all options: the only list of them. File, environment, flags, help, `--print-config` and the
 //! reference in `docs/configuration-server.md` all follow it.
 
-use super::storage::{self, Io, Numa, NvmeMode, Policy};
+use super::storage::{self, Io, Numa, NvmeMode};
 use super::units::{parse_duration, parse_size, show_duration, show_size};
 use super::values::{
     address, count, from_str, log_filter, millis32, node_id, one_of, optional, put, quoted, size32,
@@ -262,8 +262,8 @@ pub const OPTIONS: &[Opt] = &[
         flag: Some("eviction-policy"),
         value: "chain|lru|s3fifo|sieve",
         help: "Which pages go first when room is needed.",
-        set: |c, text| put(&mut c.storage.policy, one_of(text, &Policy::NAMES)),
-        show: |c| c.storage.policy.text().to_owned(),
+        set: |c, text| put(&mut c.storage.policy, storage::policy(text)),
+        show: |c| c.storage.policy.name().to_owned(),
     },
     Opt {
         key: "eviction.pin_share",

@@ -2,6 +2,7 @@
 
 use super::ConfigError;
 use super::units::{parse_size, show_size};
+use memkv_storage::PolicyKind;
 use std::path::{Component, Path, PathBuf};
 
 /// The least and the most bytes of a segment.
@@ -10,8 +11,8 @@ const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 30;
 const SEGMENTS_MIN: u64 = 4;
 /// The most drives.
 const DRIVES_MAX: usize = 16;
-/// The most reads and writes under way on one drive.
-const QUEUE_DEPTH_MAX: u32 = 4096;
+/// The least and the most reads and writes under way on one drive.
+const QUEUE_DEPTH: std::ops::RangeInclusive<u32> = 2..=4096;
 /// The most of the memory that pins may keep. Eviction must have something left to choose from.
 const PIN_SHARE_MAX: f64 = 0.9;
 
@@ -39,7 +40,7 @@ pub struct StorageConfig {
     /// Whether pages that were never read are demoted.
     pub admit_unread: bool,
     /// Which pages go first.
-    pub policy: Policy,
+    pub policy: PolicyKind,
     /// Most of the memory that pins may keep.
     pub pin_share: f64,
     /// Bytes per second that the scrubber checks; 0 for no scrubber.
@@ -59,7 +60,7 @@ impl Default for StorageConfig {
             segment_bytes: 256 << 20,
             queue_depth: 128,
             admit_unread: false,
-            policy: Policy::Chain,
+            policy: PolicyKind::default(),
             pin_share: 0.25,
             scrub_bytes_per_s: 16 << 20,
         }
@@ -120,22 +121,8 @@ pub enum Io {
     Threads,
 }
 
-/// Which pages go first when room is needed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Policy {
-    /// By use, and by what a page's chain is worth.
-    Chain,
-    /// The page that was not asked for the longest.
-    Lru,
-    /// S3-FIFO.
-    S3Fifo,
-    /// SIEVE.
-    Sieve,
-}
-
 named!(NvmeMode, 2, [("demote", Demote), ("write-through", WriteThrough)]);
 named!(Io, 3, [("auto", Auto), ("uring", Uring), ("threads", Threads)]);
-named!(Policy, 4, [("chain", Chain), ("lru", Lru), ("s3fifo", S3Fifo), ("sieve", Sieve)]);
 
 /// Reads an absolute path of a directory.
 pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
@@ -147,6 +134,11 @@ pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
     }
     // Collecting the components leaves out doubled and trailing slashes, so that equal paths are equal.
     Ok(path.components().collect())
+}
+
+/// Reads the name of a policy.
+pub(super) fn policy(text: &str) -> Result<PolicyKind, String> {
+    text.trim().parse().map_err(|error: memkv_storage::UnknownPolicy| error.to_string())
 }
 
 /// Reads `PATH[:SIZE],…`.
@@ -182,11 +174,8 @@ impl StorageConfig {
                 show_size(self.segment_bytes)
             ));
         }
-        if self.queue_depth == 0 || self.queue_depth > QUEUE_DEPTH_MAX {
-            return invalid(format!(
-                "nvme.queue_depth is {}; it must be 1 to {QUEUE_DEPTH_MAX}",
-                self.queue_depth
-            ));
+        if !QUEUE_DEPTH.contains(&self.queue_depth) {
+            return invalid(format!("nvme.queue_depth is {}; it must be 2 to 4096", self.queue_depth));
         }
         if !(0.0..=PIN_SHARE_MAX).contains(&self.pin_share) {
             return invalid(format!(

@@ -117,9 +117,9 @@ fn storage_options_must_fit_together() {
         (&["--nvme-mode", "write-through"], "nvme.mode is write-through, but nvme.paths names no drive"),
         (&["--nvme-mode", "both"], "--nvme-mode: \"both\" is not one of: demote, write-through"),
         (&["--nvme-segment", "100KiB"], "nvme.segment is 100KiB; it must be whole MiB, 1MiB to 1GiB"),
-        (&["--nvme-queue-depth", "0"], "nvme.queue_depth is 0; it must be 1 to 4096"),
+        (&["--nvme-queue-depth", "0"], "nvme.queue_depth is 0; it must be 2 to 4096"),
         (&["--eviction-pin-share", "1"], "eviction.pin_share is 1; it must be 0 to 0.9"),
-        (&["--eviction-policy", "fifo"], "is not one of: chain, lru, s3fifo, sieve"),
+        (&["--eviction-policy", "fifo"], "--eviction-policy: there is no policy \"fifo\"; use one of"),
         (&["--memory-backing", "shm"], "--memory-backing: \"shm\" is not an absolute path"),
         (&["--memory-backing", "/a", "--nvme-paths", "/a"], "/a is in both memory.backing and nvme.paths"),
     ];
@@ -197,7 +197,7 @@ fn what_is_printed_is_read_back_and_has_no_secret() {
         "--nvme-mode",
         "write-through",
         "--eviction-policy",
-        "s3fifo",
+        "lru",
     ];
     let config = load(None, &[], &flags).unwrap().config;
     let again = load(Some(&config.to_yaml()), &[], &[]).unwrap();

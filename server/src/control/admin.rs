@@ -1,15 +1,17 @@
 //! `memkv.v1.Admin`: looks inside and cleans up.
 
 use super::status::Fault;
+use super::{pins, tiers, verify};
 use crate::clock;
 use crate::metrics::{Metrics, resident_bytes};
 use crate::node::{Node, Phase};
 use crate::sessions::Session;
 use memkv_core::{Key, PageHasher, SpaceId};
 use memkv_proto::{Invalid, space_id_from_wire, v1};
-use memkv_storage::{EngineStatus, HashedKey, KeyInfo, Space};
+use memkv_storage::{EngineStatus, HashedKey, KeyInfo, QuarantinedInfo, Space};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 /// Sessions in one status.
@@ -21,12 +23,14 @@ const LIST_MAX: u32 = 10_000;
 /// The service.
 pub(crate) struct AdminService {
     node: Arc<Node>,
+    /// One check of all pages at a time.
+    checks: Arc<Semaphore>,
 }
 
 impl AdminService {
     /// A service over the node.
     pub(crate) fn new(node: Arc<Node>) -> Self {
-        Self { node }
+        Self { node, checks: Arc::new(Semaphore::new(1)) }
     }
 
     fn space(&self, space_id: &[u8]) -> Result<(SpaceId, Option<Arc<Space>>), Fault> {
@@ -37,6 +41,8 @@ impl AdminService {
 
 #[tonic::async_trait]
 impl v1::admin_server::Admin for AdminService {
+    type VerifyStream = verify::Steps;
+
     async fn get_status(
         &self,
         _request: Request<v1::GetStatusRequest>,
@@ -50,15 +56,24 @@ impl v1::admin_server::Admin for AdminService {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             incarnation: node.incarnation,
             state: state(node.phase()).into(),
-            uptime_ms: now_ms,
+            uptime_ms: node.clock.uptime_ms(),
             now_unix_ms: clock::unix_ms(),
             key_required: node.config.auth_key.is_some(),
             limits: Some((&node.limits).into()),
             ops: Some(op_counters(&node.metrics, &engine)),
-            dram: Some(tier(engine)),
+            dram: Some(tiers::dram(&engine)),
             sessions: sessions.iter().map(|session| session_status(session, now_ms)).collect(),
             session_count: u32::try_from(node.sessions.count()).unwrap_or(u32::MAX),
             resident_bytes: resident_bytes(),
+            nvme: tiers::nvme(&engine, &node.config.storage),
+            policy: engine.policy.name().to_owned(),
+            pinned_pages: engine.kept_pages,
+            pinned_bytes: engine.kept_bytes,
+            pinned_bytes_max: engine.kept_bytes_max,
+            scrub: Some(tiers::scrub(&engine)),
+            recovery: Some(tiers::recovery(&engine)),
+            quarantined: engine.quarantined,
+            degraded: engine.degraded,
         }))
     }
 
@@ -111,12 +126,54 @@ impl v1::admin_server::Admin for AdminService {
         let (id, space) = self.space(&request.into_inner().space_id)?;
         let Some(space) = space else { return Ok(Response::new(Default::default())) };
         let cleared = self.node.engine.clear(&space);
+        self.node.engine.settle_removals().await;
         Metrics::add(&self.node.metrics.deleted, cleared.pages);
         tracing::info!(space = %id, pages = cleared.pages, bytes = cleared.bytes, "space cleared");
         Ok(Response::new(v1::ClearSpaceResponse {
             removed_pages: cleared.pages,
             removed_bytes: cleared.bytes,
         }))
+    }
+
+    async fn pin(&self, request: Request<v1::PinRequest>) -> Result<Response<v1::PinResponse>, Status> {
+        Ok(Response::new(pins::pin(&self.node, request.into_inner()).await?))
+    }
+
+    async fn unpin(&self, request: Request<v1::UnpinRequest>) -> Result<Response<v1::UnpinResponse>, Status> {
+        Ok(Response::new(pins::unpin(&self.node, &request.into_inner())?))
+    }
+
+    async fn list_pins(
+        &self,
+        _request: Request<v1::ListPinsRequest>,
+    ) -> Result<Response<v1::ListPinsResponse>, Status> {
+        Ok(Response::new(pins::list(&self.node)))
+    }
+
+    async fn verify(
+        &self,
+        request: Request<v1::VerifyRequest>,
+    ) -> Result<Response<Self::VerifyStream>, Status> {
+        let place = Arc::clone(&self.checks).try_acquire_owned().map_err(|_| Fault::Verifying)?;
+        Ok(Response::new(verify::start(&self.node, &request.into_inner(), place)?))
+    }
+
+    async fn list_quarantined(
+        &self,
+        _request: Request<v1::ListQuarantinedRequest>,
+    ) -> Result<Response<v1::ListQuarantinedResponse>, Status> {
+        let engine = &self.node.engine;
+        let now_ms = self.node.clock.now_ms();
+        let pages = engine.quarantined().into_iter().rev().map(|page| quarantined(page, now_ms));
+        let count = engine.status().quarantined;
+        Ok(Response::new(v1::ListQuarantinedResponse { pages: pages.collect(), count }))
+    }
+
+    async fn list_segments(
+        &self,
+        _request: Request<v1::ListSegmentsRequest>,
+    ) -> Result<Response<v1::ListSegmentsResponse>, Status> {
+        Ok(Response::new(v1::ListSegmentsResponse { segments: tiers::segments(&self.node.engine) }))
     }
 }
 
@@ -164,23 +221,6 @@ fn op_counters(metrics: &Metrics, engine: &EngineStatus) -> v1::OpCounters {
     }
 }
 
-fn tier(engine: EngineStatus) -> v1::TierStatus {
-    let classes = engine.classes.iter().map(|class| v1::ClassStatus {
-        slot_bytes: class.slot_bytes,
-        slots: class.slots,
-        slots_used: class.in_use,
-        chunks: class.chunks,
-    });
-    v1::TierStatus {
-        classes: classes.collect(),
-        capacity_bytes: engine.capacity_bytes,
-        used_bytes: engine.used_slot_bytes,
-        page_bytes: engine.page_bytes,
-        pages: engine.pages,
-        backing: engine.backing.text().to_owned(),
-    }
-}
-
 fn session_status(session: &Session, now_ms: u64) -> v1::SessionStatus {
     v1::SessionStatus {
         session_id: session.id.to_vec(),
@@ -217,6 +257,22 @@ fn key_status(info: KeyInfo, now_ms: u64) -> v1::KeyStatus {
         slot_bytes: info.slot_bytes,
         pins: info.pins,
         position: info.position,
-        tier: "dram".to_owned(),
+        tier: match (info.in_dram, info.drive) {
+            (true, None) => "dram",
+            (true, Some(_)) => "dram+nvme",
+            (false, _) => "nvme",
+        }
+        .to_owned(),
+        pinned_ms: info.kept_until_ms.map_or(0, |until_ms| until_ms.saturating_sub(now_ms)),
+    }
+}
+
+fn quarantined(page: QuarantinedInfo, now_ms: u64) -> v1::QuarantinedPage {
+    v1::QuarantinedPage {
+        space_id: page.space.0.to_vec(),
+        key: page.key,
+        tier: page.tier.text().to_owned(),
+        age_ms: now_ms.saturating_sub(page.at_ms),
+        reason: page.why,
     }
 }

@@ -1,6 +1,7 @@
 //! `memkv.v1.Kv`: the complete key-value API for any language, over the same engine as the data plane.
 
 use super::status::Fault;
+use crate::config::storage::NvmeMode;
 use crate::metrics::Metrics;
 use crate::node::{Node, Phase, RequestGuard};
 use bytes::Bytes;
@@ -123,7 +124,7 @@ impl v1::kv_server::Kv for KvService {
     ) -> Result<Response<v1::PutResponse>, Status> {
         let _in_flight = self.enter()?;
         let until = Instant::now() + Duration::from_millis(self.node.limits.request_ms_max.into());
-        let put = Put { node: &self.node, space: None, page: None, statuses: Vec::new() };
+        let put = Put { node: &self.node, space: None, page: None, statuses: Vec::new(), stored: Vec::new() };
         Ok(Response::new(put.run(request.into_inner(), until).await?))
     }
 
@@ -136,6 +137,7 @@ impl v1::kv_server::Kv for KvService {
         let removed = self.presence(&request.space_id, &request.keys, |space, keys, removed| {
             engine.delete_batch(space, keys, removed);
         })?;
+        engine.settle_removals().await;
         Metrics::add(&self.node.metrics.deleted, count(&removed));
         Ok(Response::new(v1::DeleteResponse { removed }))
     }
@@ -240,10 +242,14 @@ struct Put<'a> {
     space: Option<Arc<Space>>,
     page: Option<Page>,
     statuses: Vec<v1::Status>,
+    /// Keys of stored pages that must be on a drive before they are acknowledged.
+    stored: Vec<Vec<u8>>,
 }
 
 /// The page that is coming.
 struct Page {
+    /// Its key, with write-through.
+    key: Option<Vec<u8>>,
     meta: PageMeta,
     came: usize,
     /// Where its bytes go, or why they are thrown away.
@@ -264,6 +270,11 @@ impl Put<'_> {
         }
         if self.page.is_some() {
             return Err(Fault::Sequence("the stream ended in the middle of a page").into());
+        }
+        if let Some(space) = &self.space {
+            let keys = self.stored.iter().filter_map(|key| Key::new(key).ok());
+            let keys: Vec<_> = keys.map(|key| HashedKey::new(space.id(), key)).collect();
+            self.node.persist(space, &keys).await;
         }
         Ok(v1::PutResponse { statuses: self.statuses.into_iter().map(i32::from).collect() })
     }
@@ -322,7 +333,8 @@ impl Put<'_> {
                 Err(Refusal::TooLarge { .. }) => Err(v1::Status::TooLarge),
             }
         };
-        Ok(Page { meta, came: 0, target })
+        let write_through = self.node.config.storage.nvme_mode == NvmeMode::WriteThrough;
+        Ok(Page { key: write_through.then(|| message.key.clone()), meta, came: 0, target })
     }
 
     fn finish(&mut self, page: Page) {
@@ -340,6 +352,7 @@ impl Put<'_> {
         let metrics = &self.node.metrics;
         match status {
             v1::Status::Ok => {
+                self.stored.extend(page.key);
                 Metrics::add(&metrics.put_stored, 1);
                 Metrics::add(&metrics.put_bytes, page.meta.len.into());
             }

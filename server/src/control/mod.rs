@@ -5,8 +5,11 @@
 mod admin;
 mod gate;
 mod kv;
+mod pins;
 mod session;
 mod status;
+mod tiers;
+mod verify;
 
 use crate::node::Node;
 use axum::middleware::from_fn_with_state;

@@ -56,6 +56,12 @@ pub(crate) enum Fault {
     /// There are as many sessions as there may be.
     #[error("this server has {0} sessions open, its limit; close some or raise limits.sessions_max")]
     TooManySessions(u32),
+    /// A check of all pages is running.
+    #[error("this server already checks its pages; wait until that check has ended")]
+    Verifying,
+    /// The system gives no thread.
+    #[error("the system gives no thread: {0}; try again later")]
+    NoThread(String),
     /// The server is stopping.
     #[error("the server is stopping")]
     Stopping,
@@ -77,7 +83,9 @@ impl From<Fault> for Status {
             Fault::WrongKey | Fault::Credential(_) | Fault::Replayed => Code::Unauthenticated,
             Fault::OpenSpace(OpenSpaceError::TooMany(_))
             | Fault::TooManyCalls
-            | Fault::TooManySessions(_) => Code::ResourceExhausted,
+            | Fault::TooManySessions(_)
+            | Fault::Verifying
+            | Fault::NoThread(_) => Code::ResourceExhausted,
             Fault::Stopping => Code::Unavailable,
             Fault::Silent => Code::DeadlineExceeded,
             Fault::Broken => Code::Cancelled,

@@ -143,7 +143,13 @@ impl Connection {
         }
         let now_ms = self.node.clock.now_ms();
         let outcome = match header.op {
-            Op::Exists | Op::Touch | Op::Delete => self.desk.presence(&header, &meta, now_ms),
+            Op::Exists | Op::Touch => self.desk.presence(&header, &meta, now_ms),
+            Op::Delete => {
+                let reply = self.desk.presence(&header, &meta, now_ms);
+                // Who hears that a page is gone may rely on it after a crash too.
+                self.node.engine.settle_removals().await;
+                reply
+            }
             Op::Get => self.desk.get(&header, &meta, now_ms).await,
             Op::Put => self.desk.offer(&header, &meta, &mut self.offers, deadline),
             Op::Ping | Op::PutData => Ok(self.desk.refuse(&header, Code::Ok, "")),
@@ -207,6 +213,7 @@ impl Connection {
         }
         session.received_bytes.fetch_add(header.body_len, Ordering::Relaxed);
         self.count_put(&pages);
+        self.node.persist(&offer.space, &pages.stored_keys(offer.space.id())).await;
         self.desk.pins.clear();
         self.desk.meta.clear();
         self.desk.meta.extend_from_slice(&pages.verdicts);

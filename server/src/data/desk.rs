@@ -5,10 +5,11 @@
 //! Deliberately absent: sockets and clocks.
 
 use super::offers::{Held, Offer, Offers};
+use crate::config::storage::NvmeMode;
 use crate::metrics::Metrics;
 use crate::node::Node;
 use memkv_core::{Key, PageMeta, SpaceId};
-use memkv_storage::{HashedKey, PagePin, Refusal};
+use memkv_storage::{HashedKey, PagePin, Refusal, Space};
 use memkv_transport::frame::{Code, FLAG_EXACT, FLAG_PREFIX, FrameError, Header, Op};
 use memkv_transport::records::{self, Wanted};
 use std::sync::Arc;
@@ -155,6 +156,7 @@ impl Desk {
         };
         let mut room = self.offer_bytes_max().saturating_sub(offers.held_bytes());
         let mut held = Vec::new();
+        let write_through = self.node.config.storage.nvme_mode == NvmeMode::WriteThrough;
         let (mut existing, mut busy) = (0, 0);
         for offered in records::offered(meta, header.count) {
             let offered = offered?;
@@ -167,7 +169,8 @@ impl Desk {
                 match self.node.engine.reserve(&space, hashed, offered.len, offered.position) {
                     Ok(filling) => {
                         room -= u64::from(offered.len);
-                        held.push(Held::new(filling, hashed.digest, offered.len));
+                        let page = Held::new(filling, hashed.digest, offered.len);
+                        held.push(if write_through { page.with_key(offered.key) } else { page });
                         Code::Want
                     }
                     Err(Refusal::Exists) => Code::Exists,
@@ -183,22 +186,22 @@ impl Desk {
         Metrics::add(&metrics.put_keys, header.count.into());
         Metrics::add(&metrics.put_existing, existing);
         Metrics::add(&metrics.put_busy, busy);
-        if !held.is_empty() && !offers.add(self.pending(header.request_id, held, expires)) {
+        if !held.is_empty() && !offers.add(self.pending(header.request_id, space, held, expires)) {
             // Two offers with one id: which one would the pages belong to?
             return Err(FrameError::Records);
         }
         Ok(Header::reply_to(header, Code::Ok, header.count))
     }
 
-    fn if_absent(&self, space: &memkv_storage::Space, key: HashedKey<'_>, otherwise: Code) -> Code {
+    fn if_absent(&self, space: &Space, key: HashedKey<'_>, otherwise: Code) -> Code {
         let mut found = [false];
         self.node.engine.exists_batch(space, &[key], &mut found);
         if found[0] { Code::Exists } else { otherwise }
     }
 
-    fn pending(&self, request_id: u64, held: Vec<Held>, expires: Instant) -> Offer {
+    fn pending(&self, request_id: u64, space: Arc<Space>, held: Vec<Held>, expires: Instant) -> Offer {
         let (pages, body_len) = (held.len() as u32, super::offers::body_len(&held));
-        Offer { request_id, held, expires, pages, body_len, guard: Some(self.node.in_flight.enter()) }
+        Offer { request_id, space, held, expires, pages, body_len, guard: Some(self.node.in_flight.enter()) }
     }
 
     /// Slots that the offers of one connection may hold: a quarter of the store, at least one page.

@@ -8,12 +8,13 @@
 //! [`Receiving::arrived`] how many came.
 
 use crate::node::RequestGuard;
-use memkv_core::PageHasher;
-use memkv_storage::{Filling, Published};
+use memkv_core::{Key, PageHasher, SpaceId};
+use memkv_storage::{Filling, HashedKey, Published, Space};
 use memkv_transport::frame::Code;
 use memkv_transport::iov::Progress;
 use memkv_transport::records::{PAGE_RECORD_BYTES, read_page_record};
 use std::io::IoSliceMut;
+use std::sync::Arc;
 use tokio::time::Instant;
 
 /// Pieces of one vectored read; a page is two pieces.
@@ -28,12 +29,19 @@ pub(crate) struct Held {
     filling: Option<Filling>,
     digest: u64,
     len: usize,
+    /// The key, if the page must be on a drive before it is acknowledged.
+    key: Option<Box<[u8]>>,
 }
 
 impl Held {
     /// Holds a slot for the page of `len` bytes whose key has this digest.
     pub(crate) fn new(filling: Filling, digest: u64, len: u32) -> Self {
-        Self { filling: Some(filling), digest, len: len as usize }
+        Self { filling: Some(filling), digest, len: len as usize, key: None }
+    }
+
+    /// Also keeps the key, for [`Receiving::stored_keys`].
+    pub(crate) fn with_key(self, key: Key<'_>) -> Self {
+        Self { key: Some(key.as_bytes().into()), ..self }
     }
 }
 
@@ -41,6 +49,8 @@ impl Held {
 #[derive(Debug)]
 pub(crate) struct Offer {
     pub(crate) request_id: u64,
+    /// Where the pages belong.
+    pub(crate) space: Arc<Space>,
     /// Slots in the order of the pages; empty once expired.
     pub(crate) held: Vec<Held>,
     /// When the slots are given back.
@@ -139,6 +149,13 @@ impl Receiving {
         let records = vec![[0; PAGE_RECORD_BYTES]; held.len()];
         let verdicts = Vec::with_capacity(held.len());
         Self { held, records, progress: Progress::default(), hasher: None, verdicts, stored_bytes: 0, now_ms }
+    }
+
+    /// The keys of the stored pages, as far as they were kept.
+    pub(crate) fn stored_keys(&self, space: SpaceId) -> Vec<HashedKey<'_>> {
+        let stored = self.held.iter().zip(&self.verdicts).filter(|(_, verdict)| **verdict == Code::Ok as u8);
+        let keys = stored.filter_map(|(held, _)| Key::new(held.key.as_deref()?).ok());
+        keys.map(|key| HashedKey::new(space, key)).collect()
     }
 
     /// Whether everything has come.
@@ -259,8 +276,8 @@ pub(crate) fn body_len(held: &[Held]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use memkv_core::{Key, PageMeta, SpaceDescription};
-    use memkv_storage::{Engine, EngineConfig, HashedKey};
+    use memkv_core::{PageMeta, SpaceDescription};
+    use memkv_storage::{Engine, EngineConfig};
     use memkv_transport::records::page_record;
 
     const LENS: [u32; 4] = [5, 41, 1, 33];
