@@ -43,10 +43,13 @@ pub enum ReadError {
     Busy,
 }
 
+/// How the pages of an append ended, in order.
+type Results = Vec<Result<Extent, Dropped>>;
+
 /// Resolves when every page of an append has been written or dropped; one result for each page, in order.
 #[must_use = "the results say where the pages are"]
 #[derive(Debug)]
-pub struct Ticket(oneshot::Receiver<Vec<Result<Extent, Dropped>>>);
+pub struct Ticket(oneshot::Receiver<Results>);
 
 /// Resolves when a deletion has been recorded on every drive that is used.
 #[must_use = "a deletion holds over a restart only when this says so"]
@@ -130,8 +133,8 @@ impl Future for Reading {
 
 /// The pages of one append, on their way. Whoever drops the last handle tells the ticket.
 pub(crate) struct Tally {
-    results: Mutex<Vec<Result<Extent, Dropped>>>,
-    sender: Mutex<Option<oneshot::Sender<Vec<Result<Extent, Dropped>>>>>,
+    results: Mutex<Results>,
+    sender: Option<oneshot::Sender<Results>>,
 }
 
 impl Tally {
@@ -139,7 +142,7 @@ impl Tally {
     pub(crate) fn new(pages: usize) -> (Arc<Self>, Ticket) {
         let (sender, receiver) = oneshot::channel();
         let results = Mutex::new(vec![Err(Dropped::DriveFailed); pages]);
-        (Arc::new(Self { results, sender: Mutex::new(Some(sender)) }), Ticket(receiver))
+        (Arc::new(Self { results, sender: Some(sender) }), Ticket(receiver))
     }
 
     /// Notes how a page ended.
@@ -150,7 +153,7 @@ impl Tally {
 
 impl Drop for Tally {
     fn drop(&mut self) {
-        if let Some(sender) = self.sender.get_mut().take() {
+        if let Some(sender) = self.sender.take() {
             // Nobody may wait any more.
             sender.send(std::mem::take(self.results.get_mut())).ok();
         }
@@ -159,28 +162,40 @@ impl Drop for Tally {
 
 /// One deletion on its way to several drives. Whoever drops the last handle tells the waiter.
 pub(crate) struct Vote {
-    result: Mutex<Result<(), Dropped>>,
+    /// Drives that have not recorded it yet, and the first objection.
+    open: Mutex<(usize, Option<Dropped>)>,
     sender: Option<oneshot::Sender<Result<(), Dropped>>>,
 }
 
 impl Vote {
-    /// A vote that is carried unless somebody objects.
-    pub(crate) fn new() -> (Arc<Self>, Recorded) {
+    /// A vote that is carried when so many have agreed and nobody objected.
+    pub(crate) fn new(voters: usize) -> (Arc<Self>, Recorded) {
         let (sender, receiver) = oneshot::channel();
-        (Arc::new(Self { result: Mutex::new(Ok(())), sender: Some(sender) }), Recorded(receiver))
+        (Arc::new(Self { open: Mutex::new((voters, None)), sender: Some(sender) }), Recorded(receiver))
+    }
+
+    /// Notes that the deletion is recorded, or needs no record.
+    pub(crate) fn agree(&self) {
+        let mut open = self.open.lock();
+        open.0 = open.0.saturating_sub(1);
     }
 
     /// Notes that a drive could not record the deletion.
     pub(crate) fn object(&self, reason: Dropped) {
-        *self.result.lock() = Err(reason);
+        self.open.lock().1.get_or_insert(reason);
     }
 }
 
 impl Drop for Vote {
     fn drop(&mut self) {
+        let result = match *self.open.get_mut() {
+            (0, None) => Ok(()),
+            (_, None) => Err(Dropped::DriveFailed),
+            (_, Some(reason)) => Err(reason),
+        };
         if let Some(sender) = self.sender.take() {
             // Nobody may wait any more.
-            sender.send(*self.result.get_mut()).ok();
+            sender.send(result).ok();
         }
     }
 }

@@ -1,0 +1,219 @@
+//! A drive's second thread: makes segments ahead of need, seals full ones, and gives the oldest back.
+//!
+//! It may wait for the drive and for the owner as long as it takes; appends and reads go on meanwhile.
+
+use crate::SegmentState;
+use crate::disk::segment_file;
+use crate::drive::{Drive, Message};
+use crate::extent::BLOCK_BYTES;
+use crate::format::Identity;
+use crate::reclaim;
+use crate::segment::Segment;
+use crate::writer::is_no_room;
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How often the keeper looks after a drive without being asked: whether its directory is there, and whether a full
+/// disk has room again.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// What the keeper is asked to do.
+#[derive(Default)]
+pub(crate) struct Tasks {
+    seals: VecDeque<Arc<Segment>>,
+    spare: bool,
+    /// End when all seals are done.
+    end: bool,
+}
+
+enum Task {
+    Seal(Arc<Segment>),
+    Spare,
+    Look,
+    End,
+}
+
+/// Why there is no spare segment.
+enum NoSpare {
+    /// There is no room, also not after giving segments back.
+    Room,
+    /// A segment has to be sealed first; then there will be room.
+    Later,
+    /// The drive does not work.
+    Failed(io::Error),
+}
+
+impl Drive {
+    /// Asks for a segment to go on with.
+    pub(crate) fn want_spare(&self) {
+        self.tasks.lock().spare = true;
+        self.work.notify_all();
+    }
+
+    /// Asks to seal a segment that has all its batches.
+    pub(crate) fn ask_seal(&self, segment: Arc<Segment>) {
+        self.tasks.lock().seals.push_back(segment);
+        self.work.notify_all();
+    }
+
+    /// Makes the keeper look whether it is to stop.
+    pub(crate) fn wake_keeper(&self) {
+        // With the lock, so that it cannot fall asleep between its look and this.
+        let tasks = self.tasks.lock();
+        self.work.notify_all();
+        drop(tasks);
+    }
+
+    /// Asks the keeper to end after what it was asked before.
+    pub(crate) fn end_keeper(&self) {
+        self.tasks.lock().end = true;
+        self.work.notify_all();
+    }
+}
+
+/// Removes segments that were made ahead and not used, when the log is closed.
+pub(crate) fn remove_spares(drive: &Drive) {
+    let is_spare = |segment: &Arc<Segment>| segment.state() == SegmentState::Spare;
+    let mut segments = drive.segments.write();
+    let spares: Vec<_> = segments.extract_if(.., |_, segment| is_spare(segment)).collect();
+    drop(segments);
+    for (sequence, _) in spares {
+        // What stays is empty, and the next start removes it.
+        drive.disk.remove(&segment_file(sequence)).ok();
+    }
+}
+
+/// Runs until the log is closed or dropped.
+pub(crate) fn run(drive: &Drive) {
+    // After a failed attempt the next one waits for a look.
+    let mut wait_for_room = false;
+    loop {
+        match next(drive, wait_for_room) {
+            Task::End => return,
+            Task::Seal(segment) => {
+                seal(drive, &segment);
+                wait_for_room = false;
+            }
+            Task::Spare => wait_for_room = !provide(drive),
+            Task::Look => {
+                look(drive);
+                wait_for_room = false;
+            }
+        }
+    }
+}
+
+fn next(drive: &Drive, wait_for_room: bool) -> Task {
+    let mut tasks = drive.tasks.lock();
+    loop {
+        if drive.stop.load(Ordering::SeqCst) {
+            return Task::End;
+        }
+        if let Some(segment) = tasks.seals.pop_front() {
+            return Task::Seal(segment);
+        }
+        if tasks.end {
+            return Task::End;
+        }
+        if tasks.spare && !wait_for_room && !drive.is_failed() {
+            return Task::Spare;
+        }
+        if drive.work.wait_for(&mut tasks, LOOK_EVERY).timed_out() {
+            return Task::Look;
+        }
+    }
+}
+
+/// Makes a spare segment and hands it over. Whether that worked.
+fn provide(drive: &Drive) -> bool {
+    match make_spare(drive) {
+        Ok(segment) => {
+            drive.tasks.lock().spare = false;
+            drive.post(Message::Spare(segment)).is_ok()
+        }
+        Err(NoSpare::Later) => false,
+        Err(NoSpare::Room) => {
+            // If nobody listens any more, nobody needs room.
+            drive.post(Message::NoRoom).ok();
+            false
+        }
+        Err(NoSpare::Failed(reason)) => {
+            drive.counts.errors.fetch_add(1, Ordering::Relaxed);
+            drive.fail(&format!("a segment could not be made: {reason}"));
+            false
+        }
+    }
+}
+
+fn make_spare(drive: &Drive) -> Result<Arc<Segment>, NoSpare> {
+    let bytes = u64::from(drive.shape.segment_blocks) * u64::from(BLOCK_BYTES);
+    while drive.used_bytes() + bytes > drive.shape.quota_bytes {
+        give_back_oldest(drive)?;
+    }
+    match create(drive, drive.shape.segment_blocks) {
+        Err(reason) if is_no_room(&reason) => {
+            drive.counts.errors.fetch_add(1, Ordering::Relaxed);
+            // The file system is full before the quota is: give up the oldest pages for the newest.
+            give_back_oldest(drive)?;
+            create(drive, drive.shape.segment_blocks)
+                .map_err(|reason| if is_no_room(&reason) { NoSpare::Room } else { NoSpare::Failed(reason) })
+        }
+        made => made.map_err(NoSpare::Failed),
+    }
+}
+
+/// Makes a new segment and adds it to the table.
+pub(crate) fn create(drive: &Drive, blocks: u32) -> io::Result<Arc<Segment>> {
+    let sequence = drive.next_segment.fetch_add(1, Ordering::Relaxed);
+    let mut salt = [0; 8];
+    getrandom::fill(&mut salt).map_err(io::Error::other)?;
+    let identity = Identity { sequence, salt: u64::from_le_bytes(salt), drive: drive.id, blocks };
+    let segment = Arc::new(Segment::create(&drive.disk, drive.shape.number, identity)?);
+    drive.segments.write().insert(sequence, Arc::clone(&segment));
+    Ok(segment)
+}
+
+fn give_back_oldest(drive: &Drive) -> Result<(), NoSpare> {
+    let oldest = drive.segments.read().values().next().map(Arc::clone);
+    let (Some(oldest), Some(_)) = (oldest, drive.owner.get()) else { return Err(NoSpare::Room) };
+    match oldest.state() {
+        SegmentState::Sealed => reclaim::give_back(drive, &oldest).map_err(NoSpare::Failed),
+        SegmentState::Sealing => Err(NoSpare::Later),
+        SegmentState::Active | SegmentState::Spare => Err(NoSpare::Room),
+    }
+}
+
+fn seal(drive: &Drive, segment: &Arc<Segment>) {
+    if drive.is_failed() {
+        return;
+    }
+    let empty = segment.book.lock().is_empty();
+    let done = if empty {
+        // All its batches failed.
+        drive.segments.write().remove(&segment.identity.sequence);
+        drive.disk.remove(&segment_file(segment.identity.sequence))
+    } else {
+        segment.seal(segment.end_block.load(Ordering::Relaxed))
+    };
+    let Err(reason) = done else { return };
+    drive.counts.errors.fetch_add(1, Ordering::Relaxed);
+    if is_no_room(&reason) {
+        // It works without its footer: the records are in memory, and a restart scans it.
+        segment.set_state(SegmentState::Sealed);
+    } else {
+        drive.fail(&format!("a segment could not be sealed: {reason}"));
+    }
+}
+
+/// Takes the drive out if its directory, or the file that names it, is gone.
+fn look(drive: &Drive) {
+    if drive.is_failed() {
+        return;
+    }
+    if let Err(reason) = drive.disk.is_there() {
+        drive.fail(&format!("the directory is gone: {reason}"));
+    }
+}
