@@ -167,3 +167,19 @@ fn whole_blocks_end_in_zeroes() {
     let (mut exact, _) = arena.reserve(4096).unwrap();
     assert_eq!(exact.whole_mut().len(), 4096);
 }
+
+#[test]
+fn a_file_system_without_room_for_tables_is_a_full_arena() {
+    let place = tempfile::tempdir().unwrap();
+    let backing = ArenaBacking::File(place.path().to_owned());
+    let config = ArenaConfig { backing, ..ArenaConfig::anonymous(8 << 20, 1 << 20) };
+    let (mut arena, recovered) = Arena::open(config).unwrap();
+    drop(recovered);
+    // Nothing can be allocated through a handle that only reads.
+    let file = &mut Arc::get_mut(&mut arena).unwrap().file;
+    let whole = file.replace(file.as_ref().unwrap().read_only());
+    assert_eq!(arena.reserve(5000).unwrap_err(), Full { slot_bytes: 8192 });
+    assert_eq!((arena.held_bytes(), arena.status().chunks_free, arena.chunk(0)), (0, 2, None));
+    Arc::get_mut(&mut arena).unwrap().file = whole;
+    publish(&arena, 1, 5000);
+}

@@ -119,6 +119,13 @@ impl ArenaFile {
         }
     }
 
+    /// The same file through a handle that only reads.
+    #[cfg(test)]
+    pub(crate) fn read_only(&self) -> Self {
+        let file = File::open(&self.path).unwrap();
+        Self { file, path: self.path.clone(), system: self.system }
+    }
+
     pub(crate) fn file(&self) -> &File {
         &self.file
     }

@@ -135,7 +135,7 @@ fn check(place: &Path, round: u64, expected: &mut Expected) -> u64 {
         let key = String::from_utf8(page.key().to_vec()).unwrap();
         let pin = arena.pin(page.slot).unwrap();
         assert_eq!(page.record, record_of(page.key()), "round {round}, {key}");
-        assert!(&pin[..] == page_of(page.key()), "round {round}: {key} has other bytes");
+        assert!(pin[..] == page_of(page.key()), "round {round}: {key} has other bytes");
         assert!(seen.insert(key, ()).is_none(), "round {round}: a page is there twice");
     }
     for (key, must) in &*expected {
