@@ -1,0 +1,1 @@
+//! Copies between tiers: each plan ended well, ended badly, and overtaken by everything else.
