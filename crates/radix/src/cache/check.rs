@@ -1,6 +1,7 @@
 //! Recomputes every invariant. For tests: it takes time in proportion to the cache.
 
 use super::RadixCache;
+use crate::events::Medium;
 use crate::hash::{Digest, PageChain};
 use crate::node::{NONE, Node, ROOT, Scope};
 use crate::pool::{PageId, PagePool, PageState};
@@ -66,6 +67,20 @@ impl RadixCache {
         hold(uses == seen.namespaces, || format!("namespaces {uses:?}, used {:?}", seen.namespaces))?;
         check_pool(&self.device, &seen.device)?;
         check_pool(&self.host, &seen.host)
+    }
+
+    /// All pages that can be found, by medium and name: what events must add up to.
+    pub fn content(&self) -> Vec<(Medium, Digest)> {
+        let mut content = Vec::new();
+        for index in self.nodes.subtree(ROOT).into_iter().skip(1) {
+            let node = &self.nodes[index];
+            for (there, medium) in [(node.is_device(), Medium::Gpu), (node.is_backed_up(), Medium::Cpu)] {
+                if there && !node.marks.detached {
+                    content.extend(node.digests.iter().map(|digest| (medium, *digest)));
+                }
+            }
+        }
+        content
     }
 
     fn check_children(&self, index: u32) -> Result<(), Violation> {

@@ -45,7 +45,8 @@ enum Tier {
 }
 
 impl RadixCache {
-    /// Frees at least `tokens` tokens of device memory, or all that may be evicted.
+    /// Frees at least `tokens` tokens of device memory, or all that may be evicted now. With write-back a node's
+    /// ancestors may go only when its copy has ended: end the plans, then call again if more is needed.
     pub fn evict_device(&mut self, tokens: usize) -> Evicted {
         self.evict_with(tokens, self.config.write == WritePolicy::Back)
     }

@@ -7,7 +7,7 @@
 use super::{Lock, NotResident, RadixCache};
 use crate::events::{Medium, Run};
 use crate::hash::Digest;
-use crate::node::{NONE, Node, NodeId, ROOT, Scope};
+use crate::node::{NONE, Node, NodeId, ROOT, Scope, ScopeKey};
 use crate::pool::{DevicePage, HostPage, PageState};
 
 impl RadixCache {
@@ -229,12 +229,14 @@ impl RadixCache {
         }
     }
 
-    /// Whether a child fits below a node: no brother with its key, no device pages below a node without.
+    /// Whether a child fits below a node: no brother with its key or a public copy of its first page, no device
+    /// pages below a node without.
     fn may_hang(&self, child: u32, to: u32) -> bool {
         let node = &self.nodes[child];
         let first = self.config.shape.pages(node.tokens(), 0..1);
-        let brother = self.nodes.child(to, node.namespace, node.scope.key(), first, node.page_bits);
-        brother.is_none() && (self.nodes[to].is_device() || !node.is_device())
+        let brother = |scope| self.nodes.child(to, node.namespace, scope, first, node.page_bits).is_some();
+        let taken = brother(node.scope.key()) || brother(ScopeKey::Public);
+        !taken && (self.nodes[to].is_device() || !node.is_device())
     }
 
     pub(super) fn record_stored(&mut self, index: u32, medium: Medium) {

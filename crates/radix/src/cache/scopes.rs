@@ -93,6 +93,10 @@ impl RadixCache {
             return WindowClosed::default();
         }
         self.declared.extend(self.public_chain(namespace, tokens));
+        // What is public on another ground is not the operator's yet, and could be demoted.
+        self.walk(Access::of(namespace), tokens, |cache, index| {
+            cache.nodes[index].scope = Scope::Public(Ground::Declared);
+        });
         self.promote(|cache, name| cache.declared.contains(name).then_some(Ground::Declared), None)
     }
 

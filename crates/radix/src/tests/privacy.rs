@@ -102,12 +102,8 @@ fn the_privacy_trace_has_no_difference() {
     let end = file["public_at_end"].as_array().unwrap();
     assert!(!end.is_empty());
     for page in end {
-        let path: Vec<u32> = page[0]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|label| player.labels[label.as_str().unwrap()])
-            .collect();
+        let path: Vec<u32> =
+            page[0].as_array().unwrap().iter().map(|label| player.labels[label.as_str().unwrap()]).collect();
         let anyone = Access::of(&player.namespace);
         assert_eq!(player.cache.match_prefix(anyone, Tokens::from(&path)).public_pages, path.len());
     }

@@ -143,7 +143,10 @@ fn pairs_and_wide_tokens_work_through_a_whole_request() {
     let prompt = crate::TokenBuf::from_wide(&[1, 2, 1 << 33, 4, 5, 6, 7]);
     let mut request = cache.start(Access::of(&namespace), prompt.as_tokens(), 0);
     cache.reserve(&mut request, 7).unwrap();
-    assert_eq!(cache.finish(request, 7).unwrap(), Progress { taken_pages: 3, duplicate_pages: 0, tail_pages: 1 });
+    assert_eq!(
+        cache.finish(request, 7).unwrap(),
+        Progress { taken_pages: 3, duplicate_pages: 0, tail_pages: 1 }
+    );
     cache.check().unwrap();
     let found = |cache: &mut RadixCache, key: &[u64]| {
         let key = crate::TokenBuf::from_wide(key);

@@ -1,9 +1,7 @@
 //! Rules of private and public pages that the trace does not reach, among them the known flaws of earlier designs.
 
 use super::{config, evidence, found, insert, scoped};
-use crate::{
-    Access, Alert, ConfigError, EvidenceConfig, Namespace, RadixCache, Sharing, Tokens, UserId,
-};
+use crate::{Access, Alert, ConfigError, EvidenceConfig, Namespace, RadixCache, Sharing, Tokens, UserId};
 
 fn by(namespace: &Namespace, user: u64) -> Access<'_> {
     Access::by(namespace, UserId(user))
@@ -224,6 +222,24 @@ fn declaring_makes_present_copies_public_and_the_rest_stays_private() {
     let match_ = cache.match_prefix(by(&other, 1), Tokens::from(&[1u32, 2]));
     assert!(match_.pages.is_empty(), "what is public is public in its namespace");
     cache.check().unwrap();
+}
+
+#[test]
+fn what_is_declared_cannot_be_demoted_any_more() {
+    let mut cache = scoped(evidence(), 64);
+    let namespace = Namespace::default();
+    insert(&mut cache, by(&namespace, 1), &[1, 2]);
+    assert_eq!(cache.classify(by(&namespace, 1), Tokens::from(&[1u32, 2])).promoted.len(), 2);
+    cache.declare(&namespace, Tokens::from(&[1u32, 2]));
+    for window in 0..2 {
+        for _ in 0..=window * 20 {
+            let match_ = cache.match_prefix(by(&namespace, 5), Tokens::from(&[1u32, 2]));
+            let alerts = cache.note_submission(by(&namespace, 5), Tokens::from(&[1u32, 2]), &match_);
+            assert!(!alerts.iter().any(|alert| matches!(alert, Alert::Demoted { .. })), "{alerts:?}");
+        }
+        cache.close_window();
+    }
+    assert_eq!(found(&mut cache, None, &[1, 2]), 2);
 }
 
 #[test]
