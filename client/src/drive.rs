@@ -19,6 +19,10 @@ use tokio::runtime::Handle;
 
 /// A server's pages of a batch are split over two connections from this many bytes on.
 const SPLIT_BYTES: usize = 2 << 20;
+/// A batch is moved by several threads from this many bytes on: starting one takes about 20 µs.
+const THREAD_BYTES: usize = 4 << 20;
+/// The most threads that move one batch.
+const THREADS_MAX: usize = 4;
 /// Sockets that are waited for without allocating.
 const FEW: usize = 32;
 
@@ -113,7 +117,7 @@ pub(crate) fn run_blocking(
     exchanges: &mut Vec<Exchange>,
 ) {
     let busy = open(servers, ends, batch, exchanges);
-    poll_until_done(batch, exchanges);
+    run(batch, exchanges);
     end(batch, exchanges);
     for index in busy {
         let (from, to) = group(ends, index);
@@ -123,7 +127,7 @@ pub(crate) fn run_blocking(
                 Taken::Link(link) => {
                     let lease = Lease::new(servers[index].clone(), link);
                     exchanges_of(lease, from, to, batch, exchanges);
-                    poll_until_done(batch, exchanges);
+                    run(batch, exchanges);
                     end(batch, exchanges);
                     break;
                 }
@@ -136,6 +140,58 @@ pub(crate) fn run_blocking(
             }
         }
     }
+}
+
+/// Runs the exchanges to their end or the deadline: on this thread, or on several if there is much to move.
+fn run(batch: &mut Batch<'_>, exchanges: &mut [Exchange]) {
+    let threads = threads(batch, exchanges);
+    if threads < 2 {
+        return poll_until_done(batch, exchanges);
+    }
+    let mut outcomes = vec![batch.outcomes.to_vec(); threads];
+    let size = exchanges.len().div_ceil(threads);
+    let lanes = crate::raw::lanes(batch, &mut outcomes);
+    let seen = std::thread::scope(|scope| {
+        let mut parts = lanes.into_iter().zip(exchanges.chunks_mut(size));
+        let own = parts.next();
+        let others: Vec<_> = parts
+            .map(|(mut lane, part)| {
+                scope.spawn(move || {
+                    poll_until_done(&mut lane, part);
+                    lane.seen_len
+                })
+            })
+            .collect();
+        let mut seen = 0;
+        if let Some((mut lane, part)) = own {
+            poll_until_done(&mut lane, part);
+            seen = lane.seen_len;
+        }
+        others.into_iter().fold(seen, |seen, other| seen.max(other.join().unwrap_or(0)))
+    });
+    batch.seen_len = batch.seen_len.max(seen);
+    for (outcomes, part) in outcomes.iter().zip(exchanges.chunks(size)) {
+        for exchange in part {
+            exchange.take_outcomes(batch, outcomes);
+        }
+    }
+}
+
+/// How many threads are worth their start.
+fn threads(batch: &Batch<'_>, exchanges: &[Exchange]) -> usize {
+    if exchanges.len() < 2 || !matches!(batch.op, Op::Get | Op::Put) {
+        return 1;
+    }
+    let mut bytes = 0;
+    let large = batch.order.iter().any(|&page| {
+        bytes += batch.pieces.page_len(page as usize);
+        bytes >= THREAD_BYTES
+    });
+    if !large {
+        return 1;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    cores.min(exchanges.len()).min(THREADS_MAX)
 }
 
 /// Advances the exchanges until all are done or the deadline has passed.

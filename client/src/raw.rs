@@ -10,6 +10,7 @@
 //! - no slice outlives the call that made it;
 //! - one vectored read never has the same piece twice: pages come in strictly ascending order, which is checked.
 
+use crate::exchange::Batch;
 use crate::ops::check_raw;
 use crate::plan::KeyList;
 use crate::{BatchReport, Error, PageOutcome, Space, blocking};
@@ -304,6 +305,23 @@ impl<'a> Pieces<'a> {
             true
         });
     }
+}
+
+/// Views of one batch for several threads, one for each of `outcomes`. All of them reach all pages; the exchanges of one
+/// op have different places of its order, so no page is touched through two views.
+pub(crate) fn lanes<'b>(batch: &'b mut Batch<'_>, outcomes: &'b mut [Vec<PageOutcome>]) -> Vec<Batch<'b>> {
+    let parent: &'b Batch<'_> = batch;
+    let lane = |outcomes: &'b mut Vec<PageOutcome>| {
+        let memory = match &parent.pieces.memory {
+            Memory::None => Memory::None,
+            Memory::Sources(pages) => Memory::Sources(pages),
+            Memory::Targets { first, count } => Memory::Targets { first: first.cast(), count: *count },
+            Memory::Raw { ptrs, lens } => Memory::Raw { ptrs, lens },
+        };
+        let pieces = Pieces { memory, per_page: parent.pieces.per_page, _borrow: PhantomData };
+        Batch { pieces, outcomes, ..*parent }
+    };
+    outcomes.iter_mut().map(lane).collect()
 }
 
 /// Registers a connection with the runtime whose context this is called in.

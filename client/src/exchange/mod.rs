@@ -217,6 +217,14 @@ impl Exchange {
         Step::Done
     }
 
+    /// Takes over what another view of the batch learned about this exchange's pages.
+    pub(crate) fn take_outcomes(&self, batch: &mut Batch<'_>, outcomes: &[PageOutcome]) {
+        for at in self.from..self.to {
+            let page = batch.page(at);
+            batch.outcomes[page] = outcomes[page];
+        }
+    }
+
     /// Gives up on an exchange whose socket cannot be waited for.
     pub(crate) fn fail(&mut self, error: &std::io::Error) {
         self.lease.server().note_error(&error.to_string());
