@@ -11,7 +11,7 @@ pub enum PageOutcome {
     Hit,
     /// Put: the page is stored.
     Stored,
-    /// Put: the page was there already; its bytes were not sent.
+    /// Put: the page was there already and stays as it was.
     Exists,
     /// The page is absent.
     Miss,

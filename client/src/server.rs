@@ -6,7 +6,7 @@ use crate::pool::{Pool, Taken};
 use crate::{Error, ServerAddress, ServerState, ServerStats, ServerView};
 use memkv_core::Limits;
 use parking_lot::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
@@ -37,7 +37,14 @@ pub(crate) struct Server {
     timeouts: AtomicU64,
     broken: AtomicU64,
     sessions: AtomicU64,
+    /// Of the pages that were put lately, how many were there already, in 1/1024.
+    existing: AtomicU32,
 }
+
+/// Pages are put without asking first while fewer of them than this were there already, in 1/1024.
+const DIRECT_BELOW: u32 = 128;
+/// Over about this many pages the share of those that were there already is averaged.
+const EXISTING_PAGES: usize = 256;
 
 impl Server {
     pub(crate) fn new(address: ServerAddress, channel: Channel) -> Self {
@@ -56,6 +63,7 @@ impl Server {
             timeouts: AtomicU64::new(0),
             broken: AtomicU64::new(0),
             sessions: AtomicU64::new(0),
+            existing: AtomicU32::new(0),
         }
     }
 
@@ -74,6 +82,25 @@ impl Server {
             self.wake();
         }
         taken
+    }
+
+    /// Whether pages should be sent with their offer, because few were there already lately.
+    pub(crate) fn puts_direct(&self) -> bool {
+        self.existing.load(Relaxed) < DIRECT_BELOW
+    }
+
+    /// Notes that `existing` of `pages` put pages were there already. Two ops that end at once may lose one note.
+    pub(crate) fn note_put(&self, pages: usize, existing: usize) {
+        if pages == 0 {
+            return;
+        }
+        let weight = pages.min(EXISTING_PAGES / 2) as i64;
+        let now = (existing.saturating_mul(1024) / pages) as i64;
+        let before = i64::from(self.existing.load(Relaxed));
+        let step = (now - before) * weight / EXISTING_PAGES as i64;
+        // At least one, so that the average reaches where it tends to.
+        let step = if step == 0 { (now - before).signum() } else { step };
+        self.existing.store(u32::try_from(before + step).unwrap_or(0), Relaxed);
     }
 
     /// Makes the background task look at what is needed.

@@ -147,10 +147,10 @@ enum Machine {
 }
 
 impl Machine {
-    fn new(op: Op, from: usize, to: usize) -> Self {
+    fn new(op: Op, from: usize, to: usize, direct: bool) -> Self {
         match op {
             Op::Exists | Op::Get | Op::Delete | Op::Touch | Op::Ping => Self::Fetch(Fetch::new(from, to)),
-            Op::Put | Op::PutData => Self::Put(Put::new(from, to)),
+            Op::Put | Op::PutData => Self::Put(Put::new(from, to, direct)),
         }
     }
 
@@ -177,7 +177,7 @@ impl Exchange {
     /// Places `from..to` of the batch's order, over a leased connection.
     pub(crate) fn new(op: Op, mut lease: Lease, from: usize, to: usize) -> Self {
         lease.link().begin();
-        let machine = Machine::new(op, from, to);
+        let machine = Machine::new(op, from, to, lease.server().puts_direct());
         let step = Step::Wait { write: true };
         Self { lease, from, to, machine, retried: false, step, failure: None }
     }
@@ -209,7 +209,7 @@ impl Exchange {
         if stale && !self.retried && self.lease.replace() {
             self.retried = true;
             self.lease.link().begin();
-            self.machine = Machine::new(batch.op, self.from, self.to);
+            self.machine = Machine::new(batch.op, self.from, self.to, self.lease.server().puts_direct());
             return self.advance(batch);
         }
         self.lease.server().note_error(&error.to_string());
@@ -241,6 +241,10 @@ impl Exchange {
             server.reopen_spaces();
         }
         let failure = if step == Step::Done { failure } else { Some(Failure::Timeout) };
+        if failure.is_none() && batch.op == Op::Put {
+            let existing = (from..to).filter(|&at| batch.outcomes[batch.page(at)] == PageOutcome::Exists);
+            server.note_put(to - from, existing.count());
+        }
         match failure {
             None => lease.finish(),
             Some(_) => drop(lease),

@@ -1,6 +1,10 @@
-//! Put: offer, verdicts, the wanted pages, verdicts.
+//! Put: offer, verdicts, the wanted pages, verdicts; or, directly, the offer with its pages, verdicts.
 //!
-//! While the pages of one sub-batch are sent, the offer of the next one is under way in front of them, so the
+//! The question costs a round trip and saves the bytes of pages that are there already, so it is asked while that
+//! happens (see [`crate::server::Server::puts_direct`]). Directly, the pages of one sub-batch are sent while the
+//! verdicts on the one before are under way.
+//!
+//! Otherwise, while the pages of one sub-batch are sent, the offer of the next one is under way in front of them, so the
 //! server's verdicts are there when the pages are through. Reading and writing go on side by side: a server that
 //! answers before it reads on cannot lock up with this side.
 
@@ -9,13 +13,15 @@ use crate::link::{Link, LinkError};
 use crate::outcome;
 use crate::raw::{BodyCursor, BodyPage};
 use memkv_core::PageMeta;
-use memkv_transport::frame::{Code, Header, Op};
+use memkv_transport::frame::{Code, FLAG_DIRECT, Header, Op};
 use memkv_transport::records::{self, PAGE_RECORD_BYTES};
 
 /// About how many bytes of pages get their checksums before they are written.
 const HASH_AHEAD_BYTES: usize = 1 << 20;
 
 pub(super) struct Put {
+    /// Whether pages are sent with their offer.
+    direct: bool,
     /// The first place not yet offered.
     next: usize,
     end: usize,
@@ -25,31 +31,41 @@ pub(super) struct Put {
     wanted: Option<Sub>,
     /// The sub-batch whose pages are on their way (in `link.body`), until its last verdicts are here.
     sending: Option<Sub>,
+    /// Directly only: the sub-batch whose pages (in `link.next_body`) are sent, and whose verdicts are not here yet.
+    sent: Option<Sub>,
     cursor: BodyCursor,
     /// Pages of the body that have their records.
     hashed: usize,
 }
 
 impl Put {
-    pub(super) fn new(from: usize, to: usize) -> Self {
+    pub(super) fn new(from: usize, to: usize, direct: bool) -> Self {
         let cursor = BodyCursor::default();
-        Self { next: from, end: to, offered: None, wanted: None, sending: None, cursor, hashed: 0 }
+        let (offered, wanted, sending, sent) = (None, None, None, None);
+        Self { direct, next: from, end: to, offered, wanted, sending, sent, cursor, hashed: 0 }
     }
 
     pub(super) fn advance(&mut self, link: &mut Link, batch: &mut Batch<'_>) -> Result<Step, LinkError> {
         loop {
             self.begin(link, batch);
             let write = !self.send(link, batch)?;
-            if self.offered.is_none() && self.sending.is_none() {
+            if self.direct && !write && self.sent.is_none() && self.next < self.end {
+                // All is written: the next sub-batch need not wait for the verdicts on this one.
+                self.sent = self.sending.take();
+                std::mem::swap(&mut link.body, &mut link.next_body);
+                continue;
+            }
+            if self.offered.is_none() && self.sending.is_none() && self.sent.is_none() {
                 if self.wanted.is_some() || self.next < self.end {
                     continue;
                 }
                 return Ok(Step::Done);
             }
-            let ahead = match (self.offered, self.sending) {
-                (Some(offer), None) => offer.len(),
-                (None, Some(_)) => link.body.len(),
-                (Some(_), Some(_)) | (None, None) => 0,
+            let ahead = match (self.offered, self.sent, self.sending) {
+                (Some(offer), None, None) => offer.len(),
+                (None, Some(_), None) => link.next_body.len(),
+                (None, None, Some(_)) => link.body.len(),
+                _ => 0,
             };
             let Some(header) = link.read_frame(ahead)? else { return Ok(Step::Wait { write }) };
             self.take_reply(&header, link, batch)?;
@@ -62,6 +78,12 @@ impl Put {
         if self.sending.is_some() {
             return;
         }
+        if self.direct {
+            if self.next < self.end {
+                self.begin_direct(link, batch);
+            }
+            return;
+        }
         if self.offered.is_none() && self.next < self.end {
             self.offer(link, batch);
         }
@@ -71,8 +93,7 @@ impl Put {
             return;
         }
         let mut header = batch.header(link, Op::PutData, sub.id, link.body.len());
-        let bytes = |page: &BodyPage| u64::from(page.len) + PAGE_RECORD_BYTES as u64;
-        header.body_len = link.body.iter().map(bytes).sum();
+        header.body_len = body_bytes(&link.body);
         link.queue(&header, |_| {});
         self.sending = Some(sub);
         self.cursor = BodyCursor::default();
@@ -80,17 +101,33 @@ impl Put {
     }
 
     fn offer(&mut self, link: &mut Link, batch: &Batch<'_>) {
+        let sub = self.cut(link, batch);
+        let header = batch.header(link, Op::Put, sub.id, sub.len());
+        link.queue(&header, |meta| push_offers(meta, sub, batch));
+        self.offered = Some(sub);
+    }
+
+    /// Offers the next sub-batch and begins to send its pages at once.
+    fn begin_direct(&mut self, link: &mut Link, batch: &Batch<'_>) {
+        let sub = self.cut(link, batch);
+        let pages = (sub.from..sub.to).map(|at| body_page(batch, batch.page(at)));
+        link.body.clear();
+        link.body.extend(pages);
+        let mut header = batch.header(link, Op::Put, sub.id, sub.len());
+        header.flags |= FLAG_DIRECT;
+        header.body_len = body_bytes(&link.body);
+        link.queue(&header, |meta| push_offers(meta, sub, batch));
+        self.sending = Some(sub);
+        self.cursor = BodyCursor::default();
+        self.hashed = 0;
+    }
+
+    /// Takes the next sub-batch.
+    fn cut(&mut self, link: &mut Link, batch: &Batch<'_>) -> Sub {
         let to = batch.cut(self.next, self.end, &link.limits);
         let sub = Sub { from: self.next, to, id: link.request_id() };
-        let header = batch.header(link, Op::Put, sub.id, sub.len());
-        link.queue(&header, |meta| {
-            for at in sub.from..sub.to {
-                let page = batch.page(at);
-                records::push_offered(meta, batch.wire_len(page), batch.position(page), batch.key(page));
-            }
-        });
         self.next = to;
-        self.offered = Some(sub);
+        sub
     }
 
     /// Writes until all is written (true) or the socket is full (false).
@@ -133,14 +170,21 @@ impl Put {
             return Err(LinkError::Unexpected("it has a body"));
         }
         match header.op {
+            Op::Put if self.direct => match self.sent.take() {
+                Some(sub) if sub.id == header.request_id => {
+                    let body = std::mem::take(&mut link.next_body);
+                    let taken = take_results(header, sub, &body, link, batch);
+                    link.next_body = body;
+                    taken
+                }
+                Some(_) => Err(LinkError::Unexpected("it answers other pages")),
+                None => self.take_sending(header, link, batch),
+            },
             Op::Put => match self.offered.take() {
                 Some(sub) if sub.id == header.request_id => self.take_verdicts(header, sub, link, batch),
                 _ => Err(LinkError::Unexpected("it answers another offer")),
             },
-            Op::PutData => match self.sending.take() {
-                Some(sub) if sub.id == header.request_id => self.take_results(header, sub, link, batch),
-                _ => Err(LinkError::Unexpected("it answers other pages")),
-            },
+            Op::PutData => self.take_sending(header, link, batch),
             Op::Exists | Op::Get | Op::Delete | Op::Touch | Op::Ping => {
                 Err(LinkError::Unexpected("it answers another request"))
             }
@@ -168,12 +212,7 @@ impl Put {
             let page = batch.page(at);
             match Code::from_wire(byte) {
                 None => return Err(LinkError::Unexpected("a verdict is not known")),
-                // `order` holds `u32` indices.
-                Some(Code::Want) => next.push(BodyPage {
-                    page: page as u32,
-                    len: batch.wire_len(page),
-                    record: [0; PAGE_RECORD_BYTES],
-                }),
+                Some(Code::Want) => next.push(body_page(batch, page)),
                 Some(code) => batch.outcomes[page] = outcome::from_code(Op::Put, code),
             }
         }
@@ -182,34 +221,68 @@ impl Put {
         Ok(())
     }
 
-    /// The verdicts on the pages that were sent.
-    fn take_results(
+    /// The verdicts on the pages that were sent last.
+    fn take_sending(
         &mut self,
         header: &Header,
-        sub: Sub,
         link: &mut Link,
         batch: &mut Batch<'_>,
     ) -> Result<(), LinkError> {
-        if self.cursor.at < link.body.len() {
-            // The server has given up on the pages that are still to be sent; there is no way back into step.
-            return Err(LinkError::Unexpected("it comes before all pages were sent"));
-        }
-        let count = link.body.len();
-        if header.status != Code::Ok {
-            link.note_refusal(header.status);
-            for entry in &link.body {
-                batch.outcomes[entry.page as usize] = outcome::from_code(Op::PutData, header.status);
+        match self.sending.take() {
+            Some(sub) if sub.id == header.request_id => {
+                if self.cursor.at < link.body.len() {
+                    // The server has given up on the pages that are still to be sent; there is no way back into step.
+                    return Err(LinkError::Unexpected("it comes before all pages were sent"));
+                }
+                let body = std::mem::take(&mut link.body);
+                let taken = take_results(header, sub, &body, link, batch);
+                link.body = body;
+                taken
             }
-            return batch.settle(Sub { to: sub.from, ..sub }, Op::PutData, header.status);
+            _ => Err(LinkError::Unexpected("it answers other pages")),
         }
-        if header.count as usize != count || link.meta().len() != count {
-            return Err(LinkError::Unexpected("it has another number of verdicts"));
-        }
-        for (&byte, entry) in link.meta().iter().zip(&link.body) {
-            let code = Code::from_wire(byte).filter(|&code| code != Code::Want);
-            let code = code.ok_or(LinkError::Unexpected("a verdict is not known"))?;
-            batch.outcomes[entry.page as usize] = outcome::from_code(Op::PutData, code);
-        }
-        Ok(())
     }
+}
+
+/// The verdicts on pages that were sent.
+fn take_results(
+    header: &Header,
+    sub: Sub,
+    body: &[BodyPage],
+    link: &mut Link,
+    batch: &mut Batch<'_>,
+) -> Result<(), LinkError> {
+    if header.status != Code::Ok {
+        link.note_refusal(header.status);
+        for entry in body {
+            batch.outcomes[entry.page as usize] = outcome::from_code(Op::PutData, header.status);
+        }
+        return batch.settle(Sub { to: sub.from, ..sub }, Op::PutData, header.status);
+    }
+    if header.count as usize != body.len() || link.meta().len() != body.len() {
+        return Err(LinkError::Unexpected("it has another number of verdicts"));
+    }
+    for (&byte, entry) in link.meta().iter().zip(body) {
+        let code = Code::from_wire(byte).filter(|&code| code != Code::Want);
+        let code = code.ok_or(LinkError::Unexpected("a verdict is not known"))?;
+        batch.outcomes[entry.page as usize] = outcome::from_code(Op::PutData, code);
+    }
+    Ok(())
+}
+
+fn push_offers(meta: &mut Vec<u8>, sub: Sub, batch: &Batch<'_>) {
+    for at in sub.from..sub.to {
+        let page = batch.page(at);
+        records::push_offered(meta, batch.wire_len(page), batch.position(page), batch.key(page));
+    }
+}
+
+/// A page that is to be sent; its record follows with its checksum.
+fn body_page(batch: &Batch<'_>, page: usize) -> BodyPage {
+    // `order` holds `u32` indices.
+    BodyPage { page: page as u32, len: batch.wire_len(page), record: [0; PAGE_RECORD_BYTES] }
+}
+
+fn body_bytes(body: &[BodyPage]) -> u64 {
+    body.iter().map(|page| u64::from(page.len) + PAGE_RECORD_BYTES as u64).sum()
 }

@@ -51,7 +51,7 @@ fn ops_on_pages_allocate_nothing_after_the_first() {
     let client = Client::connect(config).unwrap();
     let space = client.space(SpaceDescription::named("allocations").unwrap()).unwrap();
     let keys: Vec<String> = (0..300).map(|i| format!("key-{i}")).collect();
-    let pages: Vec<Vec<u8>> = (0..300).map(|i| vec![i as u8; 30_000]).collect();
+    let pages: Vec<Vec<u8>> = (0..300).map(|i| vec![i as u8; 13_000]).collect();
     let sources: Vec<&[u8]> = pages.iter().map(Vec::as_slice).collect();
     let mut room: Vec<Vec<u8>> = pages.iter().map(|page| vec![0; page.len()]).collect();
     let mut targets: Vec<&mut [u8]> = room.iter_mut().map(Vec::as_mut_slice).collect();
@@ -71,4 +71,28 @@ fn ops_on_pages_allocate_nothing_after_the_first() {
     }
     assert_eq!(round(), [0; 4]);
     assert_eq!(room, pages);
+}
+
+#[test]
+fn a_batch_that_several_threads_move_allocates_for_the_threads_only() {
+    let fake = Fake::start();
+    let config = Config::builder().without_environment().servers(fake.address.to_string()).build().unwrap();
+    let client = Client::connect(config).unwrap();
+    let space = client.space(SpaceDescription::named("allocations").unwrap()).unwrap();
+    let round = |count: usize| {
+        let keys: Vec<String> = (0..count).map(|i| format!("key-{i}")).collect();
+        let page = vec![7; (8 << 20) / count];
+        let sources = vec![&page[..]; count];
+        let mut out = vec![PageOutcome::Denied; count];
+        let mut flags = vec![false; count];
+        let put = allocations(|| assert_eq!(space.put_from(&keys, &sources, &mut out).unwrap().ok, count));
+        assert_eq!(space.delete(&keys, &mut flags).unwrap().ok, count);
+        put
+    };
+    for _ in 0..4 {
+        round(400);
+    }
+    let few = round(4);
+    assert_eq!(round(400), few, "a hundred times the pages");
+    assert!(few < 32, "{few} allocations in a batch");
 }

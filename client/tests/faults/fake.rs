@@ -7,13 +7,13 @@ use memkv_core::page::key_digest;
 use memkv_core::{Key, Limits, PageHasher, PageMeta, SpaceDescription};
 use memkv_proto::v1;
 use memkv_transport::auth::{AuthKey, SessionKey, SessionTranscript};
-use memkv_transport::frame::{Code, FLAG_EXACT, FLAG_PREFIX, HEADER_BYTES, Header, Op};
+use memkv_transport::frame::{Code, FLAG_DIRECT, FLAG_EXACT, FLAG_PREFIX, HEADER_BYTES, Header, Op};
 use memkv_transport::handshake::{self, ATTACH_BYTES, Attach, AttachStatus, PROOF_BYTES};
 use memkv_transport::records::{self, PAGE_RECORD_BYTES};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -50,6 +50,8 @@ pub(crate) struct State {
     /// Calls of OpenSpace so far.
     pub(crate) opened_spaces: watch::Sender<usize>,
     pub(crate) attached: AtomicUsize,
+    /// Bytes of bodies that came.
+    pub(crate) body_bytes: AtomicU64,
     /// While set, ops on pages are answered by `UnknownSpace`.
     pub(crate) forgetful: AtomicBool,
     sessions: Mutex<HashMap<[u8; 16], SessionKey>>,
@@ -90,6 +92,7 @@ impl Fake {
             ended: watch::Sender::new(0),
             opened_spaces: watch::Sender::new(0),
             attached: AtomicUsize::new(0),
+            body_bytes: AtomicU64::new(0),
             forgetful: AtomicBool::new(false),
             sessions: Mutex::default(),
             next_session: AtomicUsize::new(1),
@@ -286,6 +289,7 @@ async fn data(mut stream: TcpStream, state: &State) -> std::io::Result<()> {
         header.verify(&head, &meta).unwrap();
         let mut body = vec![0; usize::try_from(header.body_len).unwrap()];
         stream.read_exact(&mut body).await?;
+        state.body_bytes.fetch_add(header.body_len, SeqCst);
         let reply = answer(state, &header, &meta, &body, &mut offers);
         let act = if header.op == Op::Ping {
             Act::Send(reply)
@@ -351,6 +355,7 @@ fn answer(state: &State, header: &Header, meta: &[u8], body: &[u8], offers: &mut
             }
         }
         Op::Put => {
+            let mut rest = body;
             let mut wanted = Vec::new();
             for offered in records::offered(meta, header.count) {
                 let offered = offered.unwrap();
@@ -360,12 +365,24 @@ fn answer(state: &State, header: &Header, meta: &[u8], body: &[u8], offers: &mut
                     _ if key.starts_with(b"busy") => Code::Busy,
                     _ => Code::Want,
                 };
-                if code == Code::Want {
-                    let digest = key_digest(header.space, offered.key);
-                    wanted.push((key.to_vec(), digest));
-                }
+                let page = (key.to_vec(), key_digest(header.space, offered.key));
+                let code = if header.flags & FLAG_DIRECT != 0 {
+                    let (own, others) = rest.split_at(PAGE_RECORD_BYTES + offered.len as usize);
+                    rest = others;
+                    if code == Code::Want {
+                        Code::from_wire(take_pages(&mut pages, &[page], own)[0]).unwrap()
+                    } else {
+                        code
+                    }
+                } else {
+                    if code == Code::Want {
+                        wanted.push(page);
+                    }
+                    code
+                };
                 out.push(code as u8);
             }
+            assert!(rest.is_empty());
             offers.insert(header.request_id, wanted);
         }
         Op::PutData => out = take_pages(&mut pages, &offers.remove(&header.request_id).unwrap(), body),

@@ -9,6 +9,7 @@ use memkv_client::blocking::{Client, Space};
 use memkv_client::{Config, ErrorKind, PageOutcome, RawPieces, ServerState, SpaceDescription, Transport};
 use memkv_core::Limits;
 use memkv_transport::frame::{HEADER_BYTES, Op};
+use memkv_transport::records::PAGE_RECORD_BYTES;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -147,6 +148,14 @@ fn a_get_cut_at_any_byte_reports_what_came_whole() {
     }
 }
 
+/// Puts pages that are there already, so that the next put asks first.
+fn make_it_ask(space: &Space) {
+    let names: Vec<_> = (0..200).map(|i| format!("there-{i}")).collect();
+    let pages = vec![vec![1; 10]; 200];
+    assert_eq!(put(space, &names, &pages), vec![PageOutcome::Stored; 200]);
+    assert_eq!(put(space, &names, &pages), vec![PageOutcome::Exists; 200]);
+}
+
 #[test]
 fn other_replies_cut_at_any_byte_are_no_success() {
     let fake = Fake::start();
@@ -154,6 +163,10 @@ fn other_replies_cut_at_any_byte_are_no_success() {
         for cut in 0..whole {
             fake.state.pages.lock().unwrap().clear();
             let (client, space) = connect(&[&fake]);
+            if op == Op::PutData {
+                fake.script(|_, reply| Act::Send(reply));
+                make_it_ask(&space);
+            }
             fake.script(move |asked, reply| {
                 if asked == op { Act::SendAndClose(reply[..cut].to_vec()) } else { Act::Send(reply) }
             });
@@ -308,6 +321,28 @@ fn only_wanted_pages_are_sent() {
 }
 
 #[test]
+fn pages_are_sent_unasked_while_they_are_seldom_there() {
+    let fake = Fake::start();
+    let (_client, space) = connect(&[&fake]);
+    let pages: Vec<_> = (0..100).map(|i| page(i, 1000)).collect();
+    let sent = |names: &str, outcome| {
+        let keys: Vec<_> = (0..100).map(|i| format!("{names}-{i}")).collect();
+        let (bytes, requests) = (fake.state.body_bytes.load(SeqCst), *fake.state.requests.borrow());
+        assert_eq!(put(&space, &keys, &pages), vec![outcome; 100]);
+        (fake.state.body_bytes.load(SeqCst) - bytes, *fake.state.requests.borrow() - requests)
+    };
+    const ALL: u64 = 100 * (1000 + PAGE_RECORD_BYTES as u64);
+    assert_eq!(sent("a", PageOutcome::Stored), (ALL, 1), "unasked: one request");
+    assert_eq!(sent("a", PageOutcome::Exists), (ALL, 1), "nobody could know");
+    assert_eq!(sent("a", PageOutcome::Exists), (0, 1), "asked: nothing is sent in vain");
+    assert_eq!(sent("b", PageOutcome::Stored), (ALL, 2), "asked: an offer and its pages");
+    for round in 0..8 {
+        sent(&format!("c{round}"), PageOutcome::Stored);
+    }
+    assert_eq!(sent("d", PageOutcome::Stored), (ALL, 1), "new pages again: unasked");
+}
+
+#[test]
 fn long_batches_are_cut_and_pipelined() {
     let limits = Limits { batch_keys_max: 3, frame_meta_bytes_max: 45, ..Limits::default() };
     let fake = Fake::with(None, limits);
@@ -317,6 +352,14 @@ fn long_batches_are_cut_and_pipelined() {
     assert_eq!(put(&space, &keys, &pages), vec![PageOutcome::Stored; 50]);
     let asked = *fake.state.requests.borrow();
     // "key-10" offered takes 16 bytes of the 45: two to a frame, three for shorter keys at most.
+    assert!(asked >= 17, "{asked}");
+    // The same with the question first.
+    assert_eq!(put(&space, &keys, &pages), vec![PageOutcome::Exists; 50]);
+    assert_eq!(put(&space, &keys, &pages), vec![PageOutcome::Exists; 50]);
+    fake.state.pages.lock().unwrap().clear();
+    let before = *fake.state.requests.borrow();
+    assert_eq!(put(&space, &keys, &pages), vec![PageOutcome::Stored; 50]);
+    let asked = *fake.state.requests.borrow() - before;
     assert!(asked >= 2 * 17, "{asked}");
     let mut there = vec![false; 50];
     assert_eq!(space.exists(&keys, &mut there).unwrap().ok, 50);

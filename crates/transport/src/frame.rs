@@ -8,7 +8,7 @@
 //! | 0  | 4  | magic       | `4d 4b 46 31` ("MKF1") |
 //! | 4  | 1  | version     | layout of this header: 1 |
 //! | 5  | 1  | op          | [`Op`]; a reply has bit 7 set |
-//! | 6  | 2  | flags       | [`FLAG_EXACT`], [`FLAG_PREFIX`] |
+//! | 6  | 2  | flags       | [`FLAG_EXACT`], [`FLAG_PREFIX`], [`FLAG_DIRECT`] |
 //! | 8  | 8  | request_id  | chosen by the client, returned in every reply |
 //! | 16 | 16 | space       | the space's identity; zero in replies |
 //! | 32 | 4  | count       | records in the meta section |
@@ -28,12 +28,16 @@
 //! | delete   | keys | – | bitmap of what was there | – |
 //! | get      | wanted pages | – | page records | the found pages, in order, without gaps |
 //! | put      | offered pages | – | one verdict byte a page | – |
+//! | put, direct | offered pages | for each page, in order: page record, bytes | one verdict byte a page | – |
 //! | put-data | – (count = pages that follow) | for each wanted page, in order: page record, bytes | one verdict byte a page | – |
 //! | ping     | – | – | – | – |
 //!
 //! A put is an offer; the server answers which pages it wants ([`Code::Want`]) and holds a slot for each. The
 //! client then sends one put-data frame with the same request id and exactly the wanted pages. If it wants
 //! none, the op is over. A client that cannot go on closes the connection, and the slots are free again.
+//!
+//! With [`FLAG_DIRECT`] a put brings all its pages with the offer, which saves the round trip. The server reads over the
+//! bytes of pages that it does not want. A client does so while its pages are seldom there already.
 //!
 //! Requests on one connection may follow each other without waiting (a put-data frame comes after its
 //! verdicts, with any frames between them); the server answers them in order. A reply whose status is not [`Code::Ok`] has no
@@ -52,7 +56,10 @@ pub const FLAG_EXACT: u16 = 1;
 /// Exists: bits after the first absent key are zero, present or not.
 pub const FLAG_PREFIX: u16 = 2;
 
-const KNOWN_FLAGS: u16 = FLAG_EXACT | FLAG_PREFIX;
+/// Put: the pages follow the offer at once.
+pub const FLAG_DIRECT: u16 = 4;
+
+const KNOWN_FLAGS: u16 = FLAG_EXACT | FLAG_PREFIX | FLAG_DIRECT;
 const REPLY_BIT: u8 = 0x80;
 
 /// What a frame asks for.

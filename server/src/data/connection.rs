@@ -1,13 +1,14 @@
 //! The loop of one data connection: a frame in, a reply out, in order.
 
-use super::desk::Desk;
+use super::desk::{Desk, Taken};
 use super::inbox::Inbox;
-use super::offers::{Offer, Offers, PIECES, Receiving};
+use super::offers::{Held, Offer, Offers, PIECES, Receiving};
 use super::transfer::{Broken, Patience, read_exact, read_some, write_reply};
 use crate::metrics::Metrics;
 use crate::node::{Node, Phase};
 use crate::sessions::Attachment;
-use memkv_transport::frame::{Code, FrameError, HEADER_BYTES, Header, Op};
+use memkv_storage::Space;
+use memkv_transport::frame::{Code, FLAG_DIRECT, FrameError, HEADER_BYTES, Header, Op};
 use std::io::IoSliceMut;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -122,7 +123,7 @@ impl Connection {
         if header.count > limits.batch_keys_max {
             return Err(FrameError::OverLimit("keys in a request"));
         }
-        if header.op != Op::PutData && header.body_len != 0 {
+        if header.op != Op::PutData && !is_direct(header) && header.body_len != 0 {
             return Err(FrameError::Records);
         }
         Ok(())
@@ -139,7 +140,20 @@ impl Connection {
         }
         if let Some(reply) = self.turn_away(&header, deadline) {
             self.inbox.recycle(meta);
+            self.skip(header.body_len, &self.patience()).await?;
             return self.reply(&reply).await;
+        }
+        if is_direct(&header) {
+            let taken = self.desk.take_direct(&header, &meta, &self.offers);
+            self.inbox.recycle(meta);
+            return match taken {
+                Ok(Taken::Pages(space, held)) => self.receive(header, &space, held).await,
+                Ok(Taken::Refused(reply)) => {
+                    self.skip(header.body_len, &self.patience()).await?;
+                    self.reply(&reply).await
+                }
+                Err(error) => self.protocol_error(Some(&header), error).await,
+            };
         }
         let now_ms = self.node.clock.now_ms();
         let outcome = match header.op {
@@ -192,8 +206,14 @@ impl Connection {
             let reply = self.desk.refuse(&header, Code::Expired, "the offer expired before its pages came");
             return self.reply(&reply).await;
         }
+        self.receive(header, &offer.space, offer.held).await
+    }
+
+    /// Receives pages into the slots that are held for them, and says what became of each.
+    async fn receive(&mut self, header: Header, space: &Space, held: Vec<Held>) -> Result<Next, Broken> {
+        let patience = self.patience();
         let session = Arc::clone(&self.attachment.session);
-        let mut pages = Receiving::new(offer.held, self.node.clock.now_ms());
+        let mut pages = Receiving::new(held, self.node.clock.now_ms());
         let buffered = self.inbox.buffered(usize::try_from(header.body_len).unwrap_or(usize::MAX));
         let mut outcome = pages.copy_from(buffered);
         if let Ok(used) = outcome {
@@ -213,7 +233,7 @@ impl Connection {
         }
         session.received_bytes.fetch_add(header.body_len, Ordering::Relaxed);
         self.count_put(&pages);
-        self.node.persist(&offer.space, &pages.stored_keys(offer.space.id())).await;
+        self.node.persist(space, &pages.stored_keys(space.id())).await;
         self.desk.pins.clear();
         self.desk.meta.clear();
         self.desk.meta.extend_from_slice(&pages.verdicts);
@@ -283,6 +303,11 @@ impl Connection {
             }
         }
     }
+}
+
+/// Whether a request brings its pages along.
+fn is_direct(header: &Header) -> bool {
+    header.op == Op::Put && header.flags & FLAG_DIRECT != 0
 }
 
 impl Drop for Connection {

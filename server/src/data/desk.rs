@@ -18,6 +18,14 @@ use tokio::time::Instant;
 /// Entries a reused list keeps room for between requests.
 const KEPT_ENTRIES: usize = 4096;
 
+/// What a put came to before its pages move.
+pub(crate) enum Taken {
+    /// One entry for each page, and the space they belong to.
+    Pages(Arc<Space>, Vec<Held>),
+    /// The reply to a request that cannot be served at all.
+    Refused(Header),
+}
+
 /// A connection's work place.
 pub(crate) struct Desk {
     node: Arc<Node>,
@@ -144,6 +152,40 @@ impl Desk {
         offers: &mut Offers,
         expires: Instant,
     ) -> Result<Header, FrameError> {
+        let (space, mut held) = match self.take(header, meta, offers)? {
+            Taken::Pages(space, held) => (space, held),
+            Taken::Refused(reply) => return Ok(reply),
+        };
+        self.meta.clear();
+        self.meta.extend(held.iter().map(|page| page.offer_verdict() as u8));
+        held.retain(Held::is_wanted);
+        let existing = self.meta.iter().filter(|&&code| code == Code::Exists as u8).count();
+        Metrics::add(&self.node.metrics.put_existing, existing as u64);
+        if !held.is_empty() && !offers.add(self.pending(header.request_id, space, held, expires)) {
+            // Two offers with one id: which one would the pages belong to?
+            return Err(FrameError::Records);
+        }
+        Ok(Header::reply_to(header, Code::Ok, header.count))
+    }
+
+    /// Prepares for the pages that come with a put: a slot for each that is wanted.
+    pub(crate) fn take_direct(
+        &mut self,
+        header: &Header,
+        meta: &[u8],
+        offers: &Offers,
+    ) -> Result<Taken, FrameError> {
+        let taken = self.take(header, meta, offers)?;
+        match &taken {
+            Taken::Pages(_, held) if super::offers::body_len(held) != header.body_len => {
+                Err(FrameError::Records)
+            }
+            Taken::Pages(..) | Taken::Refused(_) => Ok(taken),
+        }
+    }
+
+    /// A slot, or a reason against it, for each page of a put.
+    fn take(&mut self, header: &Header, meta: &[u8], offers: &Offers) -> Result<Taken, FrameError> {
         // All records are read before the first slot is taken.
         for offered in records::offered(meta, header.count) {
             offered?;
@@ -152,45 +194,38 @@ impl Desk {
         let Some(space) = self.node.engine.space(header.space) else {
             self.meta
                 .extend_from_slice(b"the space was not opened since this server's start; call Kv.OpenSpace");
-            return Ok(Header::reply_to(header, Code::UnknownSpace, 0));
+            return Ok(Taken::Refused(Header::reply_to(header, Code::UnknownSpace, 0)));
         };
         let mut room = self.offer_bytes_max().saturating_sub(offers.held_bytes());
-        let mut held = Vec::new();
+        let mut held = Vec::with_capacity(header.count as usize);
         let write_through = self.node.config.storage.nvme_mode == NvmeMode::WriteThrough;
-        let (mut existing, mut busy) = (0, 0);
+        let mut busy = 0;
         for offered in records::offered(meta, header.count) {
             let offered = offered?;
             let hashed = HashedKey::new(header.space, offered.key);
-            let code = if offered.len == 0 || offered.len > self.node.limits.page_bytes_max {
-                Code::TooLarge
+            let refused = |code| Held::unwanted(code, offered.len);
+            let page = if offered.len == 0 || offered.len > self.node.limits.page_bytes_max {
+                refused(Code::TooLarge)
             } else if !offers.has_room() || u64::from(offered.len) > room {
-                self.if_absent(&space, hashed, Code::Busy)
+                refused(self.if_absent(&space, hashed, Code::Busy))
             } else {
                 match self.node.engine.reserve(&space, hashed, offered.len, offered.position) {
                     Ok(filling) => {
                         room -= u64::from(offered.len);
                         let page = Held::new(filling, hashed.digest, offered.len);
-                        held.push(if write_through { page.with_key(offered.key) } else { page });
-                        Code::Want
+                        if write_through { page.with_key(offered.key) } else { page }
                     }
-                    Err(Refusal::Exists) => Code::Exists,
-                    Err(Refusal::Busy) => Code::Busy,
-                    Err(Refusal::TooLarge { .. }) => Code::TooLarge,
+                    Err(Refusal::Exists) => refused(Code::Exists),
+                    Err(Refusal::Busy) => refused(Code::Busy),
+                    Err(Refusal::TooLarge { .. }) => refused(Code::TooLarge),
                 }
             };
-            existing += u64::from(code == Code::Exists);
-            busy += u64::from(code == Code::Busy);
-            self.meta.push(code as u8);
+            busy += u64::from(!page.is_wanted() && page.offer_verdict() == Code::Busy);
+            held.push(page);
         }
-        let metrics = &self.node.metrics;
-        Metrics::add(&metrics.put_keys, header.count.into());
-        Metrics::add(&metrics.put_existing, existing);
-        Metrics::add(&metrics.put_busy, busy);
-        if !held.is_empty() && !offers.add(self.pending(header.request_id, space, held, expires)) {
-            // Two offers with one id: which one would the pages belong to?
-            return Err(FrameError::Records);
-        }
-        Ok(Header::reply_to(header, Code::Ok, header.count))
+        Metrics::add(&self.node.metrics.put_keys, header.count.into());
+        Metrics::add(&self.node.metrics.put_busy, busy);
+        Ok(Taken::Pages(space, held))
     }
 
     fn if_absent(&self, space: &Space, key: HashedKey<'_>, otherwise: Code) -> Code {

@@ -22,26 +22,46 @@ pub(crate) const PIECES: usize = 64;
 /// Bytes of one vectored read, so that they are still in the core's cache when they are hashed.
 const READ_BYTES: usize = 1 << 20;
 
+/// Bytes of unwanted pages that are read over at once.
+const SINK_BYTES: usize = 64 << 10;
+
 /// A reserved slot and what its checksum starts from.
 #[derive(Debug)]
 pub(crate) struct Held {
-    /// The slot; gone once the page was judged.
+    /// The slot; gone once the page was judged, and never there for a page that is not wanted.
     filling: Option<Filling>,
     digest: u64,
     len: usize,
     /// The key, if the page must be on a drive before it is acknowledged.
     key: Option<Box<[u8]>>,
+    /// The page's verdict unless it comes whole and sound.
+    verdict: Code,
 }
 
 impl Held {
     /// Holds a slot for the page of `len` bytes whose key has this digest.
     pub(crate) fn new(filling: Filling, digest: u64, len: u32) -> Self {
-        Self { filling: Some(filling), digest, len: len as usize, key: None }
+        Self { filling: Some(filling), digest, len: len as usize, key: None, verdict: Code::Corrupt }
     }
 
     /// Also keeps the key, for [`Receiving::stored_keys`].
     pub(crate) fn with_key(self, key: Key<'_>) -> Self {
         Self { key: Some(key.as_bytes().into()), ..self }
+    }
+
+    /// Whether a slot is held for it.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.filling.is_some()
+    }
+
+    /// The answer to the offer of this page.
+    pub(crate) fn offer_verdict(&self) -> Code {
+        if self.is_wanted() { Code::Want } else { self.verdict }
+    }
+
+    /// A page that comes although it is not wanted, for the reason `verdict`.
+    pub(crate) fn unwanted(verdict: Code, len: u32) -> Self {
+        Self { filling: None, digest: 0, len: len as usize, key: None, verdict }
     }
 }
 
@@ -132,6 +152,8 @@ pub(crate) struct Receiving {
     records: Vec<[u8; PAGE_RECORD_BYTES]>,
     progress: Progress,
     hasher: Option<PageHasher>,
+    /// Where the bytes of unwanted pages go; empty until there are any.
+    sink: Vec<u8>,
     /// What became of each page so far.
     pub(crate) verdicts: Vec<u8>,
     /// Bytes of stored pages.
@@ -147,8 +169,11 @@ impl Receiving {
     /// Expects the pages of `held`.
     pub(crate) fn new(held: Vec<Held>, now_ms: u64) -> Self {
         let records = vec![[0; PAGE_RECORD_BYTES]; held.len()];
-        let verdicts = Vec::with_capacity(held.len());
-        Self { held, records, progress: Progress::default(), hasher: None, verdicts, stored_bytes: 0, now_ms }
+        let verdicts = held.iter().map(|page| page.verdict as u8).collect();
+        let wanted = held.iter().all(|page| page.filling.is_some());
+        let sink = if wanted { Vec::new() } else { vec![0; SINK_BYTES] };
+        let progress = Progress::default();
+        Self { held, records, progress, hasher: None, sink, verdicts, stored_bytes: 0, now_ms }
     }
 
     /// The keys of the stored pages, as far as they were kept.
@@ -170,8 +195,24 @@ impl Receiving {
         let mut skip_bytes = self.progress.offset;
         let (mut used, mut room) = (0, READ_BYTES);
         for (record, page) in self.records[first..].iter_mut().zip(&mut self.held[first..]) {
-            let page = page.filling.as_mut().map(Filling::bytes_mut).unwrap_or_default();
-            for piece in [&mut record[..], page].into_iter().skip(std::mem::take(&mut skip_pieces)) {
+            let Some(filling) = page.filling.as_mut() else {
+                // An unwanted page: its record, then as much of it as the sink takes at once.
+                if std::mem::take(&mut skip_pieces) == 0 {
+                    if used < PIECES {
+                        slices[used] = IoSliceMut::new(&mut record[std::mem::take(&mut skip_bytes)..]);
+                        used += 1;
+                    }
+                } else {
+                    let left = page.len - skip_bytes;
+                    let most = left.min(self.sink.len());
+                    slices[used] = IoSliceMut::new(&mut self.sink[..most]);
+                    used += 1;
+                }
+                return used;
+            };
+            for piece in
+                [&mut record[..], filling.bytes_mut()].into_iter().skip(std::mem::take(&mut skip_pieces))
+            {
                 if used == PIECES || room == 0 {
                     return used;
                 }
@@ -263,7 +304,7 @@ impl Receiving {
             Ok(Published::Exists) => Code::Exists,
             Err(_corrupt) => Code::Corrupt,
         };
-        self.verdicts.push(verdict as u8);
+        self.verdicts[page] = verdict as u8;
         Ok(())
     }
 }
@@ -303,15 +344,19 @@ mod tests {
     fn pages_are_stored_wherever_the_reads_end() {
         let engine = Engine::new(EngineConfig::with_dram(64 << 20)).unwrap();
         let total = offered(&engine).1.len();
+        let unwanted = 1;
         for first in 0..=total {
             for second in first..=total {
-                let (held, body) = offered(&engine);
+                let (mut held, body) = offered(&engine);
+                held[unwanted] = Held::unwanted(Code::Exists, LENS[unwanted]);
                 let mut pages = Receiving::new(held, 0);
                 for part in [&body[..first], &body[first..second], &body[second..]] {
                     assert_eq!(pages.copy_from(part), Ok(part.len()));
                 }
                 assert!(pages.is_done());
-                assert_eq!(pages.verdicts, [Code::Ok as u8; LENS.len()], "cut at {first} and {second}");
+                let mut expected = [Code::Ok as u8; LENS.len()];
+                expected[unwanted] = Code::Exists as u8;
+                assert_eq!(pages.verdicts, expected, "cut at {first} and {second}");
             }
         }
     }

@@ -9,7 +9,7 @@ use memkv_proto::v1::server_message::Message as FromServer;
 use memkv_server::config::{Config, command};
 use memkv_server::{Server, Stopped};
 use memkv_transport::auth::{AuthKey, Credential, SessionKey, SessionTranscript, same_secret};
-use memkv_transport::frame::{Code, HEADER_BYTES, Header, Op};
+use memkv_transport::frame::{Code, FLAG_DIRECT, HEADER_BYTES, Header, Op};
 use memkv_transport::handshake::{Attach, AttachError, CHALLENGE_BYTES, WELCOME_BYTES, read_status};
 use memkv_transport::records;
 use std::io::{Read as _, Write as _};
@@ -396,6 +396,18 @@ pub(crate) fn put_data(space: SpaceId, request_id: u64, pages: &[(&[u8], &[u8])]
         body.extend_from_slice(page);
     }
     (Header::request(Op::PutData, request_id, space, pages.len() as u32), body)
+}
+
+/// A put that brings its pages along.
+pub(crate) fn direct_put(space: SpaceId, id: u64, pages: &[(&[u8], &[u8])]) -> (Header, Vec<u8>, Vec<u8>) {
+    let mut meta = Vec::new();
+    for (key, page) in pages {
+        records::push_offered(&mut meta, page.len() as u32, 0, Key::new(key).unwrap());
+    }
+    let (_, body) = put_data(space, id, pages);
+    let mut header = Header::request(Op::Put, id, space, pages.len() as u32);
+    header.flags = FLAG_DIRECT;
+    (header, meta, body)
 }
 
 pub(crate) fn meta_of(space: SpaceId, key: &[u8], page: &[u8]) -> PageMeta {

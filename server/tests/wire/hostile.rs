@@ -1,6 +1,6 @@
 //! Peers that break the rules, stall, or vanish. Each is told, dropped, and takes nothing with it.
 
-use crate::harness::{Fixture, LONG, Wire, frame, page, put_data};
+use crate::harness::{Fixture, LONG, Wire, direct_put, frame, page, put_data};
 use memkv_core::SpaceId;
 use memkv_transport::frame::{Code, Header, Op};
 use std::io::{Read as _, Write as _};
@@ -150,6 +150,31 @@ fn pages_that_were_not_offered_like_this_close_the_connection() {
 }
 
 #[test]
+fn a_put_whose_pages_do_not_fit_its_records_closes_the_connection() {
+    let fixture = Fixture::open(&[]);
+    let space = fixture.open_space("hostile");
+    let session = fixture.session();
+    let pages: [(&[u8], &[u8]); 2] = [(b"a", &[1; 50]), (b"b", &[2; 60])];
+    let spoil: [fn(&mut Header, &mut Vec<u8>); 4] = [
+        |_, body| body.truncate(body.len() - 1),
+        |header, _| header.flags = 0,
+        |_, body| body[4] = 49,
+        |_, body| body[16 + 50] = 200,
+    ];
+    for (case, spoil) in spoil.iter().enumerate() {
+        let mut wire = fixture.attach(&session).unwrap();
+        let (mut header, meta, mut body) = direct_put(space, 1, &pages);
+        spoil(&mut header, &mut body);
+        wire.send(&header, &meta, &body);
+        wire.expect_refused(Code::Malformed);
+        let mut other = fixture.attach(&session).unwrap();
+        // The first page of the last case was whole and right.
+        assert_eq!(other.presence(Op::Delete, 0, space, &[b"a", b"b"]), [case == 3, false], "case {case}");
+    }
+    fixture.wait_status("all slots free", |status| status.dram.as_ref().unwrap().used_bytes == 0);
+}
+
+#[test]
 fn a_put_that_dies_at_any_byte_is_never_visible() {
     let fixture = Fixture::open(&[]);
     let space = fixture.open_space("hostile");
@@ -161,6 +186,16 @@ fn a_put_that_dies_at_any_byte_is_never_visible() {
         assert_eq!(wire.ask(&header, &meta).meta, [Code::Want as u8]);
         let (header, body) = put_data(space, header.request_id, &[(b"k", &bytes)]);
         wire.stream.write_all(&frame(&header, b"", &body)[..cut]).unwrap();
+        assert!(!watcher.exists(space, b"k"), "visible with {cut} bytes sent");
+        drop(wire);
+        assert!(!watcher.exists(space, b"k"), "visible after a cut at {cut}");
+    }
+    // The same for a put that brings its page along.
+    let (header, meta, body) = direct_put(space, 1, &[(b"k", &bytes)]);
+    let whole = frame(&header, &meta, &body);
+    for cut in 0..whole.len() {
+        let mut wire = fixture.attach(&session).unwrap();
+        wire.stream.write_all(&whole[..cut]).unwrap();
         assert!(!watcher.exists(space, b"k"), "visible with {cut} bytes sent");
         drop(wire);
         assert!(!watcher.exists(space, b"k"), "visible after a cut at {cut}");

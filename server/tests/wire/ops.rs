@@ -1,7 +1,7 @@
 //! What each op of the data plane means.
 
-use crate::harness::{Fixture, frame, meta_of, page, put_data, split_pages};
-use memkv_core::SpaceDescription;
+use crate::harness::{Fixture, direct_put, frame, meta_of, page, put_data, split_pages};
+use memkv_core::{SpaceDescription, SpaceId};
 use memkv_transport::frame::{Code, FLAG_EXACT, FLAG_PREFIX, Header, Op};
 
 #[test]
@@ -28,6 +28,44 @@ fn pages_come_back_byte_for_byte() {
         assert!(read == bytes, "{} differs", String::from_utf8_lossy(key));
     }
     assert_eq!(fixture.status().ops.unwrap().put_stored, 7);
+}
+
+#[test]
+fn a_put_may_bring_its_pages_along() {
+    let fixture = Fixture::open(&["--page-max", "1MiB"]);
+    let space = fixture.open_space("ops");
+    let (_session, mut wire) = fixture.wire();
+    assert_eq!(wire.put(space, &[(b"there", b"first")]), [Code::Ok]);
+    let (large, over) = (page(3, 900_000), page(4, (1 << 20) + 1));
+    // Unwanted pages at the beginning, in the middle and at the end, one of them larger than any buffer.
+    let pages: [(&[u8], &[u8]); 6] = [
+        (b"over", &over),
+        (b"a", b"1"),
+        (b"there", b"second"),
+        (b"b", &large),
+        (b"c", b"3"),
+        (b"over2", &over),
+    ];
+    let (header, meta, mut body) = direct_put(space, 7, &pages);
+    // One bit of the page before the last.
+    let at = body.len() - over.len() - 16 - 1;
+    body[at] ^= 1;
+    wire.send(&header, &meta, &body);
+    let reply = wire.receive();
+    let verdicts = [Code::TooLarge, Code::Ok, Code::Exists, Code::Ok, Code::Corrupt, Code::TooLarge];
+    assert_eq!((reply.header.op, reply.header.status), (Op::Put, Code::Ok));
+    assert_eq!(reply.meta, verdicts.map(|code| code as u8));
+    assert_eq!(wire.get(space, 0, &[(b"there", 10)])[0].2, b"first", "the first writer wins");
+    assert!(wire.get(space, 0, &[(b"b", 1 << 20)])[0].2 == large);
+    assert!(!wire.exists(space, b"c") && !wire.exists(space, b"over"));
+
+    // In a space that nobody opened, the pages are read over and the connection goes on.
+    let (header, meta, body) = direct_put(SpaceId([9; 16]), 8, &pages);
+    wire.send(&header, &meta, &body);
+    assert_eq!(wire.receive().header.status, Code::UnknownSpace);
+    assert!(wire.exists(space, b"a"));
+    let ops = fixture.status().ops.unwrap();
+    assert_eq!((ops.put_stored, ops.put_existing), (3, 1));
 }
 
 #[test]
