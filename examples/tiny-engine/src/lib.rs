@@ -6,7 +6,6 @@ mod attention;
 pub mod config;
 pub mod executor;
 pub mod math;
-pub mod pages;
 pub mod pool;
 pub mod request;
 pub mod router;
@@ -14,7 +13,6 @@ pub mod weights;
 
 pub use config::ModelConfig;
 pub use executor::{ExecuteError, Executor, Run, TransformerExecutor};
-pub use pages::PageBook;
 pub use pool::{KvLayout, KvPool};
 pub use request::{Answer, Event, Request, RequestId, SubmitError};
 pub use router::{Batch, Router, RouterLimits};

@@ -1,5 +1,6 @@
 //! What a caller asks for and what it gets.
 
+use memkv_radix::Namespace;
 use std::fmt;
 use thiserror::Error;
 
@@ -22,6 +23,8 @@ pub struct Request {
     pub new_tokens_max: usize,
     /// Ends the answer when it is generated.
     pub stop: Option<u32>,
+    /// Whom the request shares pages with: a salt per tenant keeps tenants apart.
+    pub namespace: Namespace,
 }
 
 /// Why a request was not taken.

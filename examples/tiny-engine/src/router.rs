@@ -16,8 +16,8 @@
 
 use crate::executor::Run;
 use crate::math::argmax;
-use crate::pages::{Lease, PageBook};
 use crate::request::{Answer, Event, Request, RequestId, SubmitError};
+use memkv_radix::{Access, DevicePage, Namespace, RadixCache};
 use ndarray::ArrayView2;
 use std::collections::VecDeque;
 
@@ -81,6 +81,7 @@ struct Sequence {
     prompt: usize,
     new_tokens_max: usize,
     stop: Option<u32>,
+    namespace: Namespace,
     cached_tokens: Option<usize>,
     retractions: u32,
 }
@@ -110,7 +111,8 @@ impl Sequence {
 #[derive(Debug)]
 struct Running {
     sequence: Sequence,
-    lease: Lease,
+    /// Its row of pages, and the lock on those that the tree owns.
+    held: memkv_radix::Request,
     /// Tokens whose keys and values are in the pages.
     computed: usize,
     /// Aborted while its batch was under way.
@@ -125,11 +127,10 @@ impl Running {
 }
 
 /// Plans batches; see the module's documentation.
-#[derive(Debug)]
 pub struct Router {
     limits: RouterLimits,
     vocabulary: usize,
-    pages: PageBook,
+    cache: RadixCache,
     waiting: VecDeque<Sequence>,
     /// Oldest first.
     running: Vec<Running>,
@@ -140,11 +141,11 @@ pub struct Router {
 impl Router {
     /// A router without requests, for a model of `vocabulary` tokens.
     #[must_use]
-    pub fn new(limits: RouterLimits, vocabulary: usize, pages: PageBook) -> Self {
+    pub fn new(limits: RouterLimits, vocabulary: usize, cache: RadixCache) -> Self {
         Self {
             limits,
             vocabulary,
-            pages,
+            cache,
             waiting: VecDeque::new(),
             running: Vec::new(),
             in_flight: false,
@@ -158,7 +159,7 @@ impl Router {
     ///
     /// [`SubmitError`] if it could never run, or too many wait.
     pub fn submit(&mut self, request: Request) -> Result<RequestId, SubmitError> {
-        let Request { prompt, new_tokens_max, stop } = request;
+        let Request { prompt, new_tokens_max, stop, namespace } = request;
         if prompt.is_empty() || new_tokens_max == 0 {
             return Err(SubmitError::Empty);
         }
@@ -167,9 +168,10 @@ impl Router {
             return Err(SubmitError::UnknownToken { token, vocabulary });
         }
         // The last generated token is never computed.
-        let pages = self.pages.pages_for(prompt.len().saturating_add(new_tokens_max) - 1);
-        if pages > self.pages.capacity() {
-            return Err(SubmitError::TooLong { pages, pool: self.pages.capacity() });
+        let pages = self.pages_for(prompt.len().saturating_add(new_tokens_max) - 1);
+        let pool = self.cache.device().capacity();
+        if pages > pool {
+            return Err(SubmitError::TooLong { pages, pool });
         }
         if self.waiting.len() >= self.limits.waiting {
             return Err(SubmitError::Busy(self.waiting.len()));
@@ -182,6 +184,7 @@ impl Router {
             tokens: prompt,
             new_tokens_max,
             stop,
+            namespace,
             cached_tokens: None,
             retractions: 0,
         });
@@ -214,10 +217,20 @@ impl Router {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// The pages, to look at.
+    /// The cache, to look at.
     #[must_use]
-    pub fn pages(&self) -> &PageBook {
-        &self.pages
+    pub fn cache(&self) -> &RadixCache {
+        &self.cache
+    }
+
+    fn pages_for(&self, tokens: usize) -> usize {
+        tokens.div_ceil(self.cache.shape().page_tokens())
+    }
+
+    /// Device pages that requests may get: free ones, and those of the tree that nobody uses.
+    fn available(&self) -> usize {
+        let stats = self.cache.stats();
+        stats.device_free + stats.evictable_tokens / self.cache.shape().page_tokens()
     }
 
     /// Plans the next batch; `None` if there is nothing to do.
@@ -229,42 +242,36 @@ impl Router {
         assert!(!self.in_flight, "a batch must be committed before the next one is planned");
         let mut runs = Vec::new();
         let mut budget = self.limits.batch_tokens.max(1);
-        let retracted = self.plan_running(&mut budget, &mut runs);
-        // Who had to give way must not be let in again at once.
-        if !retracted {
-            self.plan_waiting(&mut budget, &mut runs);
-        }
+        self.plan_running(&mut budget, &mut runs);
+        self.plan_waiting(&mut budget, &mut runs);
         self.in_flight = !runs.is_empty();
         self.in_flight.then_some(Batch { runs })
     }
 
-    /// Gives each running request its next tokens, oldest first; returns whether one lost its pages.
-    fn plan_running(&mut self, budget: &mut usize, runs: &mut Vec<Planned>) -> bool {
+    /// Gives each running request its next tokens: those that generate first, and the older before the younger.
+    fn plan_running(&mut self, budget: &mut usize, runs: &mut Vec<Planned>) {
         // A token that is generated must not wait for somebody's prompt.
         let (generating, reading): (Vec<RequestId>, Vec<RequestId>) = {
             let is_generating = |running: &&Running| running.computed >= running.sequence.prompt;
             let (a, b): (Vec<&Running>, Vec<&Running>) = self.running.iter().partition(is_generating);
             (a.iter().map(|r| r.sequence.id).collect(), b.iter().map(|r| r.sequence.id).collect())
         };
-        let mut retracted = false;
         for id in generating.into_iter().chain(reading) {
             // It may have been retracted meanwhile.
             while let Some(at) = self.running.iter().position(|running| running.sequence.id == id) {
                 if *budget == 0 || self.plan_one(at, budget, runs) {
                     break;
                 }
-                retracted = true;
-                self.retract_youngest(runs, budget);
+                self.retract_youngest(runs);
             }
         }
-        retracted
     }
 
     /// Plans one request's next tokens; `false` if there are no pages for them.
     fn plan_one(&mut self, at: usize, budget: &mut usize, runs: &mut Vec<Planned>) -> bool {
         let running = &mut self.running[at];
         let end = running.computed + running.left().min(*budget);
-        if !self.pages.grow(&mut running.lease, end) {
+        if self.cache.reserve(&mut running.held, end).is_err() {
             return false;
         }
         let tokens = running.sequence.tokens[running.computed..end].to_vec();
@@ -273,19 +280,18 @@ impl Router {
             request: running.sequence.id,
             tokens,
             start: running.computed,
-            pages: running.lease.pages(),
+            pages: running.held.row().iter().map(DevicePage::index).collect(),
         });
         true
     }
 
     /// Takes the pages from the youngest request and lets it wait at the front of the queue.
-    fn retract_youngest(&mut self, runs: &mut Vec<Planned>, budget: &mut usize) {
+    fn retract_youngest(&mut self, runs: &mut Vec<Planned>) {
         let Some(mut running) = self.running.pop() else { return };
-        let id = running.sequence.id;
-        if let Some(at) = runs.iter().position(|planned| planned.request == id) {
-            *budget += runs.remove(at).tokens.len();
-        }
-        self.pages.release(running.lease);
+        // A batch never names pages that were given back.
+        runs.retain(|planned| planned.request != running.sequence.id);
+        // What the tree got at checkpoints stays there, and is found again if nobody needs the room.
+        drop(self.cache.retract(running.held));
         running.sequence.retractions += 1;
         self.waiting.push_front(running.sequence);
     }
@@ -294,21 +300,19 @@ impl Router {
     fn plan_waiting(&mut self, budget: &mut usize, runs: &mut Vec<Planned>) {
         while *budget > 0 && self.running.len() < self.limits.running {
             let Some(sequence) = self.waiting.front() else { return };
-            // At least one token is computed, so the last one is not looked for.
-            let known = &sequence.tokens[..sequence.tokens.len() - 1];
-            let lease = self.pages.open(known);
-            let needed = self.pages.pages_for(sequence.tokens.len()) - lease.len();
+            let held = self.cache.start(Access::of(&sequence.namespace), (&sequence.tokens).into(), 0);
+            let needed = self.pages_for(sequence.tokens.len()) - held.row().len();
             // One page each for those who run already, or the newcomer would soon be sent away again.
-            if needed + self.running.len() > self.pages.available() {
-                self.pages.release(lease);
+            if needed + self.running.len() > self.available() {
+                self.cache.abort(held);
                 return;
             }
             let mut sequence = self.waiting.pop_front().expect("the front was just looked at");
-            let computed = self.pages.tokens_of(&lease);
+            let computed = held.row().len() * self.cache.shape().page_tokens();
             sequence.cached_tokens.get_or_insert(computed);
-            self.running.push(Running { sequence, lease, computed, doomed: false });
+            self.running.push(Running { sequence, held, computed, doomed: false });
             if !self.plan_one(self.running.len() - 1, budget, runs) {
-                self.retract_youngest(runs, budget);
+                self.retract_youngest(runs);
                 return;
             }
         }
@@ -333,17 +337,23 @@ impl Router {
             if running.doomed {
                 continue;
             }
-            self.pages.checkpoint(&mut running.lease, &running.sequence.tokens[..running.computed]);
+            if running.computed <= running.sequence.prompt {
+                // Others may share a prompt from now on; generated tokens follow when the answer is complete.
+                let kept = self.cache.checkpoint(&mut running.held, running.computed);
+                kept.expect("the row was reserved for what was computed");
+            }
             if running.left() > 0 {
                 continue;
             }
             let logits = logits.to_vec();
             let token = argmax(&logits);
             running.sequence.tokens.push(token);
+            running.held.push(token.into());
             events.push(Event::Token { request: planned.request, token, logits });
             if running.sequence.is_complete() {
-                let Running { sequence, lease, computed, .. } = self.running.remove(at);
-                self.pages.finish(lease, &sequence.tokens[..computed]);
+                let Running { sequence, held, computed, .. } = self.running.remove(at);
+                let kept = self.cache.finish(held, computed);
+                kept.expect("the row was reserved for what was computed");
                 events.push(Event::Finished(sequence.answer()));
             }
         }
@@ -361,7 +371,7 @@ impl Router {
     fn bury(&mut self) {
         let doomed: Vec<Running> = self.running.extract_if(.., |running| running.doomed).collect();
         for running in doomed {
-            self.pages.release(running.lease);
+            self.cache.abort(running.held);
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The engine against plain definitions: what a transformer computes, and what a cache may change (nothing).
 
+mod cache;
 mod executor;
+mod harness;
 mod reference;
 mod router;
 

@@ -1,61 +1,14 @@
 //! The router: batches that fit their bounds, answers that do not depend on company, and no page lost.
 
-use crate::{MODEL, reference};
-use memkv_tiny_engine::math::argmax;
-use memkv_tiny_engine::{
-    Event, Executor, KvLayout, KvPool, PageBook, Request, RequestId, Router, RouterLimits, SubmitError,
-    TransformerExecutor,
-};
+use crate::harness::{Engine, answer, ask, expected};
+use memkv_tiny_engine::{Event, Executor, Request, RequestId, RouterLimits, SubmitError};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 const PAGE_TOKENS: usize = 4;
 
-fn engine(pages: u32, limits: RouterLimits) -> (Router, TransformerExecutor) {
-    let pool = Arc::new(KvPool::new(KvLayout::new(&MODEL.config, PAGE_TOKENS), pages as usize));
-    let router = Router::new(limits, MODEL.config.vocabulary, PageBook::new(PAGE_TOKENS, pages));
-    (router, TransformerExecutor::new(MODEL.clone(), pool))
-}
-
-fn ask(prompt: &[u32], new_tokens_max: usize) -> Request {
-    Request { prompt: prompt.to_vec(), new_tokens_max, stop: None }
-}
-
-/// What a model that computes everything alone would answer; nothing if two tokens are so near each other that
-/// rounding decides.
-fn answer(prompt: &[u32], new_tokens: usize) -> Option<Vec<u32>> {
-    let mut tokens = prompt.to_vec();
-    for _ in 0..new_tokens {
-        let logits = reference::logits(&MODEL, &tokens);
-        let last: Vec<f32> = logits.last()?.iter().map(|x| *x as f32).collect();
-        let best = argmax(&last);
-        let near = |other: &&f32| last[best as usize] - **other < 1e-4;
-        if last.iter().filter(near).count() > 1 {
-            return None;
-        }
-        tokens.push(best);
-    }
-    Some(tokens.split_off(prompt.len()))
-}
-
-fn expected(prompt: &[u32], new_tokens: usize) -> Vec<u32> {
-    answer(prompt, new_tokens).expect("a prompt without near ties")
-}
-
-/// Steps until nothing is left to do; returns the answers.
-fn drain(router: &mut Router, executor: &mut TransformerExecutor) -> BTreeMap<RequestId, Vec<u32>> {
-    let mut answers = BTreeMap::new();
-    while let Some(batch) = router.plan() {
-        let logits = executor.execute(&batch.runs()).expect("the router's batches fit");
-        for event in router.commit(&batch, logits.view()) {
-            if let Event::Finished(answer) = event {
-                answers.insert(answer.request, answer.tokens);
-            }
-        }
-    }
-    assert!(router.is_idle());
-    answers
+fn engine(pages: u32, limits: RouterLimits) -> Engine {
+    Engine::new(PAGE_TOKENS, pages, limits)
 }
 
 proptest! {
@@ -69,17 +22,14 @@ proptest! {
         // From just enough for one request to enough for all.
         pages in 8_u32..40,
     ) {
-        let limits = RouterLimits { batch_tokens, running, waiting: 16 };
-        let (mut router, mut executor) = engine(pages, limits);
-        let mut wanted = BTreeMap::new();
-        for (prompt, new_tokens) in &prompts {
-            let id = router.submit(ask(prompt, *new_tokens)).unwrap();
-            let answer = answer(prompt, *new_tokens);
-            prop_assume!(answer.is_some());
-            wanted.insert(id, answer.unwrap());
+        let mut engine = engine(pages, RouterLimits { batch_tokens, running, waiting: 16 });
+        let requests: Vec<_> = prompts.iter().map(|(prompt, new_tokens)| ask(prompt, *new_tokens)).collect();
+        for (outcome, (prompt, new_tokens)) in engine.answer(&requests).iter().zip(&prompts) {
+            let wanted = answer(prompt, *new_tokens);
+            prop_assume!(wanted.is_some());
+            prop_assert_eq!(outcome.tokens(), wanted.unwrap());
         }
-        prop_assert_eq!(drain(&mut router, &mut executor), wanted);
-        prop_assert_eq!(router.pages().available(), pages as usize);
+        prop_assert!(engine.nothing_is_held());
     }
 
     #[test]
@@ -87,31 +37,31 @@ proptest! {
         prompts in prop::collection::vec(prop::collection::vec(0_u32..97, 1..24), 2..6),
         aborts in prop::collection::vec((0_usize..12, 0_usize..6, any::<bool>()), 1..6),
     ) {
-        let limits = RouterLimits { batch_tokens: 7, running: 3, waiting: 16 };
-        let (mut router, mut executor) = engine(20, limits);
-        let ids: Vec<_> = prompts.iter().map(|prompt| router.submit(ask(prompt, 4)).unwrap()).collect();
+        let mut engine = engine(20, RouterLimits { batch_tokens: 7, running: 3, waiting: 16 });
+        let ids: Vec<_> = prompts.iter().map(|prompt| engine.router.submit(ask(prompt, 4)).unwrap()).collect();
         let mut gone = Vec::new();
         let mut answered = BTreeMap::new();
         for step in 0.. {
-            let abort = |router: &mut Router, gone: &mut Vec<RequestId>, under_way: bool| {
+            let abort = |engine: &mut Engine, gone: &mut Vec<RequestId>, under_way: bool| {
                 for (_, victim, _) in aborts.iter().filter(|(at, _, during)| (*at, *during) == (step, under_way)) {
-                    if let Some(id) = ids.get(*victim) && router.abort(*id) {
+                    if let Some(id) = ids.get(*victim) && engine.router.abort(*id) {
                         gone.push(*id);
                     }
                 }
             };
-            abort(&mut router, &mut gone, false);
-            let Some(batch) = router.plan() else { break };
-            abort(&mut router, &mut gone, true);
-            let logits = executor.execute(&batch.runs()).unwrap();
-            for event in router.commit(&batch, logits.view()) {
+            abort(&mut engine, &mut gone, false);
+            let Some(batch) = engine.router.plan() else { break };
+            abort(&mut engine, &mut gone, true);
+            let logits = engine.executor.execute(&batch.runs()).unwrap();
+            for event in engine.router.commit(&batch, logits.view()) {
                 if let Event::Finished(answer) = event {
                     answered.insert(answer.request, answer.tokens);
                 }
             }
+            prop_assert!(engine.router.cache().check().is_ok());
         }
-        prop_assert!(router.is_idle());
-        prop_assert_eq!(router.pages().available(), 20);
+        prop_assert!(engine.router.is_idle());
+        prop_assert!(engine.nothing_is_held());
         prop_assert_eq!(gone.len() + answered.len(), ids.len());
         for (id, prompt) in ids.iter().zip(&prompts).filter(|(id, _)| !gone.contains(id)) {
             let answer = answer(prompt, 4);
@@ -123,63 +73,106 @@ proptest! {
 
 #[test]
 fn a_long_prompt_is_read_in_pieces_between_the_tokens_of_others() {
-    let (mut router, mut executor) = engine(64, RouterLimits { batch_tokens: 8, running: 4, waiting: 4 });
-    let short = router.submit(ask(&[1, 2, 3], 6)).unwrap();
+    let mut engine = engine(64, RouterLimits { batch_tokens: 8, running: 4, waiting: 4 });
+    let short = engine.router.submit(ask(&[1, 2, 3], 6)).unwrap();
     let long: Vec<u32> = (0..40).collect();
-    router.submit(ask(&long, 1)).unwrap();
+    engine.router.submit(ask(&long, 1)).unwrap();
     let mut tokens_of_short = Vec::new();
-    let mut steps = 0;
-    while let Some(batch) = router.plan() {
-        assert!(batch.tokens() <= 8);
-        steps += 1;
-        let logits = executor.execute(&batch.runs()).unwrap();
-        for event in router.commit(&batch, logits.view()) {
+    let mut before = 0;
+    for step in 1.. {
+        let Some(events) = engine.step() else { break };
+        assert!(engine.executor.tokens_computed() - before <= 8);
+        before = engine.executor.tokens_computed();
+        for event in events {
             if let Event::Token { request, .. } = event
                 && request == short
             {
-                tokens_of_short.push(steps);
+                tokens_of_short.push(step);
             }
         }
     }
     // One token at every step, though the long prompt fills each batch.
     assert_eq!(tokens_of_short, [1, 2, 3, 4, 5, 6]);
-    assert_eq!(executor.tokens_computed(), 3 + 5 + 40);
+    assert_eq!(before, 3 + 5 + 40);
 }
 
 #[test]
 fn who_gives_way_starts_again_and_says_so() {
     // Both fit when they begin, and not when they have grown.
-    let (mut router, mut executor) = engine(6, RouterLimits::default());
+    let mut engine = engine(6, RouterLimits::default());
     let prompts = [[5_u32; 8], [6; 8]];
-    for prompt in &prompts {
-        router.submit(ask(prompt, 9)).unwrap();
+    let outcomes = engine.answer(&prompts.map(|prompt| ask(&prompt, 9)));
+    let retractions = |outcome: &crate::harness::Outcome| outcome.answer.as_ref().unwrap().retractions;
+    assert_eq!([retractions(&outcomes[0]), retractions(&outcomes[1])], [0, 1]);
+    for (outcome, prompt) in outcomes.iter().zip(&prompts) {
+        assert_eq!(outcome.tokens(), expected(prompt, 9));
     }
-    let mut retractions = Vec::new();
-    while let Some(batch) = router.plan() {
-        let logits = executor.execute(&batch.runs()).unwrap();
-        for event in router.commit(&batch, logits.view()) {
-            if let Event::Finished(answer) = event {
-                assert_eq!(answer.tokens, expected(&prompts[retractions.len()], 9));
-                retractions.push(answer.retractions);
-            }
-        }
+}
+
+#[test]
+fn who_gave_way_comes_before_those_who_came_later() {
+    let mut engine = engine(6, RouterLimits::default());
+    let ids = [5_u32, 6, 7].map(|token| engine.router.submit(ask(&[token; 8], 9)).unwrap());
+    let mut finished = Vec::new();
+    while let Some(events) = engine.step() {
+        finished.extend(events.into_iter().filter_map(|event| match event {
+            Event::Finished(answer) => Some(answer),
+            Event::Token { .. } => None,
+        }));
     }
-    assert_eq!(retractions, [0, 1]);
+    assert_eq!(finished.iter().map(|answer| answer.request).collect::<Vec<_>>(), ids);
+    assert!(finished[1].retractions > 0);
+}
+
+#[test]
+fn a_prompt_is_shared_while_its_first_request_still_runs() {
+    let mut engine = engine(32, RouterLimits { batch_tokens: 8, ..RouterLimits::default() });
+    let prompt: Vec<u32> = (0..20).collect();
+    engine.router.submit(ask(&prompt, 10)).unwrap();
+    // Two pieces of the prompt; the third is under way when the second request comes.
+    engine.step().unwrap();
+    engine.step().unwrap();
+    assert_eq!(engine.answer(&[ask(&prompt, 1)]).remove(0).cached(), 16);
 }
 
 #[test]
 fn a_stop_token_ends_an_answer() {
     let whole = expected(&[9, 8, 7], 5);
     let stop = whole[2];
-    let (mut router, mut executor) = engine(16, RouterLimits::default());
-    let id = router.submit(Request { stop: Some(stop), ..ask(&[9, 8, 7], 5) }).unwrap();
+    let request = Request { stop: Some(stop), ..ask(&[9, 8, 7], 5) };
+    let outcome = engine(16, RouterLimits::default()).answer(&[request]).remove(0);
     let end = whole.iter().position(|token| *token == stop).unwrap();
-    assert_eq!(drain(&mut router, &mut executor)[&id], whole[..=end]);
+    assert_eq!(outcome.tokens(), &whole[..=end]);
+}
+
+#[test]
+fn a_batch_that_was_not_computed_is_planned_again() {
+    let mut engine = engine(16, RouterLimits::default());
+    engine.router.submit(ask(&[9, 8, 7], 1)).unwrap();
+    let batch = engine.router.plan().unwrap();
+    engine.router.give_up();
+    assert_eq!(engine.router.plan(), Some(batch));
+}
+
+#[test]
+fn pages_of_a_batch_under_way_keep_their_owner() {
+    let mut engine = engine(16, RouterLimits::default());
+    let free = |engine: &Engine| engine.router.cache().stats().device_free;
+    let id = engine.router.submit(ask(&[9, 8, 7, 6, 5], 1)).unwrap();
+    let batch = engine.router.plan().unwrap();
+    assert_eq!(free(&engine), 14);
+    assert!(engine.router.abort(id));
+    assert!(!engine.router.abort(id));
+    // The executor may be writing to them.
+    assert_eq!(free(&engine), 14);
+    let logits = engine.executor.execute(&batch.runs()).unwrap();
+    assert_eq!(engine.router.commit(&batch, logits.view()), []);
+    assert_eq!(free(&engine), 16);
 }
 
 #[test]
 fn what_could_never_run_is_refused() {
-    let (mut router, _) = engine(4, RouterLimits { waiting: 1, ..RouterLimits::default() });
+    let mut router = engine(4, RouterLimits { waiting: 1, ..RouterLimits::default() }).router;
     assert_eq!(router.submit(ask(&[], 1)), Err(SubmitError::Empty));
     assert_eq!(router.submit(ask(&[1], 0)), Err(SubmitError::Empty));
     let unknown = SubmitError::UnknownToken { token: 97, vocabulary: 97 };
