@@ -1,7 +1,8 @@
 //! What an engine is made with.
 
 use memkv_eviction::PolicyKind;
-use memkv_memory::{ArenaError, HugePages};
+use memkv_memory::{ArenaError, HugePages, Numa};
+use memkv_nvme::{DriveConfig, IoChoice, LogError};
 use std::path::PathBuf;
 
 /// Sizes and choices of an [`Engine`](crate::Engine), fixed for its life.
@@ -29,6 +30,8 @@ pub struct EngineConfig {
     pub backing: Option<PathBuf>,
     /// Whether to lock the memory.
     pub mlock: bool,
+    /// Where the memory lies on a machine with several memory nodes.
+    pub numa: Numa,
     /// The tier on drives, if there is one.
     pub nvme: Option<NvmeConfig>,
     /// The largest share of the memory that [`Engine::keep`](crate::Engine::keep) may take out of eviction, 0 to 0.9.
@@ -36,6 +39,28 @@ pub struct EngineConfig {
     /// Bytes per second that the background scrubber checks; 0 for none. Only noted: whoever runs
     /// [`Engine::scrub`](crate::Engine::scrub) keeps the pace.
     pub scrub_bytes_per_s: u64,
+}
+
+impl EngineConfig {
+    /// The watermarks, checked together with what else must make sense.
+    pub(crate) fn marks(&self) -> Result<Watermarks, EngineError> {
+        if !(0.0..=0.9).contains(&self.pin_share) {
+            return Err(EngineError::PinShare(self.pin_share));
+        }
+        Watermarks::new(self)
+    }
+
+    /// The most bytes of `capacity` that may be kept.
+    pub(crate) fn kept_bytes_max(&self, capacity: u64) -> u64 {
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a share between 0 and 0.9 of a size"
+        )]
+        let bytes = (capacity as f64 * self.pin_share) as u64;
+        bytes
+    }
 }
 
 /// The tier on drives.
@@ -83,32 +108,12 @@ impl EngineConfig {
             policy: PolicyKind::Lru,
             backing: None,
             mlock: false,
+            numa: Numa::Auto,
             nvme: None,
             pin_share: 0.25,
             scrub_bytes_per_s: 0,
         }
     }
-}
-
-/// A directory on a drive.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DriveConfig {
-    /// The directory.
-    pub path: PathBuf,
-    /// The most bytes that it may hold.
-    pub quota_bytes: u64,
-}
-
-/// How drives are read and written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum IoChoice {
-    /// With `io_uring` if it works, else with threads.
-    #[default]
-    Auto,
-    /// With `io_uring`, or not at all.
-    Uring,
-    /// With threads.
-    Threads,
 }
 
 /// Why an engine cannot be made.
@@ -122,9 +127,18 @@ pub enum EngineError {
         /// The high one.
         high: f64,
     },
+    /// The share of the memory that may be kept makes no sense.
+    #[error("the share of the memory that may be kept is {0}; use 0 to 0.9")]
+    PinShare(f64),
     /// There is no memory for pages.
     #[error(transparent)]
     Arena(#[from] ArenaError),
+    /// The drives cannot be used.
+    #[error(transparent)]
+    Drives(#[from] LogError),
+    /// A thread could not be started.
+    #[error("the system refused a thread: {0}")]
+    Thread(std::io::Error),
 }
 
 /// The watermarks as shares in 1/1000, so that decisions are whole numbers.

@@ -1,5 +1,6 @@
 //! What outlives the process: writing pages through to a drive, waiting for removals to be noted there, and the end.
 
+use crate::config::NvmeMode;
 use crate::engine::Engine;
 use crate::index::HashedKey;
 use crate::space::Space;
@@ -14,21 +15,51 @@ pub struct Persisted {
 }
 
 impl Engine {
-    /// With [`NvmeMode::WriteThrough`](crate::NvmeMode::WriteThrough): writes pages that were just published to a
-    /// drive, and completes when each of them is there or was dropped. Otherwise completes at once with nothing done.
+    /// With [`NvmeMode::WriteThrough`]: writes pages that were just published to a drive, and completes when each of
+    /// them is there or was dropped. Otherwise completes at once with nothing done.
     ///
     /// For a server to call once for each put request, before it acknowledges. Dropping the future does not stop the
     /// writes.
     pub async fn persist(&self, space: &Space, keys: &[HashedKey<'_>]) -> Persisted {
-        let _ = (space, keys);
-        Persisted::default()
+        let drives = self.state.drives.as_ref().filter(|drives| drives.mode == NvmeMode::WriteThrough);
+        let Some(drives) = drives else { return Persisted::default() };
+        let (durable, dropped) = self.state.persist(drives, space, keys).await;
+        Persisted { durable, dropped }
     }
 
     /// Completes when every removal (delete, clear, quarantine) that was done before the call is noted on the drives,
     /// so that no removed page comes back after a crash. At once without drives.
-    pub async fn settle_removals(&self) {}
+    pub async fn settle_removals(&self) {
+        if let Some(drives) = &self.state.drives {
+            drives.settle().await;
+        }
+    }
 
     /// Ends the engine after the last request: finishes the writes that have begun, and marks what outlives the
-    /// process as whole. Later calls find an engine without drives.
-    pub fn close(&self) {}
+    /// process as whole. Afterwards nothing is stored any more and pages on drives are misses. Blocks.
+    pub fn close(&self) {
+        self.end_writes();
+        if let Some(drives) = &self.state.drives {
+            drives.log.close();
+        }
+        if let Err(error) = self.state.arena.close() {
+            tracing::warn!(%error, "the memory's file could not be marked as whole; its pages will be verified");
+        }
+    }
+
+    /// Lets the writes end that are in flight, and begins no others.
+    fn end_writes(&self) {
+        let Some(drives) = &self.state.drives else { return };
+        drives.writes.close();
+        let finisher = self.finisher.lock().take();
+        if finisher.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that ends writes has panicked");
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.end_writes();
+    }
 }

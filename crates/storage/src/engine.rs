@@ -1,18 +1,21 @@
 //! The engine: what the server calls.
 
-use crate::check::ScrubStatus;
-use crate::config::{EngineConfig, EngineError, Watermarks};
+use crate::check::Scrubber;
+use crate::config::{EngineConfig, EngineError};
 use crate::evict::Evictor;
-use crate::index::{Entry, HashedKey, Index, SHARDS, StoredKey};
+use crate::index::{HashedKey, Place, SHARDS};
 use crate::list::{self, BadCursor, KeyInfo, Listing};
-use crate::page::{Filling, PagePin, Refusal};
-use crate::pressure::Pressure;
-use crate::quarantine::{Quarantine, QuarantinedInfo};
-use crate::space::{OpenSpaceError, Space, Spaces};
-use crate::status::{Cleared, EngineStatus, Evicted, RecoveryReport, Tally, Tier, count};
+use crate::page::{Filling, Refusal};
+use crate::recovery::{self, Started};
+use crate::space::{OpenSpaceError, Space};
+use crate::spaces_file::SpacesFile;
+use crate::state::State;
+use crate::status::{Cleared, Evicted, RecoveryReport, count};
 use memkv_core::{SpaceDescription, SpaceId};
-use memkv_memory::{Arena, ArenaConfig, ReservedSlot};
+use memkv_memory::ReservedSlot;
+use parking_lot::Mutex;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// The store of one server. All methods may be called from any thread.
@@ -21,31 +24,14 @@ use std::time::Duration;
 /// found.
 pub struct Engine {
     pub(crate) state: Arc<State>,
-    evictor: Evictor,
-    config: EngineConfig,
-    recovery: RecoveryReport,
-}
-
-/// What pages on their way in share with the engine.
-pub(crate) struct State {
-    pub(crate) arena: Arc<Arena>,
-    pub(crate) index: Index,
-    pub(crate) spaces: Spaces,
-    pub(crate) tally: Tally,
-    pub(crate) pressure: Pressure,
-    pub(crate) marks: Watermarks,
-    pub(crate) quarantine: Quarantine,
-}
-
-impl State {
-    /// Takes a page that was just removed from its shard, which is still locked, out of the counts and the arena.
-    /// Returns its length.
-    pub(crate) fn retire(&self, space: &Space, entry: &Entry) -> u64 {
-        let bytes = self.arena.page(entry.slot()).map_or(0, |page| u64::from(page.meta.len));
-        space.count_out(1, bytes);
-        self.arena.doom(entry.slot());
-        bytes
-    }
+    pub(crate) evictor: Evictor,
+    pub(crate) config: EngineConfig,
+    pub(crate) recovery: RecoveryReport,
+    pub(crate) scrubber: Mutex<Scrubber>,
+    /// Held while a new space is noted; the file, if there is one.
+    spaces_file: Mutex<Option<SpacesFile>>,
+    /// Ends writes to drives.
+    pub(crate) finisher: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Engine {
@@ -59,30 +45,42 @@ impl Engine {
     }
 
     /// Like [`Engine::new`], and finds the pages that an earlier process left in the backing file and on the drives.
-    /// A failed drive does not prevent the start, see [`EngineStatus::degraded`].
     ///
     /// # Errors
     ///
-    /// As [`Engine::new`]; also if another process uses the same files.
+    /// As [`Engine::new`]; also if another process uses the same files, or no drive can be used.
     pub fn open(config: EngineConfig) -> Result<(Arc<Self>, RecoveryReport), EngineError> {
-        let marks = Watermarks::new(&config)?;
-        let arena = Arena::new(ArenaConfig {
-            prefault: config.prefault,
-            huge_pages: config.huge_pages,
-            ..ArenaConfig::anonymous(config.dram_bytes, config.page_bytes_max)
-        })?;
-        let state = State {
-            arena,
-            index: Index::new(),
-            spaces: Spaces::new(config.spaces_max),
-            tally: Tally::default(),
-            pressure: Pressure::default(),
-            marks,
-            quarantine: Quarantine::default(),
+        Self::open_with(config, None, &|_| {})
+    }
+
+    /// Like [`Engine::open`]; `progress` is told how many bytes of how many are resident.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::open`].
+    pub fn open_watched(
+        config: EngineConfig,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<(Arc<Self>, RecoveryReport), EngineError> {
+        Self::open_with(config, Some(progress), &|_| {})
+    }
+
+    pub(crate) fn open_with(
+        config: EngineConfig,
+        progress: Option<&dyn Fn(u64, u64)>,
+        tune: recovery::Tune<'_>,
+    ) -> Result<(Arc<Self>, RecoveryReport), EngineError> {
+        let Started { state, report, spaces_file, finisher } = recovery::start(&config, progress, tune)?;
+        let engine = Self {
+            state,
+            evictor: Evictor::new(config.policy),
+            config,
+            recovery: report,
+            scrubber: Mutex::default(),
+            spaces_file: Mutex::new(spaces_file),
+            finisher: Mutex::new(finisher),
         };
-        let recovery = RecoveryReport::default();
-        let evictor = Evictor::new(config.policy);
-        Ok((Arc::new(Self { state: Arc::new(state), evictor, config, recovery }), recovery))
+        Ok((Arc::new(engine), report))
     }
 
     /// The largest page that is taken: the configured limit, or less in a small store. What a server announces.
@@ -91,13 +89,39 @@ impl Engine {
         self.state.arena.page_bytes_max()
     }
 
-    /// Opens a space, or finds it if it is open.
+    /// Opens a space, or finds it if it is open. A new space is noted beside what outlives the process before it is
+    /// there; that waits for the drives.
     ///
     /// # Errors
     ///
     /// [`OpenSpaceError::TooMany`] if it is new and the engine has as many spaces as it may.
     pub fn open_space(&self, description: SpaceDescription) -> Result<Arc<Space>, OpenSpaceError> {
+        let id = description.id();
+        if let Some(space) = self.state.spaces.get(id) {
+            return Ok(space);
+        }
+        let file = self.spaces_file.lock();
+        if !self.state.spaces.is_full() {
+            self.note_space(file.as_ref(), &description);
+        }
         self.state.spaces.open(description)
+    }
+
+    /// Keeps a space's description. Failing that, its pages are dropped by the next start, and nothing worse.
+    fn note_space(&self, file: Option<&SpacesFile>, description: &SpaceDescription) {
+        let space = description.id();
+        if let Some(file) = file {
+            let mut all: Vec<_> = self.spaces().iter().map(|space| space.description().clone()).collect();
+            all.push(description.clone());
+            if let Err(error) = file.write(&all) {
+                tracing::warn!(%space, %error, "cannot note a space beside the memory's file");
+            }
+        }
+        if let Some(drives) = &self.state.drives
+            && let Err(error) = drives.log.note_space(description)
+        {
+            tracing::warn!(%space, %error, "cannot note a space on the drives");
+        }
     }
 
     /// The open space with this identity.
@@ -122,54 +146,44 @@ impl Engine {
         self.state.index.each(keys, |shard, at, key| found[at] = shard.find(space, key).is_some());
     }
 
-    /// Like [`Engine::exists_batch`], and notes an access at `now_ms` to each page that is there.
+    /// Like [`Engine::exists_batch`], and notes an access at `now_ms` to each page that is there. A page that is only
+    /// on a drive stays there.
     pub fn touch_batch(&self, space: &Space, keys: &[HashedKey<'_>], found: &mut [bool], now_ms: u64) {
         assert_eq!(keys.len(), found.len(), "one answer for each key");
+        self.state.saw(now_ms);
         self.state.index.each(keys, |shard, at, key| {
-            let slot = shard.find(space, key);
-            if let Some(slot) = slot {
-                self.state.arena.touch(slot, now_ms);
+            let place = shard.find(space, key);
+            match place {
+                Some(Place::Dram(slot)) => self.state.arena.touch(slot, now_ms),
+                Some(Place::Drive(at)) => {
+                    shard.move_drive(space.number(), key, (at, at), |meta| meta.want(now_ms));
+                }
+                None => {}
             }
-            found[at] = slot.is_some();
+            found[at] = place.is_some();
         });
     }
 
     /// Removes pages; sets `removed[i]` to whether `keys[i]` had one. Readers that hold a page keep it.
+    ///
+    /// With drives the removal outlives a crash once [`Engine::settle_removals`] has completed.
     pub fn delete_batch(&self, space: &Space, keys: &[HashedKey<'_>], removed: &mut [bool]) {
         assert_eq!(keys.len(), removed.len(), "one answer for each key");
-        let mut deleted = 0;
+        let _removal = self.state.drives.as_ref().map(|drives| drives.order.write());
+        let (mut deleted, mut left) = (0, Vec::new());
         self.state.index.each(keys, |shard, at, key| {
-            let entry = shard.remove(space, key);
-            if let Some(entry) = &entry {
-                self.state.retire(space, entry);
+            let gone = shard.remove(space, key);
+            if let Some(gone) = &gone {
+                self.state.retire(space, gone, &mut left);
                 deleted += 1;
             }
-            removed[at] = entry.is_some();
+            removed[at] = gone.is_some();
         });
+        self.state.release(left);
+        if let Some(drives) = self.state.drives.as_ref().filter(|_| !keys.is_empty()) {
+            drives.forget(space.id(), keys);
+        }
         count(&self.state.tally.deleted, deleted);
-    }
-
-    /// Pins every page that is there and counts a read at `now_ms`: afterwards `pins[i]` belongs to `keys[i]`.
-    ///
-    /// Completes without waiting as long as memory is the only tier.
-    pub async fn pin_batch(
-        &self,
-        space: &Space,
-        keys: &[HashedKey<'_>],
-        now_ms: u64,
-        pins: &mut Vec<Option<PagePin>>,
-    ) {
-        pins.clear();
-        pins.resize_with(keys.len(), || None);
-        let mut hits = 0;
-        self.state.index.each(keys, |shard, at, key| {
-            let Some(slot) = shard.find(space, key) else { return };
-            let Some(pin) = self.state.arena.pin(slot) else { return };
-            self.state.arena.hit(slot, now_ms);
-            pins[at] = Some(PagePin::new(pin));
-            hits += 1;
-        });
-        space.count_gets(keys.len() as u64, hits);
     }
 
     /// Reserves a slot for a page of `len` bytes that is `position` pages deep in its prefix. Never waits.
@@ -194,13 +208,13 @@ impl Engine {
             return Err(Refusal::Exists);
         }
         let slot = self.reserve_slot(len)?;
-        let stored = StoredKey::new(space, key.key);
+        let stored = Box::from(key.key.as_bytes());
         let state = Arc::clone(&self.state);
         Ok(Filling::new(state, Arc::clone(space), (stored, key.digest), position, (slot, len)))
     }
 
     /// Takes a slot, and calls for eviction if they get scarce.
-    fn reserve_slot(&self, len: u32) -> Result<ReservedSlot, Refusal> {
+    pub(crate) fn reserve_slot(&self, len: u32) -> Result<ReservedSlot, Refusal> {
         const ATTEMPTS: usize = 3;
         let State { arena, marks, pressure, tally, .. } = &*self.state;
         for _ in 0..ATTEMPTS {
@@ -226,13 +240,21 @@ impl Engine {
     }
 
     /// Removes all pages of a space. A page that is published meanwhile may survive, no other does.
+    ///
+    /// With drives the removal outlives a crash once [`Engine::settle_removals`] has completed.
     pub fn clear(&self, space: &Space) -> Cleared {
-        let mut cleared = Cleared::default();
+        let _removal = self.state.drives.as_ref().map(|drives| drives.order.write());
+        let (mut cleared, mut left) = (Cleared::default(), Vec::new());
         for number in 0..SHARDS {
-            for entry in self.state.index.shard(number).remove_space(space.number()) {
-                cleared.bytes += self.state.retire(space, &entry);
+            let mut shard = self.state.index.shard(number);
+            for gone in shard.remove_all(|found| found.space == space.number()) {
+                cleared.bytes += self.state.retire(space, &gone, &mut left);
                 cleared.pages += 1;
             }
+        }
+        self.state.release(left);
+        if let Some(drives) = &self.state.drives {
+            drives.forget_space(space.id());
         }
         count(&self.state.tally.cleared, cleared.pages);
         cleared
@@ -259,54 +281,12 @@ impl Engine {
     #[must_use]
     pub fn inspect(&self, space: &Space, key: HashedKey<'_>) -> Option<KeyInfo> {
         let shard = self.state.index.shard_for(key.digest);
-        let slot = shard.find(space, key)?;
-        list::info(&self.state, key.key.as_bytes(), slot)
+        list::info(&self.state, space, &shard.look(space, key)?)
     }
 
     /// Removes a page whose bytes turned out not to match their checksum. Nothing happens if it is gone already.
     pub fn quarantine(&self, space: &Space, key: HashedKey<'_>) {
-        let mut shard = self.state.index.shard_for(key.digest);
-        if let Some(entry) = shard.remove(space, key) {
-            self.state.retire(space, &entry);
-            count(&self.state.tally.corrupt, 1);
-            let (space, key) = (space.id(), key.key.as_bytes().to_vec());
-            let (tier, why) = (Tier::Dram, "the checksum did not match".to_owned());
-            self.state.quarantine.add(QuarantinedInfo { space, key, tier, at_ms: 0, why });
-        }
-    }
-
-    /// The engine as a whole.
-    #[must_use]
-    pub fn status(&self) -> EngineStatus {
-        let arena = self.state.arena.status();
-        let spaces = self.spaces();
-        let stats = || spaces.iter().map(|space| space.stats());
-        EngineStatus {
-            capacity_bytes: arena.capacity_bytes,
-            used_slot_bytes: arena.held_bytes,
-            asked_bytes: arena.asked_bytes,
-            page_bytes: stats().map(|stats| stats.bytes).sum(),
-            pages: stats().map(|stats| stats.pages).sum(),
-            index_table_bytes: self.state.index.table_bytes(),
-            spaces: spaces.len() as u64,
-            chunk_bytes: arena.chunk_bytes,
-            chunks: arena.chunks,
-            chunks_free: arena.chunks_free,
-            chunks_draining: arena.chunks_draining,
-            classes: arena.classes,
-            backing: arena.backing,
-            counters: self.state.tally.read(),
-            policy: self.config.policy,
-            tiers: Vec::new(),
-            nvme: None,
-            degraded: Vec::new(),
-            recovery: self.recovery,
-            kept_pages: 0,
-            kept_bytes: 0,
-            kept_bytes_max: 0,
-            scrub: ScrubStatus { bytes_per_s: self.config.scrub_bytes_per_s, ..ScrubStatus::default() },
-            quarantined: 0,
-        }
+        self.state.quarantine(space, key, None, "the bytes did not match their checksum");
     }
 
     /// One round of eviction: brings every class that pages arrive in, and the whole store, below the low watermark

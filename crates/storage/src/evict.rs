@@ -9,10 +9,15 @@
 //! approximation, which costs one bounded scan per round and nothing on the request path. A page that is held by a
 //! reader is passed over; only if its whole chunk goes is it unlinked, and its slot follows when the reader is done.
 //!
+//! With a tier on drives a page that leaves memory goes there, see [`drives::write`](crate::drives::write): at once if
+//! it is there already, otherwise when it was written; slots that become free then count as free here. A page that an
+//! operator [keeps](crate::keep) is passed over.
+//!
 //! Invariant: eviction only unlinks. Bytes are freed by whoever holds them last.
 
-use crate::engine::State;
+use crate::drives::write::{Exit, Left, Urgency};
 use crate::policy::page_of;
+use crate::state::State;
 use crate::status::{Evicted, count};
 use memkv_eviction::{Choice, Page, Policy, PolicyKind, Want};
 use memkv_memory::{Arena, ChunkView, ClassDemand, PageView, SlotId};
@@ -87,6 +92,8 @@ impl Evictor {
     pub(crate) fn round(&self, state: &State, now_ms: u64) -> Evicted {
         let mut scan = self.round.lock();
         let mut evicted = Evicted::default();
+        state.saw(now_ms);
+        state.kept.expire(now_ms);
         for chunk in state.arena.draining() {
             empty_chunk(state, chunk, &mut evicted);
         }
@@ -113,11 +120,12 @@ impl Evictor {
             // The store may have changed since the demand was noted.
             let Some(fill) = state.arena.fill_of(slot_bytes) else { return };
             let wanted = state.marks.slots_wanted(fill.potential);
-            let missing = wanted.saturating_sub(fill.available);
-            if missing == 0 || pass == 0 && !state.marks.slots_low(fill.available, fill.potential) {
+            let available = fill.available + state.leaving_slots(slot_bytes);
+            let missing = wanted.saturating_sub(available);
+            if missing == 0 || pass == 0 && !state.marks.slots_low(available, fill.potential) {
                 return;
             }
-            self.collect(&state.arena, scan, Some(slot_bytes));
+            self.collect(state, scan, Some(slot_bytes));
             let missing = usize::try_from(missing).unwrap_or(usize::MAX);
             scan.choose(&*self.policy, Want::Pages(missing), now_ms);
             let own = mean(scan.chosen().map(|(page, _)| self.policy.worth(page, now_ms)));
@@ -148,7 +156,7 @@ impl Evictor {
         cold.retain(|chunk| !draining.contains(&chunk.chunk) && colder(state, chunk, demand, own));
         keep_first(&mut cold, most);
         for chunk in &cold {
-            if state.arena.drain(chunk.chunk) {
+            if !state.keeps_any(chunk.chunk) && state.arena.drain(chunk.chunk) {
                 empty_chunk(state, chunk.chunk, evicted);
             }
         }
@@ -180,15 +188,16 @@ impl Evictor {
     /// Brings the whole store to its low mark if it is above the high one.
     fn relieve_store(&self, state: &State, scan: &mut Scan, now_ms: u64, evicted: &mut Evicted) {
         let capacity = state.arena.capacity_bytes();
-        if !state.marks.bytes_high(state.arena.held_bytes(), capacity) {
+        let held = || state.arena.held_bytes().saturating_sub(state.leaving_bytes());
+        if !state.marks.bytes_high(held(), capacity) {
             return;
         }
         for _ in 0..PASSES {
-            let over = state.marks.bytes_over_low(state.arena.held_bytes(), capacity);
+            let over = state.marks.bytes_over_low(held(), capacity);
             if over == 0 {
                 return;
             }
-            self.collect(&state.arena, scan, None);
+            self.collect(state, scan, None);
             scan.choose(&*self.policy, Want::Bytes(over), now_ms);
             if scan.choice.evict.is_empty() {
                 return;
@@ -198,7 +207,8 @@ impl Evictor {
     }
 
     /// Fills `scan` with the evictable pages of one class, or of all.
-    fn collect(&self, arena: &Arena, scan: &mut Scan, class: Option<u32>) {
+    fn collect(&self, state: &State, scan: &mut Scan, class: Option<u32>) {
+        let arena = &state.arena;
         scan.pages.clear();
         scan.slots.clear();
         scan.partial = false;
@@ -211,7 +221,8 @@ impl Evictor {
             }
             let Some(view) = arena.chunk(number) else { continue };
             if class.is_none_or(|slot_bytes| slot_bytes == view.slot_bytes) {
-                for page in arena.pages(view, 0, view.slots).filter(|page| page.pins == 0) {
+                let free = |page: &PageView| page.pins == 0 && !state.kept.holds(page.digest);
+                for page in arena.pages(view, 0, view.slots).filter(free) {
                     scan.pages.push(page_of(&page, view.slot_bytes));
                     scan.slots.push(page.slot);
                 }
@@ -221,14 +232,16 @@ impl Evictor {
 
     /// Evicts the chosen pages that are still what they were.
     fn evict(&self, state: &State, scan: &Scan, now_ms: u64, evicted: &mut Evicted) {
+        let mut exit = Exit::new(state);
         for (seen, slot) in scan.chosen() {
             let page = state.arena.page(slot).filter(|page| page.pins == 0);
-            if let Some(page) = page.filter(|page| page_of(page, seen.bytes) == *seen)
-                && let Some(bytes) = unlink(state, &page)
-            {
-                evicted.add(bytes);
-                self.policy.evicted(seen, now_ms);
+            let Some(page) = page.filter(|page| page_of(page, seen.bytes) == *seen) else { continue };
+            match exit.evict(&page, seen.bytes, Urgency::Calm) {
+                Left::Gone(bytes) => evicted.add(bytes),
+                Left::Leaving => {}
+                Left::Stays => continue,
             }
+            self.policy.evicted(seen, now_ms);
         }
     }
 
@@ -250,12 +263,12 @@ impl Evictor {
                 let from = hand.wrapping_mul(INLINE_SLOTS) % view.slots.next_multiple_of(INLINE_SLOTS);
                 arena.pages(view, from, INLINE_SLOTS)
             })
-            .filter(|page| page.pins == 0)
+            .filter(|page| page.pins == 0 && !state.kept.holds(page.digest))
             .take(INLINE_PAGES)
             .min_by_key(|page| page.last_access_ms);
         let Some(page) = coldest else { return false };
         // If it went meanwhile, somebody else has made room.
-        if let Some(bytes) = unlink(state, &page) {
+        if let Left::Gone(bytes) = Exit::new(state).evict(&page, slot_bytes, Urgency::Now) {
             count(&state.tally.evicted_pages, 1);
             count(&state.tally.evicted_bytes, bytes);
             count(&state.tally.evicted_inline, 1);
@@ -274,19 +287,12 @@ fn colder(state: &State, chunk: &Coldness, demand: &ClassDemand, own: Option<u64
 /// Unlinks all pages of a chunk.
 fn empty_chunk(state: &State, chunk: u32, evicted: &mut Evicted) {
     let Some(view) = state.arena.chunk(chunk) else { return };
+    let mut exit = Exit::new(state);
     for page in state.arena.pages(view, 0, view.slots) {
-        if let Some(bytes) = unlink(state, &page) {
+        if let Left::Gone(bytes) = exit.evict(&page, view.slot_bytes, Urgency::Chunk) {
             evicted.add(bytes);
         }
     }
-}
-
-/// Takes a page out of the index if it is still the one that was seen. Returns its length.
-fn unlink(state: &State, page: &PageView) -> Option<u64> {
-    let mut shard = state.index.shard_for(page.digest);
-    let entry = shard.remove_slot(page.digest, page.slot)?;
-    let space = state.spaces.by_number(entry.key().space_number());
-    Some(state.retire(&space.expect("spaces are never removed"), &entry))
 }
 
 /// Keeps the `count` smallest, in no order.
@@ -317,7 +323,7 @@ mod tests {
         }
         let (evictor, mut scan, mut evicted) =
             (Evictor::new(PolicyKind::Lru), Scan::default(), Evicted::default());
-        evictor.collect(&engine.state.arena, &mut scan, None);
+        evictor.collect(&engine.state, &mut scan, None);
         assert_eq!((scan.pages.len(), scan.partial), (3, false));
         scan.choose(&*evictor.policy, Want::Pages(3), 9);
         touch(&engine, &space, b"hot", 9);
@@ -332,14 +338,14 @@ mod tests {
     #[test]
     fn of_a_partial_scan_only_a_share_goes() {
         let engine = engine(4 << 20);
-        let (arena, space) = (&engine.state.arena, space(&engine, "a"));
+        let (state, space) = (&engine.state, space(&engine, "a"));
         for n in 0..80_u8 {
             put(&engine, &space, &[n], b"page").unwrap();
         }
         let evictor = Evictor::new(PolicyKind::Lru);
         for (partial, kept) in [(false, 50), (true, 10)] {
             let mut scan = Scan::default();
-            evictor.collect(arena, &mut scan, None);
+            evictor.collect(state, &mut scan, None);
             scan.partial = partial;
             scan.choose(&*evictor.policy, Want::Pages(50), 0);
             assert_eq!(scan.choice.evict.len(), kept);

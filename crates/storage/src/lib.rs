@@ -25,30 +25,41 @@
 mod batch;
 mod check;
 mod config;
+mod drives;
 mod durable;
 mod engine;
 mod evict;
+mod get;
 mod index;
 mod keep;
+mod keys;
 mod list;
 mod page;
 mod policy;
 mod pressure;
 mod quarantine;
+mod recovery;
+mod report;
 mod space;
+mod spaces_file;
+mod state;
 mod status;
 #[cfg(test)]
 mod tests;
 
 pub use check::{ScrubStatus, ScrubStep, VerifyProgress, VerifyReport, VerifyRequest};
-pub use config::{DriveConfig, EngineConfig, EngineError, IoChoice, NvmeConfig, NvmeMode};
+pub use config::{EngineConfig, EngineError, NvmeConfig, NvmeMode};
 pub use durable::Persisted;
 pub use engine::Engine;
 pub use index::HashedKey;
 pub use keep::{KeepReport, KeptInfo};
 pub use list::{BadCursor, KeyInfo, Listing};
 pub use memkv_eviction::{PolicyKind, UnknownPolicy};
-pub use memkv_memory::{Backing, ClassStatus, HugePages};
+pub use memkv_memory::{Backing, ClassStatus, HugePages, MemoryStatus, Numa};
+pub use memkv_nvme::{
+    DriveConfig, DriveState, DriveStatus, DroppedCounts, IoBackend, IoChoice, LogStatus, SegmentState,
+    SegmentStatus,
+};
 pub use page::{Corrupt, Filling, PagePin, Published, Refusal, Sealed};
 pub use quarantine::QuarantinedInfo;
 pub use space::{OpenSpaceError, Space, SpaceStats};

@@ -8,11 +8,13 @@
 //!          version  shard    last key returned, or nothing at the start of the shard
 //! ```
 
-use crate::engine::State;
-use crate::index::{Entry, SHARDS};
+use crate::index::{Found, Place, SHARDS};
 use crate::space::Space;
-use memkv_core::{MAX_KEY_BYTES, PageMeta};
-use memkv_memory::SlotId;
+use crate::state::State;
+use memkv_core::page::key_digest;
+use memkv_core::{Key, MAX_KEY_BYTES, PageMeta};
+use memkv_nvme::Extent;
+use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
 const VERSION: u8 = 1;
@@ -32,7 +34,7 @@ pub struct KeyInfo {
     pub meta: PageMeta,
     /// Depth in the chain of pages that make up a prefix.
     pub position: u32,
-    /// Bytes of the slot that it rests in.
+    /// Bytes of the slot that it rests in; 0 if it is not in memory.
     pub slot_bytes: u32,
     /// When it was stored.
     pub created_ms: u64,
@@ -42,7 +44,7 @@ pub struct KeyInfo {
     pub hits: u32,
     /// Readers that hold it now.
     pub pins: u32,
-    /// Whether it rests in memory. Otherwise it has no slot, and the times are in whole seconds.
+    /// Whether it rests in memory. Otherwise the times are in whole seconds.
     pub in_dram: bool,
     /// The drive that it rests on, by its place in the configuration.
     pub drive: Option<u8>,
@@ -129,37 +131,81 @@ fn one_shard(
     found: &mut Vec<KeyInfo>,
 ) -> usize {
     let shard = state.index.shard(number);
-    let mut smallest: BinaryHeap<(&[u8], SlotId)> = BinaryHeap::new();
-    let wanted = |entry: &&Entry| {
-        let key = entry.key().key();
-        entry.key().space_number() == space.number() && key.starts_with(prefix) && key > after
+    let mut smallest: BinaryHeap<Keyed<'_>> = BinaryHeap::new();
+    let wanted = |found: &Found<'_>| {
+        found.space == space.number() && found.key.starts_with(prefix) && found.key > after
     };
-    for entry in shard.iter().filter(wanted) {
-        smallest.push((entry.key().key(), entry.slot()));
+    for found in shard.iter().filter(wanted) {
+        smallest.push(Keyed(found));
         if smallest.len() > room {
             smallest.pop();
         }
     }
     let infos = smallest.into_sorted_vec().into_iter();
-    found.extend(infos.filter_map(|(key, slot)| info(state, key, slot)));
+    found.extend(infos.filter_map(|Keyed(page)| info(state, space, &page)));
     shard.len()
 }
 
-/// What is known about the page in a slot, while its shard is locked.
-pub(crate) fn info(state: &State, key: &[u8], slot: SlotId) -> Option<KeyInfo> {
-    let page = state.arena.page(slot)?;
-    Some(KeyInfo {
-        key: key.to_vec(),
-        digest: page.digest,
-        meta: page.meta,
-        position: page.position,
-        slot_bytes: state.arena.slot_bytes(slot),
-        created_ms: page.created_ms,
-        last_access_ms: page.last_access_ms,
-        hits: page.hits,
-        pins: page.pins,
-        in_dram: true,
-        drive: None,
-        kept_until_ms: None,
-    })
+/// Pages in the order of their keys.
+struct Keyed<'a>(Found<'a>);
+
+impl PartialEq for Keyed<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.key == other.0.key
+    }
+}
+
+impl Eq for Keyed<'_> {}
+
+impl PartialOrd for Keyed<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Keyed<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.key.cmp(other.0.key)
+    }
+}
+
+/// What is known about a page, while its shard is locked.
+pub(crate) fn info(state: &State, space: &Space, found: &Found<'_>) -> Option<KeyInfo> {
+    let key = found.key.to_vec();
+    match found.place {
+        Place::Dram(slot) => {
+            let page = state.arena.page(slot)?;
+            Some(KeyInfo {
+                key,
+                digest: page.digest,
+                meta: page.meta,
+                position: page.position,
+                slot_bytes: state.arena.slot_bytes(slot),
+                created_ms: page.created_ms,
+                last_access_ms: page.last_access_ms,
+                hits: page.hits,
+                pins: page.pins,
+                in_dram: true,
+                drive: Extent::from_bits(page.extent).map(Extent::drive),
+                kept_until_ms: state.kept.until_ms(page.digest),
+            })
+        }
+        Place::Drive(extent) => {
+            let meta = found.meta?;
+            Some(KeyInfo {
+                digest: key_digest(space.id(), Key::new(found.key).ok()?),
+                key,
+                meta: meta.meta,
+                position: meta.position,
+                slot_bytes: 0,
+                created_ms: u64::from(meta.created_s) * 1000,
+                last_access_ms: u64::from(meta.access_s) * 1000,
+                hits: meta.hits,
+                pins: 0,
+                in_dram: false,
+                drive: Some(extent.drive()),
+                kept_until_ms: None,
+            })
+        }
+    }
 }

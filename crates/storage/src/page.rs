@@ -1,11 +1,11 @@
 //! A page on its way in ([`Filling`], [`Sealed`]) and on its way out ([`PagePin`]).
 
-use crate::engine::State;
-use crate::index::StoredKey;
+use crate::index::HashedKey;
 use crate::space::Space;
+use crate::state::State;
 use crate::status::count;
-use memkv_core::{PageHasher, PageMeta};
-use memkv_memory::{PageRecord, ReservedSlot, SealedSlot, SlotPin};
+use memkv_core::{Key, PageHasher, PageMeta};
+use memkv_memory::{PageRecord, ReservedSlot, SealedSlot, SlotId, SlotPin};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -64,7 +64,8 @@ pub enum Published {
 struct Arrival {
     state: Arc<State>,
     space: Arc<Space>,
-    key: StoredKey,
+    /// The key's bytes, checked when it was hashed.
+    key: Box<[u8]>,
     digest: u64,
     position: u32,
     len: u32,
@@ -80,7 +81,7 @@ impl Filling {
     pub(crate) fn new(
         state: Arc<State>,
         space: Arc<Space>,
-        (key, digest): (StoredKey, u64),
+        (key, digest): (Box<[u8]>, u64),
         position: u32,
         (slot, len): (ReservedSlot, u32),
     ) -> Self {
@@ -149,11 +150,10 @@ impl Sealed {
         let Self { arrival, slot, meta } = self;
         let Arrival { state, space, key, digest, position, len } = arrival;
         let record = PageRecord { meta, digest, position, now_ms, ..PageRecord::default() };
-        let mut name = [0; memkv_core::MAX_KEY_BYTES];
-        let name = &mut name[..key.key().len()];
-        name.copy_from_slice(key.key());
+        let hashed = HashedKey { key: Key::new(&key).expect("it was a key when it was hashed"), digest };
+        state.saw(now_ms);
         let mut shard = state.index.shard_for(digest);
-        if !shard.insert(digest, key, || slot.publish(&record, &space.id().0, name)) {
+        if !shard.insert(&space, hashed, || slot.publish(&record, &space.id().0, &key)) {
             drop(shard);
             count(&state.tally.existing, 1);
             return Published::Exists;
@@ -179,6 +179,16 @@ impl PagePin {
     #[must_use]
     pub fn meta(&self) -> PageMeta {
         self.0.meta()
+    }
+
+    /// Whether the bytes may be served without comparing them with the checksum.
+    pub(crate) fn is_verified(&self) -> bool {
+        self.0.is_verified()
+    }
+
+    /// Where the page is.
+    pub(crate) fn slot(&self) -> SlotId {
+        self.0.id()
     }
 
     /// All bytes of the slot, also those past the page.

@@ -5,6 +5,7 @@ use crate::status::Tier;
 use memkv_core::SpaceId;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The most pages that are remembered.
 const REMEMBERED: usize = 256;
@@ -28,15 +29,22 @@ pub struct QuarantinedInfo {
 #[derive(Default)]
 pub(crate) struct Quarantine {
     last: Mutex<VecDeque<QuarantinedInfo>>,
+    total: AtomicU64,
 }
 
 impl Quarantine {
     pub(crate) fn add(&self, info: QuarantinedInfo) {
+        self.total.fetch_add(1, Ordering::Relaxed);
         let mut last = self.last.lock();
         if last.len() == REMEMBERED {
             last.pop_front();
         }
         last.push_back(info);
+    }
+
+    /// How many there were.
+    pub(crate) fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
     }
 
     fn all(&self) -> Vec<QuarantinedInfo> {
@@ -64,6 +72,6 @@ mod tests {
             quarantine.add(QuarantinedInfo { space, key, tier: Tier::Dram, at_ms, why });
         }
         let all = quarantine.all();
-        assert_eq!((all.len(), all[0].at_ms, all[255].at_ms), (256, 44, 299));
+        assert_eq!((all.len(), all[0].at_ms, all[255].at_ms, quarantine.total()), (256, 44, 299, 300));
     }
 }

@@ -1,8 +1,9 @@
 //! Spaces and what is counted for each.
 
+use crate::keys::SPACES_MAX;
 use memkv_core::{SpaceDescription, SpaceId};
 use parking_lot::RwLock;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,6 +16,9 @@ pub struct Space {
     description: SpaceDescription,
     pages: AtomicU64,
     bytes: AtomicU64,
+    /// Of these pages, those that are only on a drive.
+    drive_pages: AtomicU64,
+    drive_bytes: AtomicU64,
     get_keys: AtomicU64,
     get_hits: AtomicU64,
 }
@@ -26,6 +30,10 @@ pub struct SpaceStats {
     pub pages: u64,
     /// Bytes of those pages.
     pub bytes: u64,
+    /// Pages of `pages` that are only on a drive.
+    pub drive_pages: u64,
+    /// Bytes of those.
+    pub drive_bytes: u64,
     /// Keys that were asked for by gets.
     pub get_keys: u64,
     /// Keys of those that were there.
@@ -43,6 +51,20 @@ pub enum OpenSpaceError {
 }
 
 impl Space {
+    fn new(number: u32, description: SpaceDescription, counts: Counts) -> Self {
+        Self {
+            id: description.id(),
+            number,
+            description,
+            pages: counts.pages.into(),
+            bytes: counts.bytes.into(),
+            drive_pages: counts.drive_pages.into(),
+            drive_bytes: counts.drive_bytes.into(),
+            get_keys: AtomicU64::new(0),
+            get_hits: AtomicU64::new(0),
+        }
+    }
+
     /// Identity of the space.
     #[must_use]
     pub fn id(&self) -> SpaceId {
@@ -61,6 +83,8 @@ impl Space {
         SpaceStats {
             pages: self.pages.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
+            drive_pages: self.drive_pages.load(Ordering::Relaxed),
+            drive_bytes: self.drive_bytes.load(Ordering::Relaxed),
             get_keys: self.get_keys.load(Ordering::Relaxed),
             get_hits: self.get_hits.load(Ordering::Relaxed),
         }
@@ -82,6 +106,18 @@ impl Space {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
+    /// Counts a page that was counted in as being only on a drive now; like [`Space::count_in`].
+    pub(crate) fn count_demoted(&self, bytes: u64) {
+        self.drive_pages.fetch_add(1, Ordering::Relaxed);
+        self.drive_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts a page that was only on a drive as being in memory, or gone.
+    pub(crate) fn count_promoted(&self, bytes: u64) {
+        self.drive_pages.fetch_sub(1, Ordering::Relaxed);
+        self.drive_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
     pub(crate) fn count_gets(&self, keys: u64, hits: u64) {
         self.get_keys.fetch_add(keys, Ordering::Relaxed);
         self.get_hits.fetch_add(hits, Ordering::Relaxed);
@@ -94,15 +130,38 @@ pub(crate) struct Spaces {
     known: RwLock<Known>,
 }
 
+/// What a recovery counted for a space.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) pages: u64,
+    pub(crate) bytes: u64,
+    pub(crate) drive_pages: u64,
+    pub(crate) drive_bytes: u64,
+}
+
 #[derive(Default)]
 struct Known {
     by_id: BTreeMap<SpaceId, Arc<Space>>,
     by_number: Vec<Arc<Space>>,
 }
 
+impl Known {
+    fn next_number(&self) -> u32 {
+        u32::try_from(self.by_number.len()).expect("there are at most 2^21 spaces")
+    }
+
+    fn add(&mut self, description: SpaceDescription, counts: Counts) -> Arc<Space> {
+        let space = Arc::new(Space::new(self.next_number(), description, counts));
+        self.by_id.insert(space.id, Arc::clone(&space));
+        self.by_number.push(Arc::clone(&space));
+        space
+    }
+}
+
 impl Spaces {
+    #[cfg(test)]
     pub(crate) fn new(max: u32) -> Self {
-        Self { max, known: RwLock::default() }
+        Self { max: max.min(SPACES_MAX), known: RwLock::default() }
     }
 
     pub(crate) fn open(&self, description: SpaceDescription) -> Result<Arc<Space>, OpenSpaceError> {
@@ -114,22 +173,42 @@ impl Spaces {
         if let Some(space) = known.by_id.get(&id) {
             return Ok(Arc::clone(space));
         }
-        let number = u32::try_from(known.by_number.len()).unwrap_or(u32::MAX);
-        if number >= self.max {
+        if known.by_number.len() >= self.max as usize {
             return Err(OpenSpaceError::TooMany(self.max));
         }
-        let space = Arc::new(Space {
-            id,
-            number,
-            description,
-            pages: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-            get_keys: AtomicU64::new(0),
-            get_hits: AtomicU64::new(0),
-        });
-        known.by_id.insert(id, Arc::clone(&space));
-        known.by_number.push(Arc::clone(&space));
-        Ok(space)
+        Ok(known.add(description, Counts::default()))
+    }
+
+    /// Whether another space may be opened.
+    pub(crate) fn is_full(&self) -> bool {
+        self.known.read().by_number.len() >= self.max as usize
+    }
+
+    /// Spaces that have numbers already, and those of `descriptions` that have none yet. A number without a
+    /// description gets a space that nobody finds.
+    pub(crate) fn recovered(
+        max: u32,
+        numbered: Vec<(SpaceId, Counts)>,
+        mut descriptions: HashMap<SpaceId, SpaceDescription>,
+    ) -> Self {
+        let mut known = Known::default();
+        for (id, counts) in numbered {
+            match descriptions.remove(&id) {
+                Some(description) => drop(known.add(description, counts)),
+                None => {
+                    let number = known.next_number();
+                    known.by_number.push(Arc::new(Space::new(number, SpaceDescription::default(), counts)));
+                }
+            }
+        }
+        let mut rest: Vec<_> = descriptions.into_iter().collect();
+        rest.sort_unstable_by_key(|(id, _)| *id);
+        for (_, description) in rest {
+            if known.by_number.len() < max as usize {
+                known.add(description, Counts::default());
+            }
+        }
+        Self { max: max.min(SPACES_MAX), known: RwLock::new(known) }
     }
 
     pub(crate) fn get(&self, id: SpaceId) -> Option<Arc<Space>> {

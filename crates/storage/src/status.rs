@@ -3,7 +3,8 @@
 use crate::check::ScrubStatus;
 use crate::config::NvmeMode;
 use memkv_eviction::PolicyKind;
-use memkv_memory::{Backing, ClassStatus};
+use memkv_memory::{Backing, ClassStatus, MemoryStatus};
+use memkv_nvme::LogStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What [`Engine::clear`](crate::Engine::clear) removed.
@@ -124,6 +125,10 @@ pub struct NvmeStatus {
     pub backlog_bytes: u64,
     /// Bytes that are being read.
     pub reading_bytes: u64,
+    /// Removals that could not be noted on the drives; such a page may come back after a restart.
+    pub removals_failed: u64,
+    /// The log and its drives.
+    pub log: LogStatus,
 }
 
 /// What a start found.
@@ -158,8 +163,8 @@ pub struct EngineStatus {
     pub page_bytes: u64,
     /// Number of the pages that can be found.
     pub pages: u64,
-    /// Bytes of the index's tables, without the keys.
-    pub index_table_bytes: u64,
+    /// Bytes of the index, tables and keys.
+    pub index_bytes: u64,
     /// Number of spaces.
     pub spaces: u64,
     /// Bytes of a chunk.
@@ -174,6 +179,8 @@ pub struct EngineStatus {
     pub classes: Vec<ClassStatus>,
     /// What the memory is made of.
     pub backing: Backing,
+    /// Where it comes from and what was done to it.
+    pub memory: MemoryStatus,
     /// Events since the start.
     pub counters: Counters,
     /// Which pages go first.

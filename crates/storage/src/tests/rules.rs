@@ -268,7 +268,7 @@ fn the_status_tells_what_is_there() {
         (status.classes[0].slot_bytes, status.classes[0].in_use, status.classes[0].slots),
         (8192, 1, 512)
     );
-    assert!(status.index_table_bytes > 0);
+    assert!(status.index_bytes > 0);
     assert_eq!((status.counters.stored_pages, status.counters.stored_bytes), (1, 5000));
 }
 
