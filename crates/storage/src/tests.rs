@@ -20,6 +20,8 @@ fn config(dram_bytes: u64) -> EngineConfig {
         page_bytes_max: MIB,
         spaces_max: 4,
         huge_pages: HugePages::Off,
+        high_watermark: 0.95,
+        low_watermark: 0.90,
         ..EngineConfig::with_dram(dram_bytes)
     }
 }
