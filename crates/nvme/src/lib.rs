@@ -32,8 +32,12 @@ pub use extent::{BLOCK_BYTES, DRIVES_MAX, Extent, PAGE_BYTES_MAX, SEGMENT_BYTES_
 pub use faults::{Fault, FaultPlan, FaultRule, Kind};
 pub use head::{OwnedHead, PageHead};
 pub use log::{Append, Gone, Log, Owner, Recovered, Standing};
+pub use spaces::{decode as decode_spaces, encode as encode_spaces};
 pub use status::{
     DriveState, DriveStatus, DroppedCounts, IoBackend, LogStatus, RecoveryReport, SegmentState, SegmentStatus,
 };
 pub use ticket::{Dropped, ReadError, Reading, Recorded, Ticket};
 pub use walk::{Walk, Walked};
+
+#[cfg(test)]
+mod tests;

@@ -24,7 +24,8 @@ const VERSION: u32 = 1;
 const FILE_BYTES_MAX: u64 = 1 << 30;
 
 /// The content of the file.
-pub(crate) fn encode(spaces: &[SpaceDescription]) -> Vec<u8> {
+#[must_use]
+pub fn encode(spaces: &[SpaceDescription]) -> Vec<u8> {
     let mut body = Vec::new();
     for space in spaces {
         put_len(&mut body, space.fields().count());
@@ -62,8 +63,12 @@ fn take_text(bytes: &mut &[u8]) -> Option<String> {
     String::from_utf8(text.to_vec()).ok()
 }
 
-/// The descriptions in a file's content. `Err` is a later version's number.
-pub(crate) fn decode(file: &[u8]) -> Result<Option<Vec<SpaceDescription>>, u32> {
+/// The descriptions in a file's content; none if it is damaged.
+///
+/// # Errors
+///
+/// The version, if it is later than what is known here.
+pub fn decode(file: &[u8]) -> Result<Option<Vec<SpaceDescription>>, u32> {
     let Some((head, mut body)) = file.split_at_checked(24).filter(|(head, _)| head[..8] == *MAGIC) else {
         return Ok(None);
     };
