@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
+use std::time::Duration;
 
 const AFTER_HELP: &str = "\
 A SPACE is a name (default, short for name=default), its fields (model=llama,tp_rank=0), its 32 hex digits, or a \
@@ -128,6 +129,51 @@ pub(crate) enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Keep pages from eviction for a time
+    ///
+    /// For what must not go, such as a system prompt. Pinned pages may take a share of the memory, see
+    /// eviction.pin_share of the server. Exits with 1 if any key is not pinned.
+    #[command(after_help = "Example:\n  memkv-cli pin greeting --space default --ttl 2h")]
+    Pin {
+        /// The keys
+        #[arg(required = true, value_name = "KEY")]
+        keys: Vec<String>,
+        /// The space
+        #[arg(long, value_name = "SPACE")]
+        space: String,
+        /// How long: a whole number and s, m, h or d
+        #[arg(long, value_name = "TIME", value_parser = crate::units::parse_time)]
+        ttl: Duration,
+    },
+    /// Let the policy decide again about pinned pages
+    #[command(after_help = "Example:\n  memkv-cli unpin greeting --space default")]
+    Unpin {
+        /// The keys
+        #[arg(required_unless_present = "all", value_name = "KEY")]
+        keys: Vec<String>,
+        /// All pinned pages of the space
+        #[arg(long, conflicts_with = "keys")]
+        all: bool,
+        /// The space
+        #[arg(long, value_name = "SPACE")]
+        space: String,
+    },
+    /// List the pinned pages
+    #[command(after_help = "Example:\n  memkv-cli pins")]
+    Pins,
+    /// Compare all stored pages with their checksums
+    ///
+    /// In memory and on drives. A page that does not match is quarantined: it is a miss from then on. Exits with 1 if
+    /// there was one.
+    #[command(after_help = "Example:\n  memkv-cli verify --space default --rate 200MiB")]
+    Verify {
+        /// Only this space
+        #[arg(long, value_name = "SPACE")]
+        space: Option<String>,
+        /// At most this many bytes in a second on each server, as in 200MiB; without it, as fast as it goes
+        #[arg(long, value_name = "SIZE", default_value = "0B", hide_default_value = true, value_parser = crate::units::parse_bytes)]
+        rate: u64,
+    },
     /// Measure how fast each server answers
     ///
     /// Times a status call, which goes through authentication. Exits with 3 if a server does not answer.
@@ -163,7 +209,7 @@ pub(crate) enum Document {
 /// What to inspect.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Subject {
-    /// One server: limits, size classes, counters, sessions
+    /// One server: tiers, drives, size classes, counters, sessions
     #[command(after_help = "Example:\n  memkv-cli inspect server kv-1")]
     Server {
         /// The server's id, or its host:port

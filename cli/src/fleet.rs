@@ -3,11 +3,13 @@
 use crate::args::Global;
 use crate::failure::{Code, Failure};
 use crate::selector::Selector;
+use crate::view::storage::{Pin, PinShare, Pinned, Pins, Quarantined, Segment, Unpinned, VerifiedServer};
 use crate::view::{Cleared, Listing, Page, RouteStep, Server, Space, Spaces, Status, Unreachable};
 use indicatif::ProgressBar;
 use memkv_client::config::{CONFIG_ENV, OPTIONS, resolve};
 use memkv_client::{Client, Config, Error, ErrorKind, ServerAddress, SpaceDescription, SpaceId, v1};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// The effective configuration: YAML file, then `MEMKV_*`, then the command line.
@@ -201,6 +203,104 @@ impl Fleet {
                 return;
             }
         }
+    }
+
+    /// Pins keys on the servers that have them.
+    pub(crate) async fn pin(&self, space: SpaceId, keys: &[Vec<u8>], ttl: Duration) -> Pinned {
+        let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        let all = keys.len() as u64;
+        let mut pinned = Pinned { space_id: space.to_string(), keys: all, ttl_ms, ..Pinned::default() };
+        for (server, answer) in self.client.pin(space, keys, ttl).await {
+            match answer {
+                Ok(answer) => {
+                    pinned.pinned += answer.pinned;
+                    pinned.over_quota += answer.over_quota;
+                }
+                Err(error) => pinned.unreachable.push(Unreachable { server: server.id, error: text(error) }),
+            }
+        }
+        // Every server is asked for every key and has only its own.
+        pinned.missing = all.saturating_sub(pinned.pinned + pinned.over_quota);
+        pinned
+    }
+
+    /// Unpins keys, or all of the space.
+    pub(crate) async fn unpin(&self, space: SpaceId, keys: &[Vec<u8>]) -> Unpinned {
+        let mut unpinned = Unpinned { space_id: space.to_string(), ..Unpinned::default() };
+        for (server, answer) in self.client.unpin(space, keys).await {
+            match answer {
+                Ok(answer) => unpinned.unpinned += answer.unpinned,
+                Err(error) => {
+                    unpinned.unreachable.push(Unreachable { server: server.id, error: text(error) });
+                }
+            }
+        }
+        unpinned
+    }
+
+    /// All pins.
+    pub(crate) async fn pins(&self) -> Pins {
+        let mut pins = Pins::default();
+        for (server, answer) in self.client.pins().await {
+            match answer {
+                Ok(answer) => {
+                    pins.pins.extend(answer.pins.into_iter().map(|pin| Pin::new(&server.id, pin)));
+                    let (pinned_bytes, pinned_bytes_max) = (answer.pinned_bytes, answer.pinned_bytes_max);
+                    pins.servers.push(PinShare { server: server.id, pinned_bytes, pinned_bytes_max });
+                }
+                Err(error) => pins.unreachable.push(Unreachable { server: server.id, error: text(error) }),
+            }
+        }
+        pins.pins.sort_by_key(|pin| pin.left_ms);
+        pins
+    }
+
+    /// Lets all servers check their pages, side by side.
+    pub(crate) async fn verify(&self, request: &v1::VerifyRequest, bar: &ProgressBar) -> Vec<VerifiedServer> {
+        let servers = &self.config.servers;
+        let steps = Arc::new(Mutex::new(vec![v1::VerifyResponse::default(); servers.len()]));
+        let mut checks = Vec::new();
+        for (index, server) in servers.iter().enumerate() {
+            let (client, id, request) = (self.client.clone(), server.id.clone(), request.clone());
+            let (steps, bar) = (Arc::clone(&steps), bar.clone());
+            checks.push(tokio::spawn(async move {
+                let told = |step: &v1::VerifyResponse| {
+                    let mut steps = steps.lock().unwrap_or_else(PoisonError::into_inner);
+                    steps[index] = *step;
+                    bar.set_length(steps.iter().map(|step| step.total_bytes.max(step.bytes)).sum());
+                    bar.set_position(steps.iter().map(|step| step.bytes).sum());
+                };
+                client.verify(&id, request, told).await
+            }));
+        }
+        let mut verified = Vec::new();
+        for (server, check) in servers.iter().zip(checks) {
+            let ended = |error| Err(format!("the check ended early: {error}"));
+            let answer = check.await.map_or_else(ended, |answer| answer.map_err(text));
+            let error = answer.as_ref().err().cloned();
+            let step = answer.unwrap_or_default();
+            verified.push(VerifiedServer {
+                server: server.id.clone(),
+                dram_pages: step.dram_pages,
+                nvme_pages: step.nvme_pages,
+                bytes: step.bytes,
+                quarantined: step.quarantined,
+                unreadable: step.unreadable,
+                error,
+            });
+        }
+        verified
+    }
+
+    /// What only the view of one server shows: its quarantined pages and its segments. Empty if it does not tell.
+    pub(crate) async fn details(&self, server_id: &str) -> (Vec<Quarantined>, Vec<Segment>) {
+        let quarantined = self.client.quarantined().await.into_iter();
+        let quarantined = quarantined.filter(|(server, _)| server.id == server_id);
+        let quarantined = quarantined.filter_map(|(_, answer)| answer.ok()).flat_map(|answer| answer.pages);
+        let segments = self.client.segments().await.into_iter();
+        let segments = segments.filter(|(server, _)| server.id == server_id);
+        let segments = segments.filter_map(|(_, answer)| answer.ok()).flat_map(|answer| answer.segments);
+        (quarantined.map(Quarantined::from).collect(), segments.map(Segment::from).collect())
     }
 
     /// Removes all pages of a space.

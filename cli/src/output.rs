@@ -84,6 +84,18 @@ impl Output {
         bar
     }
 
+    /// A bar on standard error for bytes whose number is not known yet; invisible off a terminal.
+    pub(crate) fn bytes_bar(&self, what: &str) -> ProgressBar {
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+        let template = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
+        bar.set_style(
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+        bar.set_message(what.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(250));
+        bar
+    }
+
     /// A bar on standard error for `total` steps; invisible off a terminal.
     pub(crate) fn bar(&self, what: &str, total: u64) -> ProgressBar {
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());

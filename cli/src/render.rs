@@ -1,7 +1,10 @@
 //! Draws views for people. Pure functions: values and a [`Style`] in, text out.
 
+pub(crate) mod storage;
+
 use crate::table::{Align, Style, Table, fields};
 use crate::units::{bytes, count, duration, percent, plural, ratio, short_count};
+use crate::view::storage::ServerDetail;
 use crate::view::{
     Answers, Cluster, Diagnosis, KeyPlace, Listing, Page, Pings, RouteStep, Server, Session, Space, Spaces,
     Status,
@@ -51,7 +54,8 @@ fn status_cells(server: &Server) -> Vec<String> {
 }
 
 /// `inspect server`, of a server that answered.
-pub(crate) fn server(server: &Server, status: &Status, style: Style) -> String {
+pub(crate) fn server(detail: &ServerDetail, status: &Status, style: Style) -> String {
+    let server = &detail.server;
     let dram = &status.dram;
     let mut text = format!("{}\n", style.bold(&format!("server {}", crate::table::printable(&server.id))));
     text.push_str(&fields(&[
@@ -63,12 +67,28 @@ pub(crate) fn server(server: &Server, status: &Status, style: Style) -> String {
         ("key", if status.key_required { "required" } else { "none: loopback only" }.to_owned()),
         ("memory", format!("{} resident", bytes(status.resident_bytes))),
         ("dram", format!("{} of {} in {}", bytes(dram.used_bytes), bytes(dram.capacity_bytes), dram.backing)),
-        ("pages", format!("{} ({} without slot waste)", count(dram.pages), bytes(dram.page_bytes))),
         ("largest page", bytes(status.limits.page_bytes_max.into())),
         ("largest batch", format!("{} keys", count(status.limits.batch_keys_max.into()))),
     ]));
+    for why in &status.degraded {
+        text.push_str(&format!("  {}\n", style.bold(&crate::table::printable(why))));
+    }
+    text.push_str(&format!("\n{}\n{}", style.bold("tiers"), storage::tiers(status, style)));
+    text.push_str(&format!("\n{}\n{}", style.bold("store"), fields(&storage::store(status))));
     text.push_str(&format!("\n{}\n{}", style.bold("since the start"), fields(&counters(status))));
-    text.push_str(&format!("\n{}\n{}", style.bold("size classes"), classes(status, style)));
+    text.push_str(&format!(
+        "\n{}\n{}",
+        style.bold("size classes"),
+        storage::classes(&status.dram.classes, style)
+    ));
+    if let Some(nvme) = &status.nvme {
+        let drives = storage::drives(&nvme.drives, &detail.segments, style);
+        text.push_str(&format!("\n{}\n{drives}", style.bold("drives")));
+    }
+    if !detail.quarantined.is_empty() {
+        let title = style.bold(&format!("quarantined ({})", status.quarantined_pages));
+        text.push_str(&format!("\n{title}\n{}", storage::quarantined(&detail.quarantined, style)));
+    }
     text.push_str(&format!(
         "\n{}\n{}",
         style.bold(&format!("sessions ({})", status.session_count)),
@@ -121,30 +141,6 @@ fn counters(status: &Status) -> Vec<(&'static str, String)> {
             ),
         ),
     ]
-}
-
-fn classes(status: &Status, style: Style) -> String {
-    if status.dram.classes.is_empty() {
-        return "  none yet\n".to_owned();
-    }
-    let right = Align::Right;
-    let mut table = Table::new(&[
-        ("SLOT", right),
-        ("SLOTS", right),
-        ("IN USE", right),
-        ("FILL", right),
-        ("CHUNKS", right),
-    ]);
-    for class in &status.dram.classes {
-        table.row([
-            bytes(class.slot_bytes.into()),
-            count(class.slots),
-            count(class.slots_used),
-            percent(ratio(class.slots_used, class.slots)),
-            count(class.chunks.into()),
-        ]);
-    }
-    table.draw(style)
 }
 
 fn sessions(sessions: &[Session], style: Style) -> String {
@@ -308,6 +304,9 @@ fn page_fields(page: &Page, verified: Option<bool>) -> String {
         ("hits", count(page.hits)),
         ("pins", page.pins.to_string()),
     ];
+    if page.pinned_ms > 0 {
+        pairs.push(("pinned", format!("for {}", duration(page.pinned_ms))));
+    }
     if let Some(position) = page.position {
         pairs.push(("position", format!("{} in its prefix chain", count(position.into()))));
     }

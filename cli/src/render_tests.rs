@@ -1,6 +1,9 @@
 //! Snapshots of every table, at 80 columns, from fixed protocol messages.
 
 use super::*;
+use crate::view::storage::{
+    Pin, PinShare, Pinned, Pins, Quarantined, Segment, ServerDetail, Verified, VerifiedServer,
+};
 use crate::view::{Answer, Finding, Pinged, Unreachable};
 use memkv_proto::v1;
 
@@ -32,8 +35,11 @@ fn status() -> v1::GetStatusResponse {
                 slots: 65_536,
                 slots_used: 49_152,
                 chunks: 256,
+                asked_bytes: 49_152 * 260_000,
             }],
             backing: "2MiB huge pages".into(),
+            hits: 801_000,
+            asked_bytes: 49_152 * 260_000,
         }),
         ops: Some(v1::OpCounters {
             get_keys: 1_000_000,
@@ -63,7 +69,102 @@ fn status() -> v1::GetStatusResponse {
         }],
         session_count: 1,
         resident_bytes: 65 << 30,
+        nvme: Some(nvme()),
+        policy: "chain".into(),
+        pinned_pages: 128,
+        pinned_bytes: 32 << 20,
+        pinned_bytes_max: 16 << 30,
+        scrub: Some(v1::ScrubStatus {
+            bytes_per_second: 16 << 20,
+            pages: 65_000,
+            bytes: 16 << 30,
+            rounds: 1,
+            permille: 250,
+            quarantined: 1,
+        }),
+        recovery: Some(v1::RecoveryStatus {
+            dram_pages: 40_000,
+            nvme_pages: 1_200_000,
+            nvme_segments: 1_638,
+            took_ms: 2_300,
+            spaces: 3,
+            ..v1::RecoveryStatus::default()
+        }),
+        quarantined: 12,
+        degraded: vec!["drive /mnt/nvme1/memkv failed: input/output error".into()],
     }
+}
+
+fn nvme() -> v1::NvmeStatus {
+    let drive = |path: &str, state: v1::DriveState, reason: &str| v1::DriveStatus {
+        path: path.into(),
+        state: state.into(),
+        reason: reason.into(),
+        quota_bytes: 1 << 40,
+        used_bytes: 410 << 30,
+        live_bytes: 300 << 30,
+        live_pages: 1_200_000,
+        segments: 1_640,
+        direct: true,
+        reads: 600_000,
+        writes: 1_500_000,
+        read_bytes: 150 << 30,
+        written_bytes: 420 << 30,
+        ..v1::DriveStatus::default()
+    };
+    let mut failed = drive("/mnt/nvme1/memkv", v1::DriveState::Failed, "input/output error");
+    (failed.errors, failed.dropped_failed) = (3, 17);
+    v1::NvmeStatus {
+        fill: Some(v1::TierStatus {
+            capacity_bytes: 2 << 40,
+            used_bytes: 300 << 30,
+            page_bytes: 300 << 30,
+            pages: 1_200_000,
+            hits: 130_000,
+            ..v1::TierStatus::default()
+        }),
+        mode: "demote".into(),
+        io: "io_uring".into(),
+        segment_bytes: 256 << 20,
+        drives: vec![drive("/mnt/nvme0/memkv", v1::DriveState::Ok, ""), failed],
+        demoted: 1_500_000,
+        demoted_bytes: 370 << 30,
+        demote_unread: 20_000,
+        demote_dropped: 17,
+        promoted: 130_000,
+        promoted_bytes: 32 << 30,
+        read_failures: 2,
+        ..v1::NvmeStatus::default()
+    }
+}
+
+fn detail(server: Server) -> ServerDetail {
+    let quarantined = |at: u64| {
+        Quarantined::from(v1::QuarantinedPage {
+            space_id: vec![0xab; 16],
+            key: format!("{at}b1657ff1fc53b92dc18148a1d65dfc2d4b1fa3d677284addd200126d9069_0_8_k").into(),
+            tier: "nvme".into(),
+            age_ms: at * 60_000,
+            reason: "the checksum did not match".into(),
+        })
+    };
+    let segment = |number: u64, state: v1::SegmentState, live_bytes: u64| {
+        Segment::from(v1::SegmentStatus {
+            drive: 0,
+            number,
+            state: state.into(),
+            bytes: 256 << 20,
+            pages: 1_000,
+            live_pages: 700,
+            live_bytes,
+        })
+    };
+    let segments = vec![
+        segment(7, v1::SegmentState::Sealed, 30 << 20),
+        segment(8, v1::SegmentState::Sealed, 250 << 20),
+        segment(9, v1::SegmentState::Active, 0),
+    ];
+    ServerDetail { server, quarantined: (1..13).map(quarantined).collect(), segments }
 }
 
 fn servers() -> Cluster {
@@ -117,7 +218,8 @@ fn page() -> Page {
         slot_bytes: 262_144,
         pins: 1,
         position: 17,
-        tier: "dram".into(),
+        tier: "dram+nvme".into(),
+        pinned_ms: 5_400_000,
     };
     Page::new("kv-1", key)
 }
@@ -137,16 +239,15 @@ fn the_cluster() {
 
 #[test]
 fn one_server() {
-    let cluster = servers();
-    let one = &cluster.servers[0];
-    insta::assert_snapshot!(at_80_columns(server(one, one.status.as_ref().unwrap(), STYLE)));
+    let one = detail(servers().servers.remove(0));
+    insta::assert_snapshot!(at_80_columns(server(&one, one.server.status.as_ref().unwrap(), STYLE)));
 }
 
 #[test]
 fn an_empty_server() {
-    let cluster = servers();
-    let one = &cluster.servers[1];
-    insta::assert_snapshot!(at_80_columns(server(one, one.status.as_ref().unwrap(), STYLE)));
+    let server_only = servers().servers.remove(1);
+    let one = ServerDetail { server: server_only, quarantined: Vec::new(), segments: Vec::new() };
+    insta::assert_snapshot!(at_80_columns(server(&one, one.server.status.as_ref().unwrap(), STYLE)));
 }
 
 #[test]
@@ -243,6 +344,58 @@ fn a_diagnosis() {
              fix: start memkv-server there
 
     1 problem, 1 note
+    ");
+}
+
+#[test]
+fn pins_and_their_servers() {
+    let pin = |key: &str, left_ms| {
+        Pin::new("kv-1", v1::PinStatus { space_id: vec![0xab; 16], key: key.into(), bytes: 262_144, left_ms })
+    };
+    let share = |server: &str, pinned_bytes| PinShare {
+        server: server.into(),
+        pinned_bytes,
+        pinned_bytes_max: 16 << 30,
+    };
+    let all = Pins {
+        pins: vec![pin("system-prompt-0001", 7_190_000), pin("system-prompt-0002", 86_390_000)],
+        servers: vec![share("kv-1", 524_288), share("kv-2", 0)],
+        unreachable: Vec::new(),
+    };
+    insta::assert_snapshot!(at_80_columns(storage::pins(&all, STYLE)), @r"
+    KEY                 SPACE       BYTES         LEFT  SERVER
+    system-prompt-0001  abababab  256 KiB   1 h 59 min  kv-1
+    system-prompt-0002  abababab  256 KiB  23 h 59 min  kv-1
+
+      kv-1  512 KiB of at most 16.0 GiB
+      kv-2  0 B of at most 16.0 GiB
+    ");
+    let pinned =
+        Pinned { keys: 9, pinned: 5, missing: 3, over_quota: 1, ttl_ms: 7_200_000, ..Pinned::default() };
+    insta::assert_snapshot!(storage::pinned(&pinned), @r"
+    pinned 5 pages for 2 h
+    not stored: 3 keys
+    no room for more pins: 1 page
+    ");
+}
+
+#[test]
+fn a_check_of_two_servers() {
+    let server = |server: &str, quarantined, error: Option<&str>| VerifiedServer {
+        server: server.into(),
+        dram_pages: 49_152,
+        nvme_pages: 1_200_000,
+        bytes: 312 << 30,
+        quarantined,
+        unreadable: 0,
+        error: error.map(str::to_owned),
+    };
+    let both = vec![server("kv-1", 2, None), server("kv-2", 0, Some("connection refused"))];
+    let verified = Verified { servers: both, quarantined: 2 };
+    insta::assert_snapshot!(at_80_columns(storage::verified(&verified, STYLE)), @r"
+    SERVER    DRAM       NVME    BYTES  QUARANTINED  UNREADABLE
+    kv-1    49,152  1,200,000  312 GiB            2           0
+    kv-2         -          -        -            -           -
     ");
 }
 

@@ -1,4 +1,6 @@
-//! Numbers for people.
+//! Numbers for people, and from people.
+
+use std::time::Duration;
 
 /// A size: `0 B`, `640 B`, `12.3 GiB`; 9 characters at most.
 pub(crate) fn bytes(count: u64) -> String {
@@ -83,6 +85,31 @@ pub(crate) fn duration(ms: u64) -> String {
     }
 }
 
+/// Reads a size: a whole number and `B`, `KiB`, `MiB`, `GiB` or `TiB`.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 5] =
+        [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+    parse(text, &UNITS)
+        .ok_or_else(|| "write a whole number and B, KiB, MiB, GiB or TiB, as in 200MiB".to_owned())
+}
+
+/// Reads a time: a whole number and `s`, `m`, `h` or `d`; at least a second, at most a year.
+pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
+    const UNITS: [(&str, u64); 4] = [("s", 1), ("m", 60), ("h", 3_600), ("d", 86_400)];
+    const YEAR: u64 = 365 * 86_400;
+    let seconds = parse(text, &UNITS).filter(|seconds| (1..=YEAR).contains(seconds));
+    seconds
+        .map(Duration::from_secs)
+        .ok_or_else(|| "write a whole number and s, m, h or d, as in 2h, up to 365d".to_owned())
+}
+
+fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let (digits, factor) =
+        units.iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, *factor)))?;
+    let digits = Some(digits).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
+    digits.parse::<u64>().ok()?.checked_mul(factor)
+}
+
 #[allow(clippy::cast_precision_loss, reason = "shown with three digits")]
 fn float(count: u64) -> f64 {
     count as f64
@@ -114,6 +141,20 @@ mod tests {
         assert_eq!(percent(ratio(1000, 1000)), "100 %");
         assert_eq!(percent(ratio(0, 10)), "0 %");
         assert_eq!(percent(ratio(0, 0)), "-");
+    }
+
+    #[test]
+    fn sizes_and_times_are_read() {
+        assert_eq!(parse_bytes("200MiB"), Ok(200 << 20));
+        assert_eq!(parse_bytes("0B"), Ok(0));
+        assert_eq!(parse_time("2h"), Ok(Duration::from_secs(7200)));
+        assert_eq!(parse_time("365d"), Ok(Duration::from_secs(365 * 86_400)));
+        for bad in ["", "200", "MiB", "+2MiB", "1.5MiB", "99999999999TiB"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "2", "h", "0s", "366d", "-1h", "2ms"] {
+            assert!(parse_time(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -4,10 +4,13 @@
 //! in bytes, times in milliseconds, ratios from 0 to 1, `null` for what is unknown, identities in hex. Fields may
 //! be added; none is renamed or removed within a major version.
 
+pub(crate) mod storage;
+
 use crate::units::ratio;
 use memkv_proto::v1;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use storage::{Nvme, Recovery, Scrub};
 
 /// `inspect`: the cluster.
 #[derive(Debug, Serialize)]
@@ -32,7 +35,7 @@ pub(crate) struct Total {
 pub(crate) struct Server {
     pub(crate) id: String,
     pub(crate) address: String,
-    /// `serving`, `stopping`, `unknown` or `unreachable`.
+    /// `serving`, `degraded`, `stopping`, `unknown` or `unreachable`.
     pub(crate) state: &'static str,
     pub(crate) error: Option<String>,
     pub(crate) status: Option<Status>,
@@ -51,7 +54,17 @@ pub(crate) struct Status {
     pub(crate) session_count: u32,
     pub(crate) hit_ratio: Option<f64>,
     pub(crate) limits: Limits,
+    /// Why the server is not what it was configured to be; empty if all is well.
+    pub(crate) degraded: Vec<String>,
     pub(crate) dram: Tier,
+    pub(crate) nvme: Option<Nvme>,
+    pub(crate) policy: String,
+    pub(crate) pinned_pages: u64,
+    pub(crate) pinned_bytes: u64,
+    pub(crate) pinned_bytes_max: u64,
+    pub(crate) scrub: Scrub,
+    pub(crate) quarantined_pages: u64,
+    pub(crate) recovery: Recovery,
     pub(crate) ops: Ops,
     pub(crate) sessions: Vec<Session>,
 }
@@ -72,7 +85,9 @@ pub(crate) struct Tier {
     pub(crate) capacity_bytes: u64,
     pub(crate) used_bytes: u64,
     pub(crate) page_bytes: u64,
+    pub(crate) asked_bytes: u64,
     pub(crate) pages: u64,
+    pub(crate) hits: u64,
     pub(crate) backing: String,
     pub(crate) classes: Vec<Class>,
 }
@@ -84,6 +99,7 @@ pub(crate) struct Class {
     pub(crate) slots: u64,
     pub(crate) slots_used: u64,
     pub(crate) chunks: u32,
+    pub(crate) asked_bytes: u64,
 }
 
 /// Counters since the server's start; keys unless the name says otherwise.
@@ -198,7 +214,10 @@ pub(crate) struct Page {
     pub(crate) pins: u32,
     /// From 1; null if unknown.
     pub(crate) position: Option<u32>,
+    /// `dram`, `nvme` or `dram+nvme`.
     pub(crate) tier: String,
+    /// How long it stays pinned; 0 if it is not.
+    pub(crate) pinned_ms: u64,
 }
 
 /// `ls`.
@@ -315,7 +334,8 @@ impl Server {
         match answer {
             Ok(status) => {
                 let state = match status.state() {
-                    v1::ServerState::Serving => "serving",
+                    v1::ServerState::Serving if status.degraded.is_empty() => "serving",
+                    v1::ServerState::Serving => "degraded",
                     v1::ServerState::Stopping => "stopping",
                     v1::ServerState::Unspecified => "unknown",
                 };
@@ -340,7 +360,16 @@ impl From<v1::GetStatusResponse> for Status {
             session_count: status.session_count,
             hit_ratio: ratio(ops.get_hits, ops.get_keys),
             limits: status.limits.unwrap_or_default().into(),
+            degraded: status.degraded,
             dram: status.dram.unwrap_or_default().into(),
+            nvme: status.nvme.map(Nvme::from),
+            policy: status.policy,
+            pinned_pages: status.pinned_pages,
+            pinned_bytes: status.pinned_bytes,
+            pinned_bytes_max: status.pinned_bytes_max,
+            scrub: status.scrub.unwrap_or_default().into(),
+            quarantined_pages: status.quarantined,
+            recovery: status.recovery.unwrap_or_default().into(),
             ops: ops.into(),
             sessions: status.sessions.into_iter().map(Session::from).collect(),
         }
@@ -366,12 +395,15 @@ impl From<v1::TierStatus> for Tier {
             slots: class.slots,
             slots_used: class.slots_used,
             chunks: class.chunks,
+            asked_bytes: class.asked_bytes,
         };
         Self {
             capacity_bytes: tier.capacity_bytes,
             used_bytes: tier.used_bytes,
             page_bytes: tier.page_bytes,
+            asked_bytes: tier.asked_bytes,
             pages: tier.pages,
+            hits: tier.hits,
             backing: tier.backing,
             classes: tier.classes.into_iter().map(class).collect(),
         }
@@ -479,6 +511,7 @@ impl Page {
             pins: key.pins,
             position: (key.position > 0).then_some(key.position),
             tier: key.tier,
+            pinned_ms: key.pinned_ms,
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::fleet::Fleet;
 use crate::output::Output;
 use crate::render;
 use crate::selector::{Selector, parse_key};
+use crate::view::storage::ServerDetail;
 use crate::view::{Cluster, KeyPlace, Server, key_text};
 
 /// Shows the subject; the whole cluster without one.
@@ -51,14 +52,17 @@ async fn server(fleet: &Fleet, output: &Output, id: &str) -> Result<(), Failure>
         return Err(Failure::new(Code::Negative, format!("no server is called {id:?}"))
             .hint(format!("the configured servers are: {}", known.join(", "))));
     };
-    match (&server.status, &server.error) {
-        (Some(status), _) => output.show(&server, |server, style| render::server(server, status, style)),
-        (None, error) => {
-            let why = error.as_deref().unwrap_or("no answer");
-            Err(Failure::new(Code::Unreachable, format!("{id} did not answer: {why}"))
-                .hint("is the server running? `memkv-cli doctor` looks at each one"))
-        }
+    if server.status.is_some() {
+        let (quarantined, segments) = fleet.details(&server.id).await;
+        let detail = ServerDetail { server, quarantined, segments };
+        return output.show(&detail, |detail, style| match &detail.server.status {
+            Some(status) => render::server(detail, status, style),
+            None => String::new(),
+        });
     }
+    let why = server.error.as_deref().unwrap_or("no answer");
+    Err(Failure::new(Code::Unreachable, format!("{id} did not answer: {why}"))
+        .hint("is the server running? `memkv-cli doctor` looks at each one"))
 }
 
 fn is_called(server: &Server, id: &str) -> bool {

@@ -37,7 +37,7 @@ pub(crate) async fn remove(
     answer(output, &keys, &removed, report.failed, ("removed", "absent"))
 }
 
-fn parse_keys(keys: &[String]) -> Result<Vec<Vec<u8>>, Failure> {
+pub(super) fn parse_keys(keys: &[String]) -> Result<Vec<Vec<u8>>, Failure> {
     keys.iter().map(|key| parse_key(key)).collect()
 }
 

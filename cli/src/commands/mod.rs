@@ -4,6 +4,8 @@ mod inspect;
 mod keys;
 mod pages;
 mod ping;
+mod pins;
+mod verify;
 
 use crate::args::{Cli, Command};
 use crate::failure::Failure;
@@ -37,6 +39,10 @@ async fn on_fleet(command: Command, fleet: &Fleet, output: &Output) -> Result<()
             keys::list(fleet, output, &space, prefix.as_deref(), limit, server.as_deref()).await
         }
         Command::Clear { space, yes } => keys::clear(fleet, output, &space, yes).await,
+        Command::Pin { keys, space, ttl } => pins::pin(fleet, output, &space, &keys, ttl).await,
+        Command::Unpin { keys, all: _, space } => pins::unpin(fleet, output, &space, &keys).await,
+        Command::Pins => pins::list(fleet, output).await,
+        Command::Verify { space, rate } => verify::run(fleet, output, space.as_deref(), rate).await,
         Command::Ping { count } => ping::run(fleet, output, count).await,
         Command::Doctor | Command::Reference { .. } => Ok(()),
     }
