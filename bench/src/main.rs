@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "the tables are this program's output")]
 
+mod arena;
 mod daemon;
 mod machine;
 mod raw;
@@ -32,6 +33,8 @@ struct Cli {
 enum Command {
     /// Measures get, put and exists against a daemon that it starts, beside raw sockets and memcpy.
     Run(RunArgs),
+    /// Measures how much of the memory holds pages, and how the memory follows a change of model.
+    Arena(arena::ArenaArgs),
     /// The other side of the raw baseline; `run` starts it.
     #[command(hide = true)]
     RawServer,
@@ -62,6 +65,7 @@ struct RunArgs {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run_command(args),
+        Command::Arena(args) => arena_command(&args),
         Command::RawServer => raw::serve(),
     };
     match outcome {
@@ -73,10 +77,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_command(args: RunArgs) -> anyhow::Result<()> {
+fn warn_of_debug_build() {
     if cfg!(debug_assertions) {
         eprintln!("this is a debug build: its figures mean nothing; use cargo run --release -p memkv-bench");
     }
+}
+
+fn arena_command(args: &arena::ArenaArgs) -> anyhow::Result<()> {
+    warn_of_debug_build();
+    arena::run(args, command_line())
+}
+
+fn run_command(args: RunArgs) -> anyhow::Result<()> {
+    warn_of_debug_build();
     let (working_set, rounds) = if args.quick { (512 << 20, 3) } else { (1 << 30, 7) };
     let working_set_bytes = args.working_set.unwrap_or(working_set);
     let largest_batch = args.pages.iter().max().copied().unwrap_or(0) * 128;
