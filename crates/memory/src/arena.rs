@@ -9,7 +9,8 @@ use crate::handle::{ReservedSlot, SlotPin};
 use crate::map::{Backing, Mapping};
 use crate::record::{PageView, SlotId, meta_of};
 use crate::recover::{self, Recovered};
-use crate::slot::{Doomed, Slot};
+use crate::slot::Slot;
+use crate::state::Doomed;
 use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::tables::{Layout, Tables};
 use crate::{SLOT_ALIGN, class, numa};
@@ -227,14 +228,16 @@ impl Arena {
         }
         drop(books);
         let id = self.slot_id(taken.chunk, taken.slot);
-        self.slot(id).claim(len);
+        let slot = self.slot(id);
+        slot.state.claim();
+        slot.len.store(len, Ordering::Relaxed);
         Ok((ReservedSlot::new(Arc::clone(self), id, len), taken.fill))
     }
 
     /// Pins the page in a slot. `None` if the slot holds no published page.
     #[must_use]
     pub fn pin(self: &Arc<Self>, id: SlotId) -> Option<SlotPin> {
-        self.tables.slots().get(id.0 as usize)?.pin().then(|| SlotPin::new(Arc::clone(self), id))
+        self.tables.slots().get(id.0 as usize)?.state.pin().then(|| SlotPin::new(Arc::clone(self), id))
     }
 
     /// Takes a published page out of circulation; its slot is free once no reader holds it.
@@ -242,7 +245,7 @@ impl Arena {
     /// `false` if the slot holds no published page.
     pub fn doom(&self, id: SlotId) -> bool {
         let Some(slot) = self.tables.slots().get(id.0 as usize) else { return false };
-        match slot.doom() {
+        match slot.state.doom() {
             Doomed::NotPublished => false,
             Doomed::Pinned => true,
             Doomed::Free => {
@@ -297,7 +300,7 @@ impl Arena {
         self.tables
             .slots()
             .get(id.0 as usize)
-            .filter(|slot| slot.published().is_some())
+            .filter(|slot| slot.state.published().is_some())
             .map_or(0, |slot| slot.extent.load(Ordering::Relaxed))
     }
 

@@ -117,7 +117,7 @@ impl SealedSlot {
         let slot = self.0.arena.slot(self.0.id);
         self.0.arena.tables.name(self.0.id, space, key);
         note(slot, record);
-        slot.publish();
+        slot.state.publish();
         self.0.held = false;
         self.0.id
     }
@@ -126,7 +126,7 @@ impl SealedSlot {
 impl Drop for ReservedSlot {
     fn drop(&mut self) {
         if self.held {
-            self.arena.slot(self.id).abandon();
+            self.arena.slot(self.id).state.abandon();
             self.arena.give_back(self.id);
         }
     }
@@ -190,7 +190,7 @@ impl Deref for SlotPin {
 
 impl Drop for SlotPin {
     fn drop(&mut self) {
-        if self.arena.slot(self.id).unpin() {
+        if self.arena.slot(self.id).state.unpin() {
             self.arena.give_back(self.id);
         }
     }

@@ -31,6 +31,7 @@ mod numa;
 mod record;
 mod recover;
 mod slot;
+mod state;
 mod sync;
 mod tables;
 

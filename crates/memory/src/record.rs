@@ -70,7 +70,7 @@ pub struct PageView {
 impl PageView {
     /// Reads a slot's record. `None` if it holds no published page.
     pub(crate) fn of(id: SlotId, slot: &Slot) -> Option<Self> {
-        let pins = slot.published()?;
+        let pins = slot.state.published()?;
         let (last_access_ms, hits) = slot.accessed();
         Some(Self {
             slot: id,

@@ -187,7 +187,7 @@ enum Kept {
 /// Repairs one slot: keeps its page or frees it.
 fn keep(tables: &Tables, id: SlotId, slot_bytes: u32) -> Kept {
     let slot = &tables.slots()[id.0 as usize];
-    if !slot.repair() {
+    if !slot.state.repair() {
         return Kept::Free;
     }
     let len = slot.len.load(Ordering::Relaxed);
@@ -198,7 +198,7 @@ fn keep(tables: &Tables, id: SlotId, slot_bytes: u32) -> Kept {
     if len <= slot_bytes && digest == Some(slot.digest.load(Ordering::Relaxed)) {
         return Kept::Page(len);
     }
-    slot.free();
+    slot.state.free();
     Kept::Damaged
 }
 
@@ -206,6 +206,7 @@ fn keep(tables: &Tables, id: SlotId, slot_bytes: u32) -> Kept {
 fn free_from(file: &ArenaFile, layout: &Layout, tables: &Tables, chunk: u32, from: u32) {
     if !file.clear_tables(layout, chunk, from) {
         let first = chunk << layout.slot_bits;
-        (from..layout.slots_per_chunk()).for_each(|slot| tables.slots()[(first + slot) as usize].free());
+        (from..layout.slots_per_chunk())
+            .for_each(|slot| tables.slots()[(first + slot) as usize].state.free());
     }
 }
