@@ -62,7 +62,8 @@ pub use cache::Violation;
 pub use cache::{
     Alert, Alias, BackupDone, BackupError, BackupPlan, Evicted, InsertError, InsertOptions, Inserted,
     LoadBackError, LoadBackPlan, LoadedBack, Lock, Match, NotCovered, NotResident, PrefetchError,
-    PrefetchPage, PrefetchPlan, Prefetched, Progress, RadixCache, Request, Stats, StorePlan, WindowClosed,
+    PrefetchNames, PrefetchPage, PrefetchPlan, Prefetched, Progress, RadixCache, Request, Stats, StorePlan,
+    WindowClosed,
 };
 pub use config::{Config, ConfigError, EvidenceConfig, Sharing, WritePolicy};
 pub use events::{Event, Medium, Stored};

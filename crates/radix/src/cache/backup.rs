@@ -42,6 +42,8 @@ pub struct BackupDone {
 #[must_use = "a plan must be ended"]
 pub struct StorePlan {
     node: NodeId,
+    /// Pages of the prefix before the first of the plan: how deep in its chain the write begins.
+    pub start: usize,
     /// What to write.
     pub host: Vec<HostPage>,
     /// Under which names.
@@ -195,6 +197,7 @@ impl RadixCache {
         let node = &self.nodes[index];
         let plan = StorePlan {
             node: self.nodes.id(index),
+            start: node.depth as usize - node.host.len(),
             host: node.host.to_vec(),
             digests: node.digests.to_vec(),
         };

@@ -28,7 +28,7 @@ pub use backup::{BackupDone, BackupError, BackupPlan, StorePlan};
 pub use check::Violation;
 pub use evict::{Evicted, NotResident};
 pub use load::{LoadBackError, LoadBackPlan, LoadedBack};
-pub use prefetch::{PrefetchError, PrefetchPage, PrefetchPlan, Prefetched};
+pub use prefetch::{PrefetchError, PrefetchNames, PrefetchPage, PrefetchPlan, Prefetched};
 pub use requests::{NotCovered, Progress, Request};
 pub use scopes::{Alert, Alias, WindowClosed};
 pub use walk::{InsertError, InsertOptions, Inserted, Match};

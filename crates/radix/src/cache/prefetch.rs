@@ -81,17 +81,38 @@ pub enum PrefetchError {
     OutOfPages(#[from] OutOfPages),
 }
 
+/// What a store may have of a prompt, before anything is set aside for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrefetchNames {
+    /// Pages of the prompt that the cache has.
+    pub start: usize,
+    /// The names of the whole pages after those.
+    pub digests: Vec<Digest>,
+}
+
 impl RadixCache {
-    /// Starts to look in a store for the pages after the longest prefix in the cache.
+    /// The names of the pages after the longest prefix in the cache, to ask a store how many of them it has. Ask
+    /// first, then [begin](Self::begin_prefetch) with as many tokens as are worth it: a prefetch evicts host
+    /// leaves for all its pages.
     ///
     /// # Errors
     ///
-    /// If the rest is too short, too much is under way, or host memory is full.
-    pub fn begin_prefetch(
+    /// If this cache or request cannot prefetch, or the rest is too short.
+    pub fn prefetch_names(
         &mut self,
         access: Access<'_>,
         tokens: Tokens<'_>,
-    ) -> Result<PrefetchPlan, PrefetchError> {
+    ) -> Result<PrefetchNames, PrefetchError> {
+        let (anchor, start) = self.prefetch_start(access, tokens)?;
+        Ok(PrefetchNames { start, digests: self.digests_after(access, tokens, anchor) })
+    }
+
+    /// Where a prefetch would begin: the last node that the cache has, and the pages up to its end.
+    fn prefetch_start(
+        &mut self,
+        access: Access<'_>,
+        tokens: Tokens<'_>,
+    ) -> Result<(u32, usize), PrefetchError> {
         let may_add = !self.is_scoped() || access.user.is_some();
         if !self.config.hashes || self.config.host_pages == 0 || !may_add {
             return Err(PrefetchError::Off);
@@ -104,6 +125,23 @@ impl RadixCache {
         if wanted == 0 || wanted < self.config.prefetch_min_tokens {
             return Err(PrefetchError::TooFew { tokens: wanted });
         }
+        Ok((anchor, start))
+    }
+
+    /// Starts to look in a store for the pages after the longest prefix in the cache.
+    ///
+    /// # Errors
+    ///
+    /// If the rest is too short, too much is under way, or host memory is full.
+    pub fn begin_prefetch(
+        &mut self,
+        access: Access<'_>,
+        tokens: Tokens<'_>,
+    ) -> Result<PrefetchPlan, PrefetchError> {
+        let (anchor, start) = self.prefetch_start(access, tokens)?;
+        let node = self.nodes.id(anchor);
+        let total = self.config.shape.whole_pages(tokens.len());
+        let wanted = (total - start) * self.page_tokens();
         if self.prefetching + wanted > self.config.prefetch_max_tokens {
             return Err(PrefetchError::Busy { tokens: self.prefetching });
         }
@@ -167,6 +205,23 @@ impl RadixCache {
             self.host.release(page.host).expect("a plan has a reference to its pages");
             self.prefetching -= self.config.shape.page_tokens();
         }
+    }
+
+    /// Cuts a plan in two: the first `pages` pages, which can be committed now, and the others, into which a read
+    /// may still be writing. Both must be ended, in any order.
+    pub fn split_prefetch(&mut self, mut plan: PrefetchPlan, pages: usize) -> (PrefetchPlan, PrefetchPlan) {
+        let rest = plan.pages.split_off(pages.min(plan.pages.len()));
+        let anchor = self.nodes.find(plan.anchor).expect("a host-locked node stays");
+        self.host_lock(anchor);
+        let rest = PrefetchPlan {
+            namespace: plan.namespace.clone(),
+            user: plan.user,
+            tokens: plan.tokens.clone(),
+            anchor: plan.anchor,
+            start: plan.start + plan.pages.len(),
+            pages: rest,
+        };
+        (plan, rest)
     }
 
     /// Ends a prefetch of which the first `pages` pages have come: they become host-only nodes.
