@@ -7,7 +7,7 @@ use std::path::PathBuf;
 pub struct DriveConfig {
     /// The directory. Made if it is not there and its parent is. Files in it that are not the log's are left alone.
     pub path: PathBuf,
-    /// The most bytes that segments may take.
+    /// The most bytes that segments may take; at least five segments.
     pub quota_bytes: u64,
 }
 

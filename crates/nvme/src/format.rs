@@ -12,7 +12,7 @@
 //! | 0 | 8 | `memkvseg` |
 //! | 8 | 4 | version, 1 |
 //! | 12 | 4 | 0 |
-//! | 16 | 8 | checksum of bytes 24 to 4096, seed 0 |
+//! | 16 | 8 | checksum of bytes 24 to 4096, seed version |
 //! | 24 | 8 | sequence number of the segment on its drive, from 1 |
 //! | 32 | 8 | salt: a random number that seeds all other checksums of the file |
 //! | 40 | 16 | id of the drive |
@@ -24,7 +24,7 @@
 //! | 0 | 8 | `memkvend` |
 //! | 8 | 4 | version, 1 |
 //! | 12 | 4 | 0 |
-//! | 16 | 8 | checksum of bytes 24 to 4096, seed 0 |
+//! | 16 | 8 | checksum of bytes 24 to 4096, seed version |
 //! | 24 | 36 | as in the header, so that either of the two is enough |
 //! | 60 | 4 | first block of the footer |
 //! | 64 | 8 | highest sequence number of a record |
@@ -66,7 +66,8 @@
 //! | 70 | 2 | 0 | 0 | 0 |
 //! | 72 | … | key, then zeros to a multiple of 8 | – | – |
 //!
-//! Checksums are XXH3-64. The salt ties every header to its file: bytes of a page, which a client chooses, and blocks
+//! Checksums are XXH3-64. Magic, version and checksum of the first two blocks stay where they are and as they are in all
+//! later versions, so that an older server can tell a later version from damage. The salt ties every header to its file: bytes of a page, which a client chooses, and blocks
 //! of a file that was deleted cannot pass for a header of this one.
 //!
 //! A delete ends all records with its digest on its drive that have a lower sequence number, and a clear those of its
@@ -180,7 +181,7 @@ fn write_lead(block: &mut [u8], magic: &[u8; 8], identity: &Identity) {
 }
 
 fn finish_lead(block: &mut [u8]) {
-    let sum = checksum(0, &block[24..BLOCK]);
+    let sum = checksum(u64::from(u32_at(block, 8)), &block[24..BLOCK]);
     put(block, 16, &sum.to_le_bytes());
 }
 
@@ -211,21 +212,19 @@ fn read_lead(block: &[u8], magic: &[u8; 8]) -> Lead<Identity> {
     if block[..8] != *magic {
         return Lead::Foreign;
     }
-    if u64_at(block, 16) != checksum(0, &block[24..BLOCK]) {
-        // A later version may sum up otherwise. One flipped bit in this version's number is no later version.
-        let version = u32_at(block, 8);
-        let later =
-            (VERSION + 1..VERSION + 1000).contains(&version) && !(version ^ VERSION).is_power_of_two();
-        return if later { Lead::Newer(version) } else { Lead::Damaged };
+    let version = u32_at(block, 8);
+    if u64_at(block, 16) != checksum(u64::from(version), &block[24..BLOCK]) {
+        return Lead::Damaged;
     }
-    match u32_at(block, 8) {
-        VERSION => {}
-        0 => return Lead::Damaged,
-        version => return Lead::Newer(version),
+    if version > VERSION {
+        return Lead::Newer(version);
     }
     let blocks = u32_at(block, 56);
     let sequence = u64_at(block, 24);
-    if sequence == 0 || u64::from(blocks) * u64::from(BLOCK_BYTES) > crate::SEGMENT_BYTES_MAX {
+    if version != VERSION
+        || sequence == 0
+        || u64::from(blocks) * u64::from(BLOCK_BYTES) > crate::SEGMENT_BYTES_MAX
+    {
         return Lead::Damaged;
     }
     Lead::Good(Identity { sequence, salt: u64_at(block, 32), drive: array(block, 40), blocks })

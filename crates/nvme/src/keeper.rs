@@ -20,11 +20,15 @@ use std::time::Duration;
 /// disk has room again.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
+/// Segments that are made ahead. With two, there is one to go on with while the oldest is given back for the other.
+pub(crate) const SPARES: usize = 2;
+
 /// What the keeper is asked to do.
 #[derive(Default)]
 pub(crate) struct Tasks {
     seals: VecDeque<Arc<Segment>>,
-    spare: bool,
+    /// Spare segments that are to be made.
+    spares: usize,
     /// End when all seals are done.
     end: bool,
 }
@@ -47,9 +51,9 @@ enum NoSpare {
 }
 
 impl Drive {
-    /// Asks for a segment to go on with.
+    /// Asks for one more segment to go on with.
     pub(crate) fn want_spare(&self) {
-        self.tasks.lock().spare = true;
+        self.tasks.lock().spares += 1;
         self.work.notify_all();
     }
 
@@ -118,7 +122,7 @@ fn next(drive: &Drive, wait_for_room: bool) -> Task {
         if tasks.end {
             return Task::End;
         }
-        if tasks.spare && !wait_for_room && !drive.is_failed() {
+        if tasks.spares > 0 && !wait_for_room && !drive.is_failed() {
             return Task::Spare;
         }
         if drive.work.wait_for(&mut tasks, LOOK_EVERY).timed_out() {
@@ -131,7 +135,7 @@ fn next(drive: &Drive, wait_for_room: bool) -> Task {
 fn provide(drive: &Drive) -> bool {
     match make_spare(drive) {
         Ok(segment) => {
-            drive.tasks.lock().spare = false;
+            drive.tasks.lock().spares -= 1;
             drive.post(Message::Spare(segment)).is_ok()
         }
         Err(NoSpare::Later) => false,

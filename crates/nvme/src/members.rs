@@ -9,7 +9,7 @@
 //! | 0 | 8 | `memkvdrv` |
 //! | 8 | 4 | version, 1 |
 //! | 12 | 4 | number of entries |
-//! | 16 | 8 | XXH3-64, seed 0, of all that follows |
+//! | 16 | 8 | XXH3-64, seed version, of all that follows |
 //! | 24 | 16 | id of this drive |
 //! | 40 | 20 each | entries: id (16), then 1 for a member or 2 for a retired one (4) |
 //!
@@ -67,25 +67,26 @@ impl Card {
         let mut file = MAGIC.to_vec();
         file.extend_from_slice(&VERSION.to_le_bytes());
         file.extend_from_slice(&count.to_le_bytes());
-        file.extend_from_slice(&checksum(0, &body).to_le_bytes());
+        file.extend_from_slice(&checksum(u64::from(VERSION), &body).to_le_bytes());
         file.extend_from_slice(&body);
         file
     }
 
     /// Reads a drive's file.
     pub(crate) fn decode(file: &[u8]) -> Read {
-        let word = |at: usize| file.get(at..at + 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        if file.len() < HEAD_BYTES || file[..8] != *MAGIC {
+        let head = file.split_first_chunk::<HEAD_BYTES>().filter(|(head, _)| head[..8] == *MAGIC);
+        let Some((head, entries)) = head else { return Read::None };
+        let version = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
+        if head[16..24] != checksum(u64::from(version), &file[24..]).to_le_bytes() {
             return Read::None;
         }
-        let sum = checksum(0, &file[24..]).to_le_bytes();
-        match word(8) {
-            Some(VERSION) if file[16..24] == sum => {}
-            Some(version) if version > VERSION && file[16..24] == sum => return Read::Newer(version),
+        match version {
+            VERSION => {}
+            _ if version > VERSION => return Read::Newer(version),
             _ => return Read::None,
         }
         let mut card = Self { id: id_at(file, 24), members: Vec::new(), retired: Vec::new() };
-        for entry in file[HEAD_BYTES..].chunks_exact(ENTRY_BYTES) {
+        for entry in entries.chunks_exact(ENTRY_BYTES) {
             let list = if entry[16] == 1 { &mut card.members } else { &mut card.retired };
             list.push(id_at(entry, 0));
         }

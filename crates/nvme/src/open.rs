@@ -22,8 +22,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-/// Segments that a quota must hold at least: the active one, the next one, one being sealed, and one to give back.
-const SEGMENTS_MIN: u64 = 4;
+/// Segments that a quota must hold at least: the active one, two made ahead, one being sealed, and one to give back.
+const SEGMENTS_MIN: u64 = 5;
 
 /// The threads of one drive: the one that writes and the one that keeps.
 pub(crate) type Pair = (JoinHandle<()>, JoinHandle<()>);
@@ -349,7 +349,7 @@ fn start(config: &LogConfig, drives: &[Arc<Drive>], rings: &mut Rings) -> Result
         let writer = named("nvme").spawn(write).map_err(system)?;
         let keeper = named("keep").spawn(move || keeper::run(&own)).map_err(system)?;
         threads.push((writer, keeper));
-        drive.want_spare();
+        (0..keeper::SPARES).for_each(|_| drive.want_spare());
     }
     Ok(threads)
 }

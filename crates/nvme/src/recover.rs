@@ -228,7 +228,8 @@ impl Found {
                     self.tell(&segment, &records, visit);
                 }
                 Pages::Scanned(scanned) => {
-                    self.report.scanned_segments += 1;
+                    let blank = scanned == Scanned { end_block: scanned.end_block, ..Scanned::default() };
+                    self.report.scanned_segments += u64::from(!blank);
                     self.report.damaged_pages += scanned.damaged_pages;
                     self.report.damaged_headers += scanned.damaged_headers;
                     self.tell(&segment, &scanned.book.pages, visit);

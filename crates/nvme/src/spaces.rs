@@ -5,7 +5,7 @@
 //! | 0 | 8 | `memkvspc` |
 //! | 8 | 4 | version, 1 |
 //! | 12 | 4 | number of spaces |
-//! | 16 | 8 | XXH3-64, seed 0, of all that follows |
+//! | 16 | 8 | XXH3-64, seed version, of all that follows |
 //! | 24 | … | spaces: number of fields (4), then for each field its name and its value, each as length (4) and UTF-8 |
 //!
 //! All integers are little-endian. The file is replaced as a whole, so it is never half written. One that does not
@@ -39,7 +39,7 @@ pub fn encode(spaces: &[SpaceDescription]) -> Vec<u8> {
     let mut file = MAGIC.to_vec();
     file.extend_from_slice(&VERSION.to_le_bytes());
     put_len(&mut file, spaces.len());
-    file.extend_from_slice(&checksum(0, &body).to_le_bytes());
+    file.extend_from_slice(&checksum(u64::from(VERSION), &body).to_le_bytes());
     file.extend_from_slice(&body);
     file
 }
@@ -73,12 +73,13 @@ pub fn decode(file: &[u8]) -> Result<Option<Vec<SpaceDescription>>, u32> {
         return Ok(None);
     };
     let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-    if head[16..24] != checksum(0, body).to_le_bytes() {
+    let version = word(8);
+    if head[16..24] != checksum(u64::from(version), body).to_le_bytes() {
         return Ok(None);
     }
-    match word(8) {
+    match version {
         VERSION => {}
-        version if version > VERSION => return Err(version),
+        _ if version > VERSION => return Err(version),
         _ => return Ok(None),
     }
     let parsed: Option<Vec<_>> = (0..word(12)).map(|_| take_space(&mut body)).collect();
@@ -130,6 +131,9 @@ mod tests {
         }
         let mut later = file;
         later[8] = 2;
+        assert_eq!(decode(&later), Ok(None), "a flipped bit is no later version");
+        let sum = checksum(2, &later[24..]);
+        later[16..24].copy_from_slice(&sum.to_le_bytes());
         assert_eq!(decode(&later), Err(2));
     }
 }

@@ -5,7 +5,7 @@
 
 use crate::batch::{Batch, Item, Mark, PageJob, batch_blocks};
 use crate::drive::{Drive, Message};
-use crate::format::{BLOCK, FIRST_BLOCK};
+use crate::format::{BLOCK, FIRST_BLOCK, record_bytes as record_bytes_of};
 use crate::io::{Body, Ended, Io, Op, ReadJob};
 use crate::segment::Segment;
 use crate::{Dropped, Extent, OwnedHead, ReadError, SegmentState};
@@ -44,7 +44,8 @@ pub(crate) struct Writer {
     items: VecDeque<Item>,
     hot: VecDeque<Box<PageJob>>,
     active: Option<Active>,
-    spare: Option<Arc<Segment>>,
+    /// Made ahead, in the order of their use.
+    spares: VecDeque<Arc<Segment>>,
     no_room: bool,
     writes: usize,
     in_flight: usize,
@@ -78,7 +79,7 @@ impl Writer {
             items: VecDeque::new(),
             hot: VecDeque::new(),
             active: None,
-            spare: None,
+            spares: VecDeque::new(),
             no_room: false,
             writes: 0,
             in_flight: 0,
@@ -132,7 +133,7 @@ impl Writer {
                 Message::Hot(page) => self.hot.push_back(page),
                 Message::Read(segment, extent, read) => self.reads.push_back((segment, extent, read)),
                 Message::Spare(segment) => {
-                    self.spare = Some(segment);
+                    self.spares.push_back(segment);
                     self.no_room = false;
                     self.drive.set_full(false);
                 }
@@ -211,13 +212,16 @@ impl Writer {
                 return None;
             }
             let items = self.take_items();
-            let active = self.active.as_mut().expect("activated above");
             if items.is_empty() {
+                if self.is_held_back() {
+                    return None;
+                }
                 self.retire();
                 continue;
             }
             let record_bytes: usize = items.iter().map(Item::record_bytes).sum();
             let stored = items.iter().map(Item::stored).sum();
+            let active = self.active.as_mut().expect("items were taken for it");
             let block = active.next_block;
             active.next_block += batch_blocks(record_bytes, stored);
             active.record_bytes += record_bytes;
@@ -243,26 +247,44 @@ impl Writer {
         }
     }
 
+    /// Bytes of the active segment that are kept for hot pages.
+    ///
+    /// The keeper writes them again before it can make another segment, so the last segment must have room for them.
+    fn held_for_hot(&self) -> usize {
+        let last = self.spares.is_empty() && !self.no_room && !self.closing;
+        match &self.active {
+            Some(active) if last => active.segment.identity.blocks as usize * BLOCK / 2,
+            _ => 0,
+        }
+    }
+
+    /// Whether what waits would fit if nothing were kept for hot pages: then it waits for the next segment.
+    fn is_held_back(&self) -> bool {
+        let (Some(active), Some(item)) = (&self.active, self.items.front()) else { return false };
+        self.hot.is_empty() && self.held_for_hot() > 0 && active.fits(item.record_bytes(), item.stored())
+    }
+
     /// Takes as many items as fit one batch and the active segment.
     fn take_items(&mut self) -> Vec<Item> {
         let Some(active) = &self.active else { return Vec::new() };
+        let held = self.held_for_hot();
         let (mut items, mut record_bytes, mut stored) = (Vec::new(), 0, 0);
         while items.len() < BATCH_ITEMS && stored < BATCH_BYTES {
             let from_hot = self.hot.front().map(|page| (page.head.key.len(), page.stored()));
-            let next = match (from_hot, self.items.front()) {
-                (Some((key, bytes)), _) => (crate::format::record_bytes(key), bytes),
-                (None, Some(item)) => (item.record_bytes(), item.stored()),
+            let (record, bytes, held) = match (from_hot, self.items.front()) {
+                (Some((key, bytes)), _) => (record_bytes_of(key), bytes, 0),
+                (None, Some(item)) => (item.record_bytes(), item.stored(), held),
                 (None, None) => break,
             };
             let opens = items.is_empty();
-            if !opens && stored + next.1 > BATCH_BYTES {
+            if !opens && stored + bytes > BATCH_BYTES {
                 break;
             }
-            if !active.fits(record_bytes + next.0, stored + next.1) {
+            if !active.fits(record_bytes + record, stored + bytes + held) {
                 break;
             }
-            record_bytes += next.0;
-            stored += next.1;
+            record_bytes += record;
+            stored += bytes;
             items.extend(match self.hot.pop_front() {
                 Some(page) => Some(Item::Page(page)),
                 None => self.items.pop_front(),
@@ -271,12 +293,9 @@ impl Writer {
         items
     }
 
-    /// Makes the spare segment the active one, and asks for another.
+    /// Makes a spare segment the active one, and asks for another.
     fn activate(&mut self) -> bool {
-        let Some(segment) = self.spare.take() else {
-            self.drive.want_spare();
-            return false;
-        };
+        let Some(segment) = self.spares.pop_front() else { return false };
         segment.set_state(SegmentState::Active);
         self.active = Some(Active { segment, next_block: FIRST_BLOCK, record_bytes: 0 });
         self.drive.want_spare();
