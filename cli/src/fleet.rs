@@ -285,7 +285,6 @@ impl Fleet {
                 nvme_pages: step.nvme_pages,
                 bytes: step.bytes,
                 quarantined: step.quarantined,
-                unreadable: step.unreadable,
                 error,
             });
         }

@@ -387,15 +387,14 @@ fn a_check_of_two_servers() {
         nvme_pages: 1_200_000,
         bytes: 312 << 30,
         quarantined,
-        unreadable: 0,
         error: error.map(str::to_owned),
     };
     let both = vec![server("kv-1", 2, None), server("kv-2", 0, Some("connection refused"))];
     let verified = Verified { servers: both, quarantined: 2 };
     insta::assert_snapshot!(at_80_columns(storage::verified(&verified, STYLE)), @r"
-    SERVER    DRAM       NVME    BYTES  QUARANTINED  UNREADABLE
-    kv-1    49,152  1,200,000  312 GiB            2           0
-    kv-2         -          -        -            -           -
+    SERVER    DRAM       NVME    BYTES  QUARANTINED
+    kv-1    49,152  1,200,000  312 GiB            2
+    kv-2         -          -        -            -
     ");
 }
 

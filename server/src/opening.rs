@@ -3,11 +3,12 @@
 //! Meanwhile the server takes no requests; the log says now and then that it is still at it.
 
 use crate::app::StartError;
-use crate::config::storage::{Io, NvmeMode, StorageConfig};
+use crate::config::storage::{Io, Numa, NvmeMode, StorageConfig};
 use crate::config::{Config, HugePages, units};
 use memkv_storage::{DriveConfig, Engine, EngineConfig, IoChoice, NvmeConfig, RecoveryReport};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -20,16 +21,25 @@ pub(crate) fn open(config: &Config) -> Result<Arc<Engine>, StartError> {
     let outlives = config.storage.backing.is_some() || !config.storage.drives.is_empty();
     let (done, end) = sync_channel::<()>(0);
     let begun = Instant::now();
+    let (resident, total) = (&AtomicU64::new(0), &AtomicU64::new(0));
     std::thread::scope(|scope| {
         scope.spawn(move || {
             while end.recv_timeout(PROGRESS) == Err(RecvTimeoutError::Timeout) {
                 let seconds = begun.elapsed().as_secs();
-                let what =
-                    if outlives { "recovering pages of an earlier process" } else { "reserving memory" };
-                tracing::info!(seconds, "{what}");
+                let (resident, total) = (resident.load(Ordering::Relaxed), total.load(Ordering::Relaxed));
+                if resident < total {
+                    let (resident, of) = (units::show_size(resident >> 20 << 20), units::show_size(total));
+                    tracing::info!(seconds, resident, of, "touching memory");
+                } else {
+                    let what = if outlives { "recovering pages" } else { "reserving memory" };
+                    tracing::info!(seconds, "{what}");
+                }
             }
         });
-        let opened = Engine::open(engine_config);
+        let opened = Engine::open_watched(engine_config, &|touched, of| {
+            resident.store(touched, Ordering::Relaxed);
+            total.store(of, Ordering::Relaxed);
+        });
         drop(done);
         let (engine, report) = opened?;
         if outlives {
@@ -68,6 +78,10 @@ fn engine_config(config: &Config) -> Result<EngineConfig, StartError> {
         policy: storage.policy,
         backing: storage.backing.clone(),
         mlock: storage.mlock,
+        numa: match storage.numa {
+            Numa::Auto => memkv_storage::Numa::Auto,
+            Numa::Off => memkv_storage::Numa::Off,
+        },
         nvme: nvme_config(storage)?,
         pin_share: storage.pin_share,
         scrub_bytes_per_s: storage.scrub_bytes_per_s,

@@ -277,7 +277,6 @@ pub(crate) fn verified(verified: &Verified, style: Style) -> String {
         ("NVME", right),
         ("BYTES", right),
         ("QUARANTINED", right),
-        ("UNREADABLE", right),
     ]);
     for server in &verified.servers {
         let cell = |text: String| if server.error.is_some() { "-".to_owned() } else { text };
@@ -287,7 +286,6 @@ pub(crate) fn verified(verified: &Verified, style: Style) -> String {
             cell(count(server.nvme_pages)),
             cell(bytes(server.bytes)),
             cell(count(server.quarantined)),
-            cell(count(server.unreadable)),
         ]);
     }
     table.draw(style)

@@ -28,6 +28,7 @@ pub(crate) struct Nvme {
     pub(crate) persisted: u64,
     pub(crate) persist_dropped: u64,
     pub(crate) read_failures: u64,
+    pub(crate) removals_failed: u64,
     pub(crate) drives: Vec<Drive>,
 }
 
@@ -178,8 +179,6 @@ pub(crate) struct VerifiedServer {
     pub(crate) nvme_pages: u64,
     pub(crate) bytes: u64,
     pub(crate) quarantined: u64,
-    /// Pages that could not be read from their drive.
-    pub(crate) unreadable: u64,
     pub(crate) error: Option<String>,
 }
 
@@ -207,6 +206,7 @@ impl From<v1::NvmeStatus> for Nvme {
             persisted: nvme.persisted,
             persist_dropped: nvme.persist_dropped,
             read_failures: nvme.read_failures,
+            removals_failed: nvme.removals_failed,
             drives: nvme.drives.into_iter().map(Drive::from).collect(),
         }
     }

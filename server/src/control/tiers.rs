@@ -2,7 +2,12 @@
 
 use crate::config::storage::StorageConfig;
 use memkv_proto::v1;
-use memkv_storage::{Engine, EngineStatus, NvmeStatus, Tier};
+use memkv_storage::{
+    DriveState, DriveStatus, Engine, EngineStatus, IoBackend, SegmentState, SegmentStatus, Tier,
+};
+
+/// The most segments in one list.
+const SEGMENTS_MAX: usize = 100_000;
 
 /// The DRAM tier.
 pub(super) fn dram(engine: &EngineStatus) -> v1::TierStatus {
@@ -23,7 +28,7 @@ pub(super) fn dram(engine: &EngineStatus) -> v1::TierStatus {
         used_bytes: engine.used_slot_bytes,
         page_bytes,
         pages,
-        backing: engine.backing.text().to_owned(),
+        backing: backing(engine),
         hits,
         asked_bytes: engine.asked_bytes,
     }
@@ -36,10 +41,13 @@ pub(super) fn nvme(engine: &EngineStatus, config: &StorageConfig) -> Option<v1::
     Some(v1::NvmeStatus {
         fill: Some(nvme_fill(engine)),
         mode: config.nvme_mode.text().to_owned(),
-        io: String::new(),
-        sync: config.nvme_sync,
+        io: match status.log.io {
+            IoBackend::Uring => "io_uring".to_owned(),
+            IoBackend::Threads => format!("threads: {}", status.log.io_reason),
+        },
+        sync: status.log.sync,
         segment_bytes: config.segment_bytes,
-        drives: drives(status),
+        drives: status.log.drives.iter().map(drive).collect(),
         admit_unread: status.admit_unread,
         backlog_bytes: status.backlog_bytes,
         reading_bytes: status.reading_bytes,
@@ -52,6 +60,7 @@ pub(super) fn nvme(engine: &EngineStatus, config: &StorageConfig) -> Option<v1::
         persisted: counters.persisted_pages,
         persist_dropped: counters.persist_dropped,
         read_failures: counters.promote_busy + counters.drive_read_errors,
+        removals_failed: status.removals_failed,
     })
 }
 
@@ -67,13 +76,66 @@ fn nvme_fill(engine: &EngineStatus) -> v1::TierStatus {
     })
 }
 
-fn drives(_status: &NvmeStatus) -> Vec<v1::DriveStatus> {
-    Vec::new()
+/// What the memory is made of, and where it outlives the process.
+fn backing(engine: &EngineStatus) -> String {
+    let pages = engine.backing.text();
+    match &engine.memory.file {
+        Some(file) => format!("{pages}, {}", file.display()),
+        None => pages.to_owned(),
+    }
+}
+
+fn drive(drive: &DriveStatus) -> v1::DriveStatus {
+    let (state, reason) = match &drive.state {
+        DriveState::Ok => (v1::DriveState::Ok, ""),
+        DriveState::Full => (v1::DriveState::Full, "its file system has no room"),
+        DriveState::Failed(why) => (v1::DriveState::Failed, why.as_str()),
+    };
+    v1::DriveStatus {
+        path: drive.path.display().to_string(),
+        state: state.into(),
+        reason: reason.to_owned(),
+        quota_bytes: drive.quota_bytes,
+        used_bytes: drive.used_bytes,
+        live_bytes: drive.live_bytes,
+        live_pages: drive.live_pages,
+        segments: drive.segments,
+        direct: drive.direct,
+        reads: drive.reads,
+        writes: drive.writes,
+        read_bytes: drive.read_bytes,
+        written_bytes: drive.written_bytes,
+        backlog_bytes: drive.backlog_bytes,
+        errors: drive.errors,
+        dropped_full: drive.dropped.full,
+        dropped_failed: drive.dropped.drive_failed,
+        dropped_backlog: drive.dropped.backlog,
+        reclaimed_segments: drive.reclaimed_segments,
+        reinserted_pages: drive.reinserted_pages,
+    }
 }
 
 /// The segments of the NVMe tier.
-pub(super) fn segments(_engine: &Engine) -> Vec<v1::SegmentStatus> {
-    Vec::new()
+pub(super) fn segments(engine: &Engine) -> Vec<v1::SegmentStatus> {
+    let segment = |segment: SegmentStatus| v1::SegmentStatus {
+        drive: segment.drive.into(),
+        number: segment.sequence,
+        state: match segment.state {
+            SegmentState::Spare => v1::SegmentState::Spare,
+            SegmentState::Active => v1::SegmentState::Active,
+            SegmentState::Sealing => v1::SegmentState::Sealing,
+            SegmentState::Sealed => v1::SegmentState::Sealed,
+        }
+        .into(),
+        bytes: segment.file_bytes,
+        pages: segment.pages,
+        live_pages: segment.live_pages,
+        live_bytes: segment.live_bytes,
+    };
+    let mut segments: Vec<_> = engine.segments().into_iter().map(segment).collect();
+    segments.sort_by_key(|segment| (segment.drive, segment.number));
+    segments.truncate(SEGMENTS_MAX);
+    segments
 }
 
 /// The background check.

@@ -80,7 +80,6 @@ fn response(progress: VerifyProgress, done: bool) -> v1::VerifyResponse {
         bytes: progress.bytes,
         total_bytes: progress.total_bytes,
         quarantined: progress.corrupt,
-        unreadable: progress.unreadable,
         done,
     }
 }

@@ -4,7 +4,7 @@
 //! Labels are tiers, reasons, and numbers that the configuration bounds (drives by their place in `nvme.paths`, size
 //! classes); never keys or spaces.
 
-use memkv_storage::EngineStatus;
+use memkv_storage::{DriveState, DriveStatus, EngineStatus};
 
 /// A sample's labels, as in `tier="dram"` or empty, and its value.
 type Sample = (String, f64);
@@ -109,6 +109,86 @@ const FAMILIES: &[Family] = &[
         help: "Pages acknowledged without being on a drive, because the drives could not take them",
         samples: |s| one(s.counters.persist_dropped),
     },
+    Family {
+        name: "memkv_removals_failed_total",
+        help: "Removals that could not be noted on a drive; such a page may come back after a restart",
+        samples: |s| s.nvme.as_ref().map_or_else(Vec::new, |nvme| one(nvme.removals_failed)),
+    },
+    Family {
+        name: "memkv_nvme_backlog_bytes",
+        help: "Bytes that wait to be written to drives or are being written",
+        samples: |s| s.nvme.as_ref().map_or_else(Vec::new, |nvme| one(nvme.backlog_bytes)),
+    },
+    Family {
+        name: "memkv_nvme_reading_bytes",
+        help: "Bytes that are being read from drives",
+        samples: |s| s.nvme.as_ref().map_or_else(Vec::new, |nvme| one(nvme.reading_bytes)),
+    },
+    Family {
+        name: "memkv_drive_ok",
+        help: "1 while a drive is read and written, 0 when it is full or failed",
+        samples: |s| drives(s, |drive| u64::from(drive.state == DriveState::Ok)),
+    },
+    Family {
+        name: "memkv_drive_quota_bytes",
+        help: "The most bytes that a drive may hold",
+        samples: |s| drives(s, |drive| drive.quota_bytes),
+    },
+    Family {
+        name: "memkv_drive_used_bytes",
+        help: "Bytes of the segments on a drive",
+        samples: |s| drives(s, |drive| drive.used_bytes),
+    },
+    Family {
+        name: "memkv_drive_live_bytes",
+        help: "Bytes of pages on a drive that can still be found",
+        samples: |s| drives(s, |drive| drive.live_bytes),
+    },
+    Family {
+        name: "memkv_drive_segments",
+        help: "Segments on a drive",
+        samples: |s| drives(s, |drive| drive.segments),
+    },
+    Family {
+        name: "memkv_drive_reads_total",
+        help: "Pages read from a drive",
+        samples: |s| drives(s, |drive| drive.reads),
+    },
+    Family {
+        name: "memkv_drive_read_bytes_total",
+        help: "Bytes of pages read from a drive",
+        samples: |s| drives(s, |drive| drive.read_bytes),
+    },
+    Family {
+        name: "memkv_drive_writes_total",
+        help: "Pages written to a drive",
+        samples: |s| drives(s, |drive| drive.writes),
+    },
+    Family {
+        name: "memkv_drive_written_bytes_total",
+        help: "Bytes written to a drive, headers included",
+        samples: |s| drives(s, |drive| drive.written_bytes),
+    },
+    Family {
+        name: "memkv_drive_errors_total",
+        help: "Reads and writes that a drive answered with an error",
+        samples: |s| drives(s, |drive| drive.errors),
+    },
+    Family {
+        name: "memkv_drive_dropped_pages_total",
+        help: "Pages that a drive did not take",
+        samples: dropped,
+    },
+    Family {
+        name: "memkv_drive_reclaimed_segments_total",
+        help: "Segments of a drive whose space was reclaimed",
+        samples: |s| drives(s, |drive| drive.reclaimed_segments),
+    },
+    Family {
+        name: "memkv_drive_reinserted_pages_total",
+        help: "Pages worth writing again when their segment was reclaimed",
+        samples: |s| drives(s, |drive| drive.reinserted_pages),
+    },
     Family { name: "memkv_pinned_pages", help: "Pages that operators keep", samples: |s| one(s.kept_pages) },
     Family {
         name: "memkv_pinned_bytes",
@@ -197,6 +277,22 @@ fn classes(status: &EngineStatus, of: fn(&memkv_storage::ClassStatus) -> u64) ->
         (format!("slot_bytes=\"{}\"", class.slot_bytes), number(of(class)))
     };
     status.classes.iter().map(sample).collect()
+}
+
+fn drives(status: &EngineStatus, of: fn(&DriveStatus) -> u64) -> Vec<Sample> {
+    let drives = status.nvme.iter().flat_map(|nvme| &nvme.log.drives).enumerate();
+    drives.map(|(index, drive)| (format!("drive=\"{index}\""), number(of(drive)))).collect()
+}
+
+fn dropped(status: &EngineStatus) -> Vec<Sample> {
+    let drives = status.nvme.iter().flat_map(|nvme| &nvme.log.drives).enumerate();
+    let of_drive = |(index, drive): (usize, &DriveStatus)| {
+        let dropped = drive.dropped;
+        let reasons =
+            [("full", dropped.full), ("failed", dropped.drive_failed), ("backlog", dropped.backlog)];
+        reasons.map(|(reason, pages)| (format!("drive=\"{index}\",reason=\"{reason}\""), number(pages)))
+    };
+    drives.flat_map(of_drive).collect()
 }
 
 #[cfg(test)]
