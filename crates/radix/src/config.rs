@@ -65,6 +65,8 @@ pub struct Config {
     pub shape: Shape,
     /// Pages of device memory.
     pub device_pages: u32,
+    /// Device pages that the admission of requests leaves to those that run.
+    pub watermark_pages: usize,
     /// Pages of host memory; 0 for a cache without tiers.
     pub host_pages: u32,
     /// The order of eviction, on the device and in host memory.
@@ -112,6 +114,7 @@ impl Config {
         Self {
             shape,
             device_pages,
+            watermark_pages: 0,
             host_pages: 0,
             policy: Box::new(Policy::Lru),
             write: WritePolicy::default(),

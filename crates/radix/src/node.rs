@@ -79,6 +79,8 @@ impl ScopeKey {
 pub(crate) struct Marks {
     /// Taken out of the table: nobody finds it any more, and it goes when its last lock goes.
     pub(crate) detached: bool,
+    /// Below a merged node that is still locked: nobody finds it, and no event speaks of it, until it moves.
+    pub(crate) hidden: bool,
     /// Its host pages are being written.
     pub(crate) backup: bool,
     /// A load into device pages is under way.
@@ -142,6 +144,11 @@ impl Node {
     /// Whether a finished copy is in host memory.
     pub(crate) fn is_backed_up(&self) -> bool {
         !self.host.is_empty() && !self.marks.backup
+    }
+
+    /// Whether the walk from the root comes here: what events speak of.
+    pub(crate) fn is_visible(&self) -> bool {
+        !self.marks.detached && !self.marks.hidden
     }
 
     /// The public chain of its pages.

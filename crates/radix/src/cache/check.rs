@@ -74,8 +74,8 @@ impl RadixCache {
         let mut content = Vec::new();
         for index in self.nodes.subtree(ROOT).into_iter().skip(1) {
             let node = &self.nodes[index];
-            for (there, medium) in [(node.is_device(), Medium::Gpu), (node.is_backed_up(), Medium::Cpu)] {
-                if there && !node.marks.detached {
+            for (there, medium) in self.copies(index) {
+                if there && node.is_visible() {
                     content.extend(node.digests.iter().map(|digest| (medium, *digest)));
                 }
             }
@@ -203,6 +203,11 @@ impl RadixCache {
     fn check_scope(&self, index: u32) -> Result<(), Violation> {
         let node = &self.nodes[index];
         let parent = &self.nodes[node.parent];
+        // A merged copy that waits for its locks hides what is below it, and only that is hidden.
+        let below_hidden = parent.marks.hidden || (parent.marks.detached && parent.merged_into.is_some());
+        hold(node.marks.detached || node.marks.hidden == below_hidden, || {
+            format!("node {index} is hidden: {}, should be: {below_hidden}", node.marks.hidden)
+        })?;
         let fits = match (parent.scope, node.scope) {
             (Scope::Public(_), Scope::Public(_)) => true,
             (Scope::Private(above), Scope::Private(own)) => above == own,

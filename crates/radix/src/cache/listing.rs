@@ -1,7 +1,7 @@
 //! Events, and the listing of all content that stands in for lost ones.
 
 use super::RadixCache;
-use crate::events::{Event, Medium, Run, append};
+use crate::events::{Event, Run, append};
 use crate::node::ROOT;
 use crate::pool::DevicePage;
 
@@ -15,8 +15,7 @@ impl RadixCache {
         let mut events = vec![Event::AllBlocksCleared];
         for index in self.nodes.subtree(ROOT).into_iter().skip(1) {
             let node = &self.nodes[index];
-            let on = [(node.is_device(), Medium::Gpu), (node.is_backed_up(), Medium::Cpu)];
-            if node.marks.detached {
+            if !node.is_visible() {
                 continue;
             }
             let (parent, extra, salt) = self.run_of(node);
@@ -27,7 +26,7 @@ impl RadixCache {
                 extra_key: extra.as_deref(),
                 cache_salt: salt.as_deref(),
             };
-            for (_, medium) in on.into_iter().filter(|(there, _)| *there) {
+            for (_, medium) in self.copies(index).into_iter().filter(|(there, _)| *there) {
                 append(&mut events, self.config.shape, &run, medium);
             }
         }

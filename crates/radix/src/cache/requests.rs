@@ -19,6 +19,7 @@ pub struct Request {
     priority: i64,
     tokens: TokenBuf,
     prompt: usize,
+    page_tokens: usize,
     row: Vec<DevicePage>,
     /// Leading pages of the row that are the tree's.
     protected: usize,
@@ -44,6 +45,21 @@ impl Request {
     /// Leading pages of the row that are shared.
     pub fn protected_pages(&self) -> usize {
         self.protected
+    }
+
+    /// Tokens that need not be computed.
+    pub fn cached_tokens(&self) -> usize {
+        self.protected * self.page_tokens
+    }
+
+    /// Tokens that are still to be computed: at least the last one of the prompt.
+    pub fn suffix_tokens(&self) -> usize {
+        self.tokens.len() - self.cached_tokens()
+    }
+
+    /// Who asks, for a prefetch of the same prompt.
+    pub fn access(&self) -> Access<'_> {
+        Access { namespace: &self.namespace, user: self.user }
     }
 
     /// The node to [load back](RadixCache::begin_load_back) and how many pages that would bring; 0 if none.
@@ -96,6 +112,7 @@ impl RadixCache {
             priority,
             tokens: prompt.into(),
             prompt: prompt.len(),
+            page_tokens: self.page_tokens(),
             row: found.pages,
             protected,
             counted: 0,
@@ -111,7 +128,7 @@ impl RadixCache {
             return 0;
         }
         let key = request.tokens().slice(0..request.tokens.len().saturating_sub(1));
-        let access = Access { namespace: &request.namespace, user: request.user };
+        let access = request.access();
         let found = self.match_prefix(access, key);
         request.host = (found.node, found.host_pages);
         if found.pages.len() <= request.protected {
@@ -130,6 +147,15 @@ impl RadixCache {
         let more = self.refresh(request);
         self.unlock(loaded.lock);
         more
+    }
+
+    /// Whether there is room for `tokens` tokens of a request and the
+    /// [watermark](crate::Config::watermark_pages) besides. For the admission of new requests: those that run may
+    /// use the pages below the watermark, so that they need not be retracted at once.
+    pub fn admits(&self, request: &Request, tokens: usize) -> bool {
+        let missing = tokens.div_ceil(self.page_tokens()).saturating_sub(request.row.len());
+        let room = self.device.free() + self.evictable / self.page_tokens();
+        missing + self.config.watermark_pages <= room
     }
 
     /// Makes the row long enough for `tokens` tokens, evicting if it must.
@@ -158,7 +184,7 @@ impl RadixCache {
         let Some((prefix, mut progress)) = self.insert_request(request, computed) else {
             return Ok(Progress::default());
         };
-        let access = Access { namespace: &request.namespace, user: request.user };
+        let access = request.access();
         let key = request.tokens.as_tokens().slice(0..computed);
         let found = self.match_prefix(access, key);
         debug_assert_eq!(found.pages.len(), whole);
@@ -195,7 +221,7 @@ impl RadixCache {
             own = whole.max(request.protected)..request.row.len();
             if self.config.shape.whole_pages(request.prompt) < whole {
                 // The output gets a node of its own, so that it can go before the prompt.
-                let access = Access { namespace: &request.namespace, user: request.user };
+                let access = request.access();
                 self.walk(access, request.tokens().slice(0..request.prompt), |_, _| {});
             }
         }
@@ -229,7 +255,7 @@ impl RadixCache {
     /// Inserts a request's whole pages. Returns how many of them the tree had, or nothing if the tree does not have
     /// all of them now: then the request keeps what it has.
     fn insert_request(&mut self, request: &Request, computed: usize) -> Option<(usize, Progress)> {
-        let access = Access { namespace: &request.namespace, user: request.user };
+        let access = request.access();
         let whole = self.config.shape.whole_pages(computed);
         if whole < request.protected {
             return None;

@@ -110,7 +110,7 @@ impl RadixCache {
     pub(super) fn drop_device(&mut self, index: u32) -> Box<[DevicePage]> {
         let node = &mut self.nodes[index];
         debug_assert_eq!(node.lock, 0);
-        let (parent, detached) = (node.parent, node.marks.detached);
+        let (parent, visible) = (node.parent, node.is_visible());
         let pages = std::mem::take(&mut node.device);
         if pages.is_empty() {
             return pages;
@@ -118,7 +118,7 @@ impl RadixCache {
         self.evictable -= self.node_tokens(index);
         self.nodes[parent].device_children -= 1;
         self.device.release_all(&pages);
-        if !detached {
+        if visible {
             self.events.removed(&self.nodes[index].digests, Medium::Gpu);
         }
         pages
@@ -138,7 +138,7 @@ impl RadixCache {
         let backed_up = self.nodes[index].is_backed_up();
         let pages = std::mem::take(&mut self.nodes[index].host);
         self.host.release_all(&pages);
-        if backed_up && !self.nodes[index].marks.detached {
+        if backed_up && self.nodes[index].is_visible() {
             self.events.removed(&self.nodes[index].digests, Medium::Cpu);
         }
     }
@@ -166,18 +166,39 @@ impl RadixCache {
         self.nodes.delist(index);
         if self.nodes[index].lock == 0 {
             freed.extend_from_slice(&self.drop_device(index));
-        } else {
-            self.events.removed(&self.nodes[index].digests, Medium::Gpu);
         }
-        let node = &self.nodes[index];
-        if node.is_backed_up() {
-            if node.host_lock == 0 {
-                self.drop_host(index);
-            } else {
-                self.events.removed(&self.nodes[index].digests, Medium::Cpu);
+        if self.nodes[index].is_backed_up() && self.nodes[index].host_lock == 0 {
+            self.drop_host(index);
+        }
+        self.record_removed(index);
+        self.nodes[index].marks.detached = true;
+    }
+
+    /// Hides what is below a merged node whose lock keeps it in its place.
+    pub(super) fn hide_children(&mut self, top: u32) {
+        for index in self.nodes.subtree(top).into_iter().skip(1).rev() {
+            self.record_removed(index);
+            self.nodes[index].marks.hidden = true;
+        }
+    }
+
+    /// Shows a subtree that has moved to where it can be found.
+    fn show(&mut self, top: u32) {
+        for index in self.nodes.subtree(top) {
+            if std::mem::take(&mut self.nodes[index].marks.hidden) {
+                for (there, medium) in self.copies(index) {
+                    if there {
+                        self.record_stored(index, medium);
+                    }
+                }
             }
         }
-        self.nodes[index].marks.detached = true;
+    }
+
+    /// Where a node has finished copies.
+    pub(super) fn copies(&self, index: u32) -> [(bool, Medium); 2] {
+        let node = &self.nodes[index];
+        [(node.is_device(), Medium::Gpu), (node.is_backed_up(), Medium::Cpu)]
     }
 
     /// Frees a detached node that nothing holds any more; tells its parent if it did.
@@ -221,6 +242,7 @@ impl RadixCache {
                     self.nodes[child].parent = to;
                     self.nodes.hang(child);
                     self.nodes.enlist(child);
+                    self.show(child);
                 }
                 None => {
                     self.detach(child);
@@ -239,10 +261,19 @@ impl RadixCache {
         !taken && (self.nodes[to].is_device() || !node.is_device())
     }
 
+    /// A node goes out of sight with the copies that it has.
+    fn record_removed(&mut self, index: u32) {
+        if self.nodes[index].is_visible() {
+            for (_, medium) in self.copies(index).iter().filter(|(there, _)| *there) {
+                self.events.removed(&self.nodes[index].digests, *medium);
+            }
+        }
+    }
+
+    /// A visible node has one copy more.
     pub(super) fn record_stored(&mut self, index: u32, medium: Medium) {
-        if self.events.is_on() {
-            let run = self.run_of(&self.nodes[index]);
-            let (parent, extra, salt) = run;
+        if self.events.is_on() && self.nodes[index].is_visible() {
+            let (parent, extra, salt) = self.run_of(&self.nodes[index]);
             let node = &self.nodes[index];
             self.events.stored(
                 &Run {

@@ -10,7 +10,6 @@
 
 use super::{Match, RadixCache};
 use crate::config::Sharing;
-use crate::events::Medium;
 use crate::hash::{Digest, PageChain};
 use crate::namespace::{Access, Namespace, UserId};
 use crate::node::{Ground, Node, NodeId, ROOT, Scope, ScopeKey};
@@ -243,13 +242,12 @@ impl RadixCache {
         let names = std::mem::take(&mut node.names);
         let private = std::mem::replace(&mut node.digests, names);
         node.scope = Scope::Public(ground);
-        let (on_device, backed_up) = (node.is_device(), node.is_backed_up());
         self.nodes.enlist(index);
         let renamed = private.iter().zip(&self.nodes[index].digests);
         closed.promoted.extend(renamed.map(|(private, public)| Alias { private: *private, public: *public }));
-        for (_, medium) in [(on_device, Medium::Gpu), (backed_up, Medium::Cpu)].iter().filter(|(on, _)| *on) {
-            self.events.removed(&private, *medium);
-            self.record_stored(index, *medium);
+        for (_, medium) in self.copies(index).into_iter().filter(|(there, _)| *there) {
+            self.events.removed(&private, medium);
+            self.record_stored(index, medium);
         }
     }
 
@@ -267,6 +265,8 @@ impl RadixCache {
         if self.nodes[copy].lock == 0 {
             self.rehang_children(copy);
             self.reap(copy);
+        } else {
+            self.hide_children(copy);
         }
         self.queue_leaf(kept);
     }

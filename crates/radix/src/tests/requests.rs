@@ -17,6 +17,22 @@ fn the_last_prompt_token_is_always_computed() {
     cache.finish(request, 8).unwrap();
     let request = cache.start(Access::of(&namespace), Tokens::from(&prompt), 0);
     assert_eq!(request.protected_pages(), 1);
+    assert_eq!((request.cached_tokens(), request.suffix_tokens()), (4, 4));
+    cache.abort(request);
+    cache.check().unwrap();
+}
+
+#[test]
+fn admission_leaves_the_watermark_to_running_requests() {
+    let mut config = config(2, 8);
+    config.watermark_pages = 2;
+    let mut cache = RadixCache::new(config).unwrap();
+    let namespace = Namespace::default();
+    super::insert(&mut cache, Access::of(&namespace), &[1, 2, 3, 4]);
+    let mut request = cache.start(Access::of(&namespace), Tokens::from(&[1u32, 2, 9]), 0);
+    // One page is shared, one may be evicted, six are free, two of them are not for new requests.
+    assert!(cache.admits(&request, 12) && !cache.admits(&request, 13));
+    cache.reserve(&mut request, 16).unwrap();
     cache.abort(request);
     cache.check().unwrap();
 }

@@ -155,6 +155,40 @@ fn what_hung_below_a_merged_copy_hangs_below_the_kept_one() {
 }
 
 #[test]
+fn content_below_a_locked_merged_copy_is_not_counted_twice() {
+    let mut config = config(1, 64);
+    config.sharing = evidence();
+    config.max_events = 1000;
+    let mut cache = RadixCache::new(config).unwrap();
+    let mut reader = super::events::Reader::default();
+    let namespace = Namespace::default();
+    let key = [1u32, 2];
+    let mut locks = Vec::new();
+    for user in 1..=3 {
+        let request = cache.start(by(&namespace, user), Tokens::from(&[1u32, 0]), 0);
+        cache.abort(request);
+        insert(&mut cache, by(&namespace, user), &key);
+        let node = cache.match_prefix(by(&namespace, user), Tokens::from(&key[..1])).device_node;
+        locks.push(cache.lock(node).unwrap());
+    }
+    assert_eq!(cache.close_window().promoted.len(), 1);
+    reader.read(cache.take_events());
+    for user in 1..=3 {
+        insert(&mut cache, by(&namespace, user), &key);
+        reader.read(cache.take_events());
+        cache.check().unwrap();
+    }
+    for lock in locks {
+        cache.unlock(lock);
+        reader.read(cache.take_events());
+        cache.check().unwrap();
+    }
+    assert_eq!(cache.content().len(), 4);
+    assert_eq!(reader.content.len(), 4);
+    assert_eq!(cache.stats().evictable_tokens, 4);
+}
+
+#[test]
 fn a_demoted_page_is_out_of_sight_at_once_and_its_running_request_ends_well() {
     let mut cache = scoped(evidence(), 64);
     let namespace = Namespace::default();
