@@ -13,6 +13,7 @@ use crate::slot::Slot;
 use crate::state::Doomed;
 use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::tables::{Layout, Tables};
+use crate::warm::Warmer;
 use crate::{SLOT_ALIGN, class, numa};
 use memkv_core::PageMeta;
 use std::path::PathBuf;
@@ -74,7 +75,7 @@ pub struct MemoryStatus {
 
 /// One mapping, cut into chunks and slots. See the crate's documentation.
 pub struct Arena {
-    data: Mapping,
+    data: Arc<Mapping>,
     /// The slot size of a chunk's class in there is written under the lock of `books`, and cannot change while one of
     /// the chunk's slots is in use.
     pub(crate) tables: Tables,
@@ -83,6 +84,8 @@ pub struct Arena {
     page_bytes_max: u32,
     memory: MemoryStatus,
     closed: AtomicBool,
+    /// Absent if all memory is resident from the start.
+    warmer: Option<Warmer>,
     /// Dropped last, and with it the lock on the file.
     file: Option<ArenaFile>,
 }
@@ -170,6 +173,12 @@ impl Arena {
         };
         let (file, found) =
             opened.map_or((None, None), |(file, past, counts)| (Some(file), Some((past, counts))));
+        let data = Arc::new(data);
+        let resident = config.prefault || config.mlock;
+        let warmer = if resident { None } else { Warmer::start(Arc::clone(&data), chunk_bytes) };
+        if let Some(warmer) = &warmer {
+            warmer.ahead(books.upcoming());
+        }
         let arena = Arc::new(Self {
             data,
             tables,
@@ -178,6 +187,7 @@ impl Arena {
             page_bytes_max,
             memory,
             closed: AtomicBool::new(false),
+            warmer,
             file,
         });
         let recovered = found.map(|(past, counts)| Recovered::new(Arc::clone(&arena), past, counts));
@@ -226,7 +236,11 @@ impl Arena {
             }
             self.tables.chunks()[taken.chunk as usize].store(slot_bytes, Ordering::Release);
         }
+        let upcoming = taken.new_chunk.then(|| books.upcoming());
         drop(books);
+        if let (Some(warmer), Some(upcoming)) = (&self.warmer, upcoming) {
+            warmer.ahead(upcoming);
+        }
         let id = self.slot_id(taken.chunk, taken.slot);
         let slot = self.slot(id);
         slot.state.claim();

@@ -10,6 +10,7 @@
 //!   length asks for one.
 
 use crate::class;
+use crate::warm::Upcoming;
 
 /// A request found no slot: the class has none free and no chunk is free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -288,6 +289,12 @@ impl Books {
 
     pub(crate) fn free_chunk_count(&self) -> usize {
         self.free_chunks.len()
+    }
+
+    /// The chunks that will be opened next.
+    pub(crate) fn upcoming(&self) -> Upcoming {
+        let mut chunks = self.free_chunks.iter().rev().copied();
+        std::array::from_fn(|_| chunks.next())
     }
 
     pub(crate) fn draining_chunk_count(&self) -> u32 {

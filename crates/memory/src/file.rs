@@ -265,6 +265,14 @@ impl ArenaFile {
     }
 }
 
+impl Drop for ArenaFile {
+    fn drop(&mut self) {
+        // A mapping keeps the open file, and with it the lock, for the moment that a helper thread may still hold it.
+        // Closing unlocks as well, so there is nothing to do about an error.
+        let _unlocked = flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
 fn huge_mount(mounts: &str, device: &str) -> bool {
     let of_device = |line: &&str| line.split(' ').nth(2) == Some(device);
     mounts.lines().filter(of_device).any(|line| {

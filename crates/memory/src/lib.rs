@@ -34,6 +34,7 @@ mod slot;
 mod state;
 mod sync;
 mod tables;
+mod warm;
 
 pub use arena::{Arena, ArenaStatus, ChunkView, MemoryStatus};
 pub use books::{ClassDemand, ClassFill, ClassStatus, Full};

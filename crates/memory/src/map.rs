@@ -265,6 +265,18 @@ impl Mapping {
         unsafe { madvise(start.as_ptr().cast(), len, advice) }
     }
 
+    /// Resident bytes of a range.
+    #[cfg(test)]
+    pub(crate) fn resident(&self, at: usize, len: usize) -> usize {
+        let mut pages = vec![0_u8; len / PAGE_BYTES];
+        // SAFETY: `at` is inside the mapping.
+        let start = unsafe { self.start.add(at) };
+        // SAFETY: the range is inside the mapping, and there is a byte for each of its pages.
+        let result = unsafe { libc::mincore(start.as_ptr().cast(), len, pages.as_mut_ptr()) };
+        assert_eq!(result, 0);
+        pages.iter().filter(|&&page| page & 1 == 1).count() * PAGE_BYTES
+    }
+
     /// Like [`Mapping::warm`], with a way for kernels before 5.14, which do not know the advice. Only while nobody
     /// uses the memory.
     fn populate(&self, at: usize, len: usize) -> Result<(), Errno> {

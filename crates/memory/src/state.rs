@@ -127,7 +127,8 @@ impl<W: Word> State<W> {
 
     /// Gives a pin back. `true` if that freed the slot: the caller must hand it back.
     pub(crate) fn unpin(&self) -> bool {
-        // Release: this reader is done before the slot is free. Acquire: so are all the others.
+        // Release: this reader is done before the slot is free. Acquire: so are all the others, also for whoever gets
+        // the bytes under another number, after the chunk changed class.
         let before = self.0.fetch_sub(1, Ordering::AcqRel);
         debug_assert_ne!(before & PINS, 0, "a pin was given back twice");
         before == 1
@@ -135,8 +136,8 @@ impl<W: Word> State<W> {
 
     /// Takes the slot out of circulation: no new pins.
     pub(crate) fn doom(&self) -> Doomed {
-        // Acquire: if nobody holds it, every reader is done. Release: who frees it later knows that it is doomed.
-        let before = self.0.fetch_and(!PUBLISHED, Ordering::AcqRel);
+        // Acquire: if nobody holds it, every reader is done, and the record is that of this page.
+        let before = self.0.fetch_and(!PUBLISHED, Ordering::Acquire);
         if before & PUBLISHED == 0 {
             Doomed::NotPublished
         } else if before & PINS == 0 {

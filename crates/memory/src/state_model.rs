@@ -5,8 +5,9 @@
 //! words alone must do. Whoever frees a slot becomes its next owner at once, claims it and writes.
 //!
 //! Covered: publish against pin; pin and unpin against doom, with one and two readers; who frees, and that exactly one
-//! does; reuse by whoever frees; a reader with a stale number that meets the next page; reuse after abandoning.
-//! Left out: the books (a lock), chunks that change class (under the same lock), and more than three threads.
+//! does; reuse by whoever frees, under the same number and, as after a change of class, under another; the length that
+//! whoever frees tells the books; a reader with a stale number that meets the next page; reuse after abandoning.
+//! Left out: the books themselves (a lock), and more than three threads.
 
 use super::{Doomed, State, Word};
 use crate::sync::Ordering;
@@ -21,6 +22,8 @@ word!(AtomicU32);
 struct Slot {
     state: State<AtomicU32>,
     bytes: [UnsafeCell<u32>; 2],
+    /// Noted before publication, read by whoever frees: stands for the page's length.
+    len: AtomicU32,
     /// How often the slot was freed.
     freed: AtomicU32,
 }
@@ -28,12 +31,18 @@ struct Slot {
 impl Slot {
     fn new() -> Arc<Self> {
         let bytes = [UnsafeCell::new(0), UnsafeCell::new(0)];
-        Arc::new(Self { state: State(AtomicU32::new(0)), bytes, freed: AtomicU32::new(0) })
+        Arc::new(Self {
+            state: State(AtomicU32::new(0)),
+            bytes,
+            len: AtomicU32::new(0),
+            freed: AtomicU32::new(0),
+        })
     }
 
     /// As a writer does: from a free slot to a published page.
     fn fill(&self, page: u32) {
         self.state.claim();
+        self.len.store(page, Ordering::Relaxed);
         self.write(page);
         self.state.publish();
     }
@@ -129,6 +138,53 @@ fn of_two_readers_and_an_evictor_one_frees() {
             assert!(seen.is_none_or(|page| page <= 4));
         }
         assert_eq!(slot.freed(), 1);
+    });
+}
+
+#[test]
+fn a_freed_slot_can_be_written_under_another_number() {
+    loom::model(|| {
+        let slot = Slot::new();
+        let freed = |slot: &Slot| {
+            assert_eq!(slot.len.load(Ordering::Relaxed), 1, "the books are told the length of this page");
+            // No claim: the chunk has another class now, and the new owner another word.
+            slot.write(2);
+        };
+        let writer = run(&slot, |slot| slot.fill(1));
+        let reader = run(&slot, move |slot| {
+            if slot.state.pin() {
+                assert_eq!(slot.read(), 1);
+                if slot.state.unpin() {
+                    freed(slot);
+                }
+            }
+        });
+        if slot.state.doom() == Doomed::Free {
+            freed(&slot);
+        }
+        writer.join().unwrap();
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn two_readers_are_done_before_their_bytes_are_written_under_another_number() {
+    loom::model(|| {
+        let slot = Slot::new();
+        slot.fill(1);
+        let visit = |slot: &Slot| {
+            if slot.state.pin() {
+                assert_eq!(slot.read(), 1);
+                if slot.state.unpin() {
+                    slot.write(2);
+                }
+            }
+        };
+        let readers = [run(&slot, visit), run(&slot, visit)];
+        if slot.state.doom() == Doomed::Free {
+            slot.write(2);
+        }
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
     });
 }
 
