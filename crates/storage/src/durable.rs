@@ -38,6 +38,7 @@ impl Engine {
     /// Ends the engine after the last request: finishes the writes that have begun, and marks what outlives the
     /// process as whole. Afterwards nothing is stored any more and pages on drives are misses. Blocks.
     pub fn close(&self) {
+        self.state.close();
         self.end_writes();
         if let Some(drives) = &self.state.drives {
             drives.log.close();

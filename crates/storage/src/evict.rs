@@ -265,7 +265,8 @@ impl Evictor {
             })
             .filter(|page| page.pins == 0 && !state.kept.holds(page.digest))
             .take(INLINE_PAGES)
-            .min_by_key(|page| page.last_access_ms);
+            // What is on a drive already is not lost.
+            .min_by_key(|page| (state.drives.is_some() && page.extent == 0, page.last_access_ms));
         let Some(page) = coldest else { return false };
         // If it went meanwhile, somebody else has made room.
         if let Left::Gone(bytes) = Exit::new(state).evict(&page, slot_bytes, Urgency::Now) {

@@ -69,10 +69,10 @@ impl Engine {
         pins.resize_with(keys.len(), || None);
         self.state.saw(now_ms);
         let mut batch = Batch { engine: self, space, keys, now_ms, pins, hits: (0, 0) };
-        let mut wanted = batch.from_memory();
+        let mut wanted = batch.pin_in_memory();
         for _ in 0..ROUNDS {
             let Some(drives) = self.state.drives.as_ref().filter(|_| !wanted.is_empty()) else { break };
-            wanted = batch.from_drives(drives, wanted).await;
+            wanted = batch.read_from_drives(drives, wanted).await;
         }
         let (memory, drives) = batch.hits;
         space.count_gets(keys.len() as u64, memory + drives);
@@ -83,7 +83,7 @@ impl Engine {
 
 impl Batch<'_> {
     /// Pins what is in memory; returns what is only on drives.
-    fn from_memory(&mut self) -> Vec<Wanted> {
+    fn pin_in_memory(&mut self) -> Vec<Wanted> {
         let state = &self.engine.state;
         let (space, now_ms, pins) = (self.space, self.now_ms, &mut *self.pins);
         let (mut wanted, mut suspects, mut hits) = (Vec::new(), Vec::new(), 0);
@@ -116,7 +116,7 @@ impl Batch<'_> {
     }
 
     /// Reads pages and pins them. Returns those that are to be looked up again and are still only on drives.
-    async fn from_drives(&mut self, drives: &Drives, wanted: Vec<Wanted>) -> Vec<Wanted> {
+    async fn read_from_drives(&mut self, drives: &Drives, wanted: Vec<Wanted>) -> Vec<Wanted> {
         let mut started: VecDeque<Started> = VecDeque::new();
         let mut followed: Vec<(Wanted, Followed)> = Vec::new();
         let mut again = Vec::new();
@@ -298,7 +298,7 @@ impl Engine {
     /// Removes a page that cannot be read any more.
     fn forget(&self, space: &Space, key: HashedKey<'_>, place: Place) {
         let state = &self.state;
-        let Some(drives) = &state.drives else { return };
+        let Some(drives) = state.drives.as_ref().filter(|_| !state.is_closed()) else { return };
         let _removal = drives.order.write();
         let mut left = Vec::new();
         let mut shard = state.index.shard_for(key.digest);

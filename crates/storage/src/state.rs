@@ -12,7 +12,7 @@ use crate::status::{Tally, Tier, count};
 use memkv_memory::{Arena, PageView};
 use memkv_nvme::Extent;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Shared by the engine, by pages on their way in, and by the log's owner.
 pub(crate) struct State {
@@ -27,6 +27,8 @@ pub(crate) struct State {
     pub(crate) drives: Option<Drives>,
     /// The latest time that any caller brought, for events that have none of their own.
     now_ms: AtomicU64,
+    /// The engine is closed: nothing moves any more, so that what outlives the process stays whole.
+    closed: AtomicBool,
 }
 
 impl State {
@@ -47,6 +49,7 @@ impl State {
             kept,
             drives,
             now_ms: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
         }
     }
 
@@ -55,6 +58,14 @@ impl State {
         if self.now_ms.load(Ordering::Relaxed) < now_ms {
             self.now_ms.store(now_ms, Ordering::Relaxed);
         }
+    }
+
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     pub(crate) fn now_ms(&self) -> u64 {

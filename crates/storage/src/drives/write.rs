@@ -375,6 +375,9 @@ impl<'a> Exit<'a> {
 
     /// Takes a page out of memory if it is still the one that was seen.
     pub(crate) fn evict(&mut self, page: &PageView, slot_bytes: u32, urgency: Urgency) -> Left {
+        if self.state.is_closed() {
+            return Left::Stays;
+        }
         let room = urgency != Urgency::Now && self.state.drives.is_some() && self.room(slot_bytes);
         let left = self.evict_with(page, slot_bytes, urgency, room);
         if self.jobs.len() >= APPEND_PAGES || self.job_bytes >= APPEND_BYTES {

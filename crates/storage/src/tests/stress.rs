@@ -10,7 +10,7 @@ const KEYS: u64 = 512;
 const LENS: [u32; 4] = [4 * KIB, 20 * KIB, 100 * KIB, 300 * KIB];
 
 /// A sequence of numbers that looks random and is the same in every run.
-struct Numbers(u64);
+pub(super) struct Numbers(pub(super) u64);
 
 impl Numbers {
     fn next(&mut self) -> u64 {
@@ -19,12 +19,12 @@ impl Numbers {
         x ^ (x >> 31)
     }
 
-    fn below(&mut self, n: u64) -> u64 {
+    pub(super) fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 }
 
-fn len_of(n: u64) -> u32 {
+pub(super) fn len_of(n: u64) -> u32 {
     LENS[usize::try_from(n % 4).unwrap()]
 }
 
@@ -39,13 +39,13 @@ fn fill(n: u64, bytes: &mut [u8]) {
     }
 }
 
-fn check(n: u64, pin: &PagePin) {
+pub(super) fn check(n: u64, pin: &PagePin) {
     assert_eq!(pin.len(), len_of(n) as usize);
     let wrong = pin.chunks_exact(8).enumerate().find(|(at, chunk)| **chunk != word(n, *at).to_le_bytes());
     assert_eq!(wrong, None, "page {n} has other bytes");
 }
 
-fn write(engine: &Engine, space: &Arc<Space>, n: u64, now_ms: u64) {
+pub(super) fn write(engine: &Engine, space: &Arc<Space>, n: u64, now_ms: u64) {
     let name = n.to_le_bytes();
     let key = hashed(space, &name);
     let mut filling = match engine.reserve(space, key, len_of(n), 0) {
