@@ -29,6 +29,8 @@ pub(crate) struct Tasks {
     seals: VecDeque<Arc<Segment>>,
     /// Spare segments that are to be made.
     spares: usize,
+    /// A segment could not be made; the next attempt waits for a look, a seal, or the owner.
+    rest: bool,
     /// End when all seals are done.
     end: bool,
 }
@@ -44,7 +46,7 @@ enum Task {
 enum NoSpare {
     /// There is no room, also not after giving segments back.
     Room,
-    /// A segment has to be sealed first; then there will be room.
+    /// A segment has to be sealed first, or the owner to be named; then there will be room.
     Later,
     /// The drive does not work.
     Failed(io::Error),
@@ -63,10 +65,11 @@ impl Drive {
         self.work.notify_all();
     }
 
-    /// Makes the keeper look whether it is to stop.
+    /// Makes the keeper look whether it is to stop, or whether the owner was named.
     pub(crate) fn wake_keeper(&self) {
         // With the lock, so that it cannot fall asleep between its look and this.
-        let tasks = self.tasks.lock();
+        let mut tasks = self.tasks.lock();
+        tasks.rest = false;
         self.work.notify_all();
         drop(tasks);
     }
@@ -92,25 +95,23 @@ pub(crate) fn remove_spares(drive: &Drive) {
 
 /// Runs until the log is closed or dropped.
 pub(crate) fn run(drive: &Drive) {
-    // After a failed attempt the next one waits for a look.
-    let mut wait_for_room = false;
     loop {
-        match next(drive, wait_for_room) {
+        match next(drive) {
             Task::End => return,
             Task::Seal(segment) => {
                 seal(drive, &segment);
-                wait_for_room = false;
+                drive.tasks.lock().rest = false;
             }
-            Task::Spare => wait_for_room = !provide(drive),
+            Task::Spare => provide(drive),
             Task::Look => {
                 look(drive);
-                wait_for_room = false;
+                drive.tasks.lock().rest = false;
             }
         }
     }
 }
 
-fn next(drive: &Drive, wait_for_room: bool) -> Task {
+fn next(drive: &Drive) -> Task {
     let mut tasks = drive.tasks.lock();
     loop {
         if drive.stop.load(Ordering::SeqCst) {
@@ -122,7 +123,7 @@ fn next(drive: &Drive, wait_for_room: bool) -> Task {
         if tasks.end {
             return Task::End;
         }
-        if tasks.spares > 0 && !wait_for_room && !drive.is_failed() {
+        if tasks.spares > 0 && !tasks.rest && !drive.is_failed() {
             return Task::Spare;
         }
         if drive.work.wait_for(&mut tasks, LOOK_EVERY).timed_out() {
@@ -131,37 +132,47 @@ fn next(drive: &Drive, wait_for_room: bool) -> Task {
     }
 }
 
-/// Makes a spare segment and hands it over. Whether that worked.
-fn provide(drive: &Drive) -> bool {
-    match make_spare(drive) {
+/// Makes a spare segment and hands it over.
+fn provide(drive: &Drive) {
+    let started = drive.owner.get().is_some();
+    let missing = match make_spare(drive) {
         Ok(segment) => {
             drive.tasks.lock().spares -= 1;
-            drive.post(Message::Spare(segment)).is_ok()
+            // If nobody listens any more, nobody needs it.
+            drive.post(Message::Spare(segment)).ok();
+            return;
         }
-        Err(NoSpare::Later) => false,
-        Err(NoSpare::Room) => {
-            // If nobody listens any more, nobody needs room.
+        Err(missing) => missing,
+    };
+    match missing {
+        NoSpare::Later => {}
+        NoSpare::Room => {
             drive.post(Message::NoRoom).ok();
-            false
         }
-        Err(NoSpare::Failed(reason)) => {
+        NoSpare::Failed(reason) => {
             drive.counts.errors.fetch_add(1, Ordering::Relaxed);
             drive.fail(&format!("a segment could not be made: {reason}"));
-            false
         }
     }
+    // The owner may have come meanwhile; then there is no reason to wait.
+    drive.tasks.lock().rest = started || drive.owner.get().is_none();
 }
 
 fn make_spare(drive: &Drive) -> Result<Arc<Segment>, NoSpare> {
     let bytes = u64::from(drive.shape.segment_blocks) * u64::from(BLOCK_BYTES);
+    // Somewhat less than the half of a segment that is kept for hot pages, because batches have headers.
+    let mut allowance = bytes / 16 * 7 - u64::from(BLOCK_BYTES);
     while drive.used_bytes() + bytes > drive.shape.quota_bytes {
-        give_back_oldest(drive)?;
+        if drive.owner.get().is_none() {
+            return Err(NoSpare::Later);
+        }
+        give_back_oldest(drive, &mut allowance)?;
     }
     match create(drive, drive.shape.segment_blocks) {
         Err(reason) if is_no_room(&reason) => {
             drive.counts.errors.fetch_add(1, Ordering::Relaxed);
             // The file system is full before the quota is: give up the oldest pages for the newest.
-            give_back_oldest(drive)?;
+            give_back_oldest(drive, &mut allowance)?;
             create(drive, drive.shape.segment_blocks)
                 .map_err(|reason| if is_no_room(&reason) { NoSpare::Room } else { NoSpare::Failed(reason) })
         }
@@ -180,11 +191,12 @@ pub(crate) fn create(drive: &Drive, blocks: u32) -> io::Result<Arc<Segment>> {
     Ok(segment)
 }
 
-fn give_back_oldest(drive: &Drive) -> Result<(), NoSpare> {
+/// Gives the oldest segment back, with at most `allowance` bytes of hot pages written again.
+fn give_back_oldest(drive: &Drive, allowance: &mut u64) -> Result<(), NoSpare> {
     let oldest = drive.segments.read().values().next().map(Arc::clone);
     let (Some(oldest), Some(_)) = (oldest, drive.owner.get()) else { return Err(NoSpare::Room) };
     match oldest.state() {
-        SegmentState::Sealed => reclaim::give_back(drive, &oldest).map_err(NoSpare::Failed),
+        SegmentState::Sealed => reclaim::give_back(drive, &oldest, allowance).map_err(NoSpare::Failed),
         SegmentState::Sealing => Err(NoSpare::Later),
         SegmentState::Active | SegmentState::Spare => Err(NoSpare::Room),
     }

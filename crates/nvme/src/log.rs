@@ -123,6 +123,7 @@ impl Log {
             if drive.owner.set(Arc::clone(&owner)).is_ok() && drive.is_failed() {
                 owner.drive_lost(drive.shape.number);
             }
+            drive.wake_keeper();
         }
     }
 

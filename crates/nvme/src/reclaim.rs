@@ -10,8 +10,8 @@ use crate::batch::{PageJob, Source};
 use crate::buffer::Buffer;
 use crate::disk::segment_file;
 use crate::drive::{Drive, Message};
-use crate::extent::{BLOCK_BYTES, blocks_of};
-use crate::format::{BLOCK, Record, Records};
+use crate::extent::blocks_of;
+use crate::format::{Record, Records};
 use crate::segment::Segment;
 use crate::ticket::Tally;
 use crate::{Extent, OwnedHead, Owner, PageHead, Standing};
@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Bytes of hot pages that are read and written again at a time.
-const ROUND_BYTES: usize = 4 << 20;
+const ROUND_BYTES: u64 = 4 << 20;
 
 /// A hot page, read back.
 struct Hot {
@@ -30,13 +30,13 @@ struct Hot {
     bytes: Buffer,
 }
 
-/// Asks the owner about each page, writes the hot ones again, and removes the segment.
-pub(crate) fn give_back(drive: &Drive, segment: &Arc<Segment>) -> io::Result<()> {
+/// Asks the owner about each page, writes the hot ones again up to `allowance` bytes, and removes the segment.
+pub(crate) fn give_back(drive: &Drive, segment: &Arc<Segment>, allowance: &mut u64) -> io::Result<()> {
     let Some(owner) = drive.owner.get() else { return Ok(()) };
     drive.reclaiming.store(true, Ordering::SeqCst);
     let records = segment.page_records();
     let done = match &records {
-        Ok(records) => pass_on(drive, segment, owner.as_ref(), records),
+        Ok(records) => pass_on(drive, segment, owner.as_ref(), records, allowance),
         // Nobody can say what was in it; the owner finds out page by page.
         Err(reason) if reason.kind() == io::ErrorKind::InvalidData => Ok(()),
         Err(reason) => Err(io::Error::from(reason.kind())),
@@ -51,19 +51,23 @@ pub(crate) fn give_back(drive: &Drive, segment: &Arc<Segment>) -> io::Result<()>
     Ok(())
 }
 
-fn pass_on(drive: &Drive, segment: &Arc<Segment>, owner: &dyn Owner, records: &[u8]) -> io::Result<()> {
-    // At most half a segment is written again: giving back has to yield something.
-    let mut allowance = segment.identity.blocks as usize * BLOCK / 2;
+fn pass_on(
+    drive: &Drive,
+    segment: &Arc<Segment>,
+    owner: &dyn Owner,
+    records: &[u8],
+    allowance: &mut u64,
+) -> io::Result<()> {
     let mut round = Vec::new();
     let mut round_bytes = 0;
     for record in Records::new(records, segment.identity.blocks) {
         let Ok(Record::Page { head, block, .. }) = record else { continue };
         let extent = segment.extent(block, blocks_of(head.meta.len));
-        let stored = extent.stored_bytes() as usize;
+        let stored = u64::from(extent.stored_bytes());
         match owner.standing(&head, extent) {
             Standing::Dead => {}
-            Standing::Hot if stored <= allowance => {
-                allowance -= stored;
+            Standing::Hot if stored <= *allowance => {
+                *allowance -= stored;
                 match read_back(segment, &head, extent)? {
                     Some(bytes) => {
                         round.push(Hot { head: head.to_owned(), old: extent, bytes });
@@ -100,14 +104,16 @@ fn write_again(drive: &Drive, owner: &dyn Owner, round: Vec<Hot>) {
     }
     let (tally, ticket) = Tally::new(round.len());
     let mut old = Vec::with_capacity(round.len());
+    let mut messages = Vec::with_capacity(round.len());
     for (index, hot) in round.into_iter().enumerate() {
         let load = drive.force_load(hot.bytes.len() as u64);
         let source = Source::Copy(hot.bytes);
         old.push((hot.head.clone(), hot.old));
         let page = PageJob { head: hot.head, source, tally: Arc::clone(&tally), index, load };
-        // A page that is not taken is dropped, and its result says so.
-        drive.post(Message::Hot(Box::new(page))).ok();
+        messages.push(Message::Hot(Box::new(page)));
     }
+    // Pages that are not taken are dropped, and their results say so.
+    drive.post_all(messages);
     drop(tally);
     for ((head, old), result) in old.into_iter().zip(ticket.wait()) {
         let head = head.as_head();
@@ -124,5 +130,3 @@ fn write_again(drive: &Drive, owner: &dyn Owner, round: Vec<Hot>) {
         }
     }
 }
-
-const _: () = assert!(ROUND_BYTES.is_multiple_of(BLOCK_BYTES as usize));

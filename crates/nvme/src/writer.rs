@@ -213,7 +213,9 @@ impl Writer {
             }
             let items = self.take_items();
             if items.is_empty() {
-                if self.is_held_back() {
+                if self.is_last_segment() {
+                    // Pages wait for the next segment, hot ones cannot.
+                    self.refuse_hot();
                     return None;
                 }
                 self.retire();
@@ -247,27 +249,24 @@ impl Writer {
         }
     }
 
-    /// Bytes of the active segment that are kept for hot pages.
-    ///
-    /// The keeper writes them again before it can make another segment, so the last segment must have room for them.
-    fn held_for_hot(&self) -> usize {
-        let last = self.spares.is_empty() && !self.no_room && !self.closing;
-        match &self.active {
-            Some(active) if last => active.segment.identity.blocks as usize * BLOCK / 2,
-            _ => 0,
-        }
+    /// Whether there will be a segment after the active one, and it is not there yet. The keeper may have to write hot
+    /// pages again before it can make one, and they go to the active one.
+    fn is_last_segment(&self) -> bool {
+        self.spares.is_empty() && !self.no_room && !self.closing
     }
 
-    /// Whether what waits would fit if nothing were kept for hot pages: then it waits for the next segment.
-    fn is_held_back(&self) -> bool {
-        let (Some(active), Some(item)) = (&self.active, self.items.front()) else { return false };
-        self.hot.is_empty() && self.held_for_hot() > 0 && active.fits(item.record_bytes(), item.stored())
+    fn refuse_hot(&mut self) {
+        for page in std::mem::take(&mut self.hot) {
+            page.end(Err(Dropped::Full));
+        }
     }
 
     /// Takes as many items as fit one batch and the active segment.
     fn take_items(&mut self) -> Vec<Item> {
         let Some(active) = &self.active else { return Vec::new() };
-        let held = self.held_for_hot();
+        // Half of the last segment is kept for hot pages.
+        let held =
+            if self.is_last_segment() { active.segment.identity.blocks as usize * BLOCK / 2 } else { 0 };
         let (mut items, mut record_bytes, mut stored) = (Vec::new(), 0, 0);
         while items.len() < BATCH_ITEMS && stored < BATCH_BYTES {
             let from_hot = self.hot.front().map(|page| (page.head.key.len(), page.stored()));
@@ -305,9 +304,7 @@ impl Writer {
     /// There is no segment to write to. Hot pages cannot wait for one, because the keeper waits for them; the others
     /// wait unless there is no room for a segment at all.
     fn answer_without_segment(&mut self) {
-        for page in std::mem::take(&mut self.hot) {
-            page.end(Err(Dropped::Full));
-        }
+        self.refuse_hot();
         if !self.no_room {
             return;
         }

@@ -8,7 +8,7 @@ use memkv_core::{Key, PageHasher, PageMeta, SpaceId, page::key_digest};
 use memkv_memory::{Arena, ArenaConfig, PageRecord, ReservedSlot, SlotPin};
 use parking_lot::{Condvar, Mutex};
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tempfile::TempDir;
 
@@ -128,7 +128,17 @@ pub(super) fn pinned(arena: &Arc<Arena>, head: &OwnedHead, bytes: &[u8]) -> Slot
 impl Bed {
     /// A log with so many drives, small segments, and one way of doing I/O.
     pub(super) fn new(drives: usize, io: IoChoice) -> Self {
-        let dirs: Vec<_> = (0..drives).map(|_| TempDir::new().unwrap()).collect();
+        Self::on(drives, io, &std::env::temp_dir())
+    }
+
+    /// The same on files in memory, if there are such: for tests that open a log a thousand times.
+    pub(super) fn in_memory(drives: usize, io: IoChoice) -> Self {
+        let memory = Path::new("/dev/shm");
+        if memory.is_dir() { Self::on(drives, io, memory) } else { Self::new(drives, io) }
+    }
+
+    fn on(drives: usize, io: IoChoice, place: &Path) -> Self {
+        let dirs: Vec<_> = (0..drives).map(|_| TempDir::new_in(place).unwrap()).collect();
         let drives = dirs
             .iter()
             .map(|dir| DriveConfig { path: dir.path().join("d"), quota_bytes: 64 << 20 })

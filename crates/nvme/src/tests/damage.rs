@@ -17,7 +17,7 @@ struct Segment {
 const KEYS: [&str; 5] = ["a", "b", "c", "d", "x"];
 
 fn segment(sealed: bool) -> Segment {
-    let mut bed = Bed::new(1, IoChoice::Threads);
+    let mut bed = Bed::in_memory(1, IoChoice::Threads);
     let (log, _) = bed.open();
     bed.put(&log, &["a", "b", "x"], 5000);
     bed.delete(&log, &["x"]).unwrap();

@@ -35,7 +35,7 @@ fn a_write_error_takes_the_drive_out_and_the_others_go_on() {
             plan.fail(Some(0), kind, EIO);
             let more = names("m", 20);
             let results = bed.put(&log, &strs(&more), 5000);
-            assert!(results.iter().any(|result| *result == Err(Dropped::DriveFailed)), "{results:?}");
+            assert!(results.contains(&Err(Dropped::DriveFailed)), "{results:?}");
             bed.until(|known| known.drives_lost == [0]);
             until_drive(&log, is_failed);
             let there = keys.iter().filter(|key| bed.has(&log, key)).count();
