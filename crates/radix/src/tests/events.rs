@@ -1,6 +1,6 @@
 //! Events: what they add up to, how they join, and what happens if nobody reads them.
 
-use super::{config, insert};
+use super::{config, end_backup, evict, insert};
 use crate::{Access, Event, Medium, Namespace, Policy, RadixCache, Sharing, UserId, WritePolicy};
 use std::collections::BTreeSet;
 
@@ -79,15 +79,15 @@ fn events_that_nobody_reads_give_way_to_a_listing() {
     assert_eq!(reader.content.len(), 2);
     for start in 0..10u32 {
         insert(&mut cache, Access::of(&namespace), &[start, start + 1]);
-        let _ = cache.evict_device(1);
+        evict(&mut cache, 1);
     }
     while let Some(plan) = cache.next_backup() {
-        let _ = cache.end_backup(plan, true);
+        end_backup(&mut cache, plan, true);
     }
     reader.read(cache.take_events());
     let stats = cache.stats();
     assert_eq!(reader.content.len(), stats.evictable_tokens + (64 - stats.host_free));
-    let _ = cache.evict_device(1);
+    evict(&mut cache, 1);
     reader.read(cache.take_events());
     cache.clear();
     reader.read(cache.take_events());

@@ -10,7 +10,8 @@ mod tiers;
 mod trace;
 
 use crate::{
-    Access, Config, EvidenceConfig, InsertOptions, Namespace, RadixCache, Shape, Sharing, Tokens, UserId,
+    Access, BackupPlan, Config, EvidenceConfig, InsertOptions, Namespace, RadixCache, Shape, Sharing, Tokens,
+    UserId,
 };
 
 /// A configuration without tiers.
@@ -37,6 +38,18 @@ fn insert(cache: &mut RadixCache, access: Access<'_>, key: &[u32]) -> usize {
     cache.release_pages(&row[..done.prefix_pages]).unwrap();
     cache.release_pages(&row[done.prefix_pages + done.taken_pages..]).unwrap();
     done.taken_pages
+}
+
+/// Evicts from the device where no copies have to be made first. Returns how many tokens went.
+fn evict(cache: &mut RadixCache, tokens: usize) -> usize {
+    let evicted = cache.evict_device(tokens);
+    assert!(evicted.write_back.is_empty());
+    evicted.tokens
+}
+
+/// Ends a copy after which nothing is to be done.
+fn end_backup(cache: &mut RadixCache, plan: BackupPlan, copied: bool) {
+    assert!(cache.end_backup(plan, copied).store.is_empty());
 }
 
 /// How many pages of a key an account finds on the device.

@@ -1,6 +1,6 @@
 //! Requests: chunks, decoding, and every way out.
 
-use super::config;
+use super::{config, end_backup, evict};
 use crate::{Access, Namespace, NotCovered, PageState, Progress, RadixCache, Shape, Tokens};
 
 fn private(cache: &RadixCache) -> usize {
@@ -103,7 +103,7 @@ fn a_request_counts_one_hit_for_what_it_inserted_before() {
     assert_eq!(again.protected_pages(), 3);
     cache.finish(again, 6).unwrap();
     let plan = cache.next_backup().unwrap();
-    let _ = cache.end_backup(plan, true);
+    end_backup(&mut cache, plan, true);
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn every_way_out_gives_all_pages_back() {
         assert_eq!(private(&cache), 0, "way {way}");
         assert_eq!(cache.stats().protected_tokens, 0, "way {way}");
         cache.check().unwrap();
-        let _ = cache.evict_device(usize::MAX);
+        evict(&mut cache, usize::MAX);
         assert_eq!(cache.device().free(), 16, "way {way}");
     }
 }

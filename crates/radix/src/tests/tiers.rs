@@ -1,6 +1,6 @@
 //! Copies between tiers: each plan ended well, ended badly, and overtaken by everything else.
 
-use super::{config, insert};
+use super::{config, end_backup, evict, insert};
 use crate::{
     Access, BackupError, Digest, LoadBackError, Medium, Namespace, PageState, PrefetchError, RadixCache,
     Tokens, WritePolicy,
@@ -80,7 +80,7 @@ fn a_copy_locks_its_node_until_it_ends_and_nobody_finds_it_before() {
     let node = find(&mut cache, &KEY).node;
     assert_eq!(cache.begin_backup(node).unwrap_err(), BackupError::Already);
     cache.check().unwrap();
-    let _ = cache.end_backup(plan, true);
+    end_backup(&mut cache, plan, true);
     cache.check().unwrap();
     assert_eq!(cache.evict_device(100).tokens, 8);
     assert_eq!(counts(&mut cache, &KEY), (0, 8));
@@ -91,7 +91,7 @@ fn a_failed_copy_leaves_nothing_and_the_next_hit_asks_again() {
     let mut cache = tiered(WritePolicy::Through);
     add(&mut cache, &KEY);
     let plan = cache.next_backup().unwrap();
-    let _ = cache.end_backup(plan, false);
+    end_backup(&mut cache, plan, false);
     cache.check().unwrap();
     assert_eq!(cache.host().free(), 16);
     assert!(cache.next_backup().is_none());
@@ -107,9 +107,9 @@ fn a_node_that_is_split_during_its_copy_is_whole_afterwards() {
         let plan = cache.next_backup().unwrap();
         add(&mut cache, &[1, 2, 3, 9]);
         cache.check().unwrap();
-        let _ = cache.end_backup(plan, copied);
+        end_backup(&mut cache, plan, copied);
         cache.check().unwrap();
-        let _ = cache.evict_device(100);
+        evict(&mut cache, 100);
         let left = if copied { (0, 8) } else { (0, 0) };
         assert_eq!(counts(&mut cache, &KEY), left);
         cache.check().unwrap();
@@ -124,7 +124,7 @@ fn finished_copies_are_written_to_the_store_under_host_protection() {
     let mut done = cache.end_backup(plan, true);
     let store = done.store.pop().unwrap();
     assert_eq!(store.host.len(), store.digests.len());
-    let _ = cache.evict_device(100);
+    evict(&mut cache, 100);
     assert_eq!(cache.evict_host(100), 0, "the write still reads them");
     cache.check().unwrap();
     cache.end_store(store);
@@ -245,7 +245,7 @@ fn loads_that_are_too_small_too_large_or_have_no_room_are_refused() {
     let mut cache = with(WritePolicy::Through, |config| config.load_back_max_tokens = 7);
     add(&mut cache, &KEY);
     back_up_all(&mut cache);
-    let _ = cache.evict_device(100);
+    evict(&mut cache, 100);
     let node = find(&mut cache, &KEY).node;
     assert_eq!(cache.begin_load_back(node).unwrap_err(), LoadBackError::TooMany { tokens: 8 });
 }
@@ -381,4 +381,66 @@ fn an_account_prefetches_declared_pages_under_public_names_and_the_rest_under_it
     assert_eq!(counts(&mut cache, &KEY), (0, 2), "without an account only the declared pages");
     let nobody = cache.begin_prefetch(Access::of(&namespace), Tokens::from(&KEY)).unwrap_err();
     assert_eq!(nobody, PrefetchError::Off);
+}
+
+#[test]
+fn pages_that_came_under_names_that_changed_are_not_kept() {
+    let namespace = Namespace::default();
+    let access = Access::by(&namespace, crate::UserId(4));
+    let mut cache = with(WritePolicy::Through, |config| config.sharing = crate::Sharing::Declared);
+    let plan = cache.begin_prefetch(access, Tokens::from(&KEY)).unwrap();
+    cache.declare(&namespace, Tokens::from(&KEY[..2]));
+    assert_eq!(cache.commit_prefetch(plan, 8).inserted, 0);
+    assert_eq!(cache.host().free(), 16);
+    cache.check().unwrap();
+}
+
+#[test]
+fn a_load_of_what_went_away_brings_nothing() {
+    let mut cache = offloaded();
+    let node = find(&mut cache, &KEY).node;
+    let plan = cache.begin_load_back(node).unwrap();
+    cache.clear();
+    cache.check().unwrap();
+    assert_eq!(cache.host().free(), 8, "the copy still reads them");
+    let loaded = cache.commit_load_back(plan);
+    assert!(loaded.pages.is_empty());
+    cache.unlock(loaded.lock);
+    assert_eq!((cache.host().free(), cache.device().free(), cache.stats().nodes), (16, 16, 0));
+    cache.check().unwrap();
+}
+
+#[test]
+fn a_node_can_be_written_to_the_store_again() {
+    let mut cache = tiered(WritePolicy::Through);
+    add(&mut cache, &KEY[..3]);
+    add(&mut cache, &KEY);
+    let node = find(&mut cache, &KEY).node;
+    assert_eq!(cache.begin_store(node).unwrap_err(), BackupError::NotResident);
+    back_up_all(&mut cache);
+    let plan = cache.begin_store(node).unwrap();
+    assert_eq!((plan.start, plan.host.len(), plan.digests.len()), (3, 5, 5));
+    cache.end_store(plan);
+    cache.check().unwrap();
+}
+
+#[test]
+fn a_prefetch_cut_in_two_ends_in_any_order() {
+    let namespace = Namespace::default();
+    for first_first in [true, false] {
+        let mut cache = tiered(WritePolicy::Through);
+        let plan = cache.begin_prefetch(Access::of(&namespace), Tokens::from(&KEY)).unwrap();
+        let (first, rest) = cache.split_prefetch(plan, 3);
+        assert_eq!((rest.start_page(), rest.pages().len()), (3, 5));
+        if first_first {
+            assert_eq!(cache.commit_prefetch(first, 3).inserted, 3);
+            assert_eq!(cache.commit_prefetch(rest, 5).inserted, 5);
+            assert_eq!(counts(&mut cache, &KEY), (0, 8));
+        } else {
+            assert_eq!(cache.commit_prefetch(rest, 5).inserted, 0, "nothing to continue yet");
+            cache.abort_prefetch(first);
+            assert_eq!((cache.host().free(), cache.stats().prefetching_tokens), (16, 0));
+        }
+        cache.check().unwrap();
+    }
 }
