@@ -89,6 +89,8 @@ pub(crate) struct Drive {
     pub(crate) members: Arc<Members>,
     /// Deletions are to be remembered, because pages may be on their way to be written again.
     pub(crate) reclaiming: AtomicBool,
+    /// No owner will be named any more.
+    pub(crate) closing: AtomicBool,
     /// The threads end without sealing anything.
     pub(crate) stop: AtomicBool,
     pub(crate) tasks: Mutex<Tasks>,
@@ -140,6 +142,7 @@ impl Drive {
             owner: OnceLock::new(),
             members,
             reclaiming: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             tasks: Mutex::default(),
             work: Condvar::new(),

@@ -74,6 +74,13 @@ impl Drive {
         drop(tasks);
     }
 
+    /// Makes both threads end without sealing anything.
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.bell.ring();
+        self.wake_keeper();
+    }
+
     /// Asks the keeper to end after what it was asked before.
     pub(crate) fn end_keeper(&self) {
         self.tasks.lock().end = true;
@@ -164,7 +171,8 @@ fn make_spare(drive: &Drive) -> Result<Arc<Segment>, NoSpare> {
     let mut allowance = bytes / 16 * 7 - u64::from(BLOCK_BYTES);
     while drive.used_bytes() + bytes > drive.shape.quota_bytes {
         if drive.owner.get().is_none() {
-            return Err(NoSpare::Later);
+            let closing = drive.closing.load(Ordering::SeqCst);
+            return Err(if closing { NoSpare::Room } else { NoSpare::Later });
         }
         give_back_oldest(drive, &mut allowance)?;
     }

@@ -337,8 +337,10 @@ impl Log {
     /// Writes what was queued before, seals the segments and ends the threads. Whatever is asked afterwards fails.
     pub fn close(&self) {
         for drive in &self.drives {
+            drive.closing.store(true, Ordering::SeqCst);
             // A drive that takes nothing any more is closed already.
             drive.post(Message::Close).ok();
+            drive.wake_keeper();
         }
         let (writers, keepers): (Vec<_>, Vec<_>) = self.threads.lock().drain(..).unzip();
         writers.into_iter().for_each(join);
@@ -359,11 +361,7 @@ fn join(thread: JoinHandle<()>) {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        for drive in &self.drives {
-            drive.stop.store(true, Ordering::SeqCst);
-            drive.bell.ring();
-            drive.wake_keeper();
-        }
+        self.drives.iter().for_each(|drive| drive.stop());
         for (writer, keeper) in self.threads.get_mut().drain(..) {
             join(writer);
             join(keeper);

@@ -98,7 +98,8 @@ pub(crate) fn open(
         drives.push(Arc::new(drive));
     }
     recover_all(&drives, founds, &next_sequence, &mut report, visit);
-    let threads = start(config, &drives, &mut rings)?;
+    let threads =
+        start(config, &drives, &mut rings).inspect_err(|_| drives.iter().for_each(|drive| drive.stop()))?;
     report.seconds = started.elapsed().as_secs_f64();
     let io = if rings.rings.is_some() { IoBackend::Uring } else { IoBackend::Threads };
     Ok(Opened { drives, threads, locks, spaces: known, io, io_reason: rings.reason, report })

@@ -263,3 +263,19 @@ fn pages_beyond_the_limits_are_dropped() {
     assert_eq!(results[0], Err(Dropped::Full));
     assert!(results[1].is_ok());
 }
+
+#[test]
+fn a_log_without_an_owner_can_be_closed_although_it_is_over_its_quota() {
+    let mut bed = Bed::new(1, IoChoice::Auto);
+    let (log, _) = bed.open();
+    for part in names("k", 60).chunks(6) {
+        bed.put(&log, &strs(part), 20_000);
+    }
+    log.close();
+    drop(log);
+    bed.config.drives[0].quota_bytes = 8 * (128 << 10);
+    let (log, _) = bed.open_without_owner();
+    let ticket = log.append(vec![bed.page(SPACE, "late", 100)]);
+    log.close();
+    assert_eq!(ticket.wait(), vec![Err(Dropped::Full)]);
+}
