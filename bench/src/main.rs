@@ -4,11 +4,14 @@
 //!
 //! Deliberately absent so far: several client processes, open-loop schedules, and traces.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "the tables are this program's output")]
 
 mod arena;
+#[allow(unsafe_code, reason = "an allocator that counts can only be made with it")]
+mod counting;
 mod daemon;
+mod index;
 mod machine;
 mod raw;
 mod report;
@@ -35,6 +38,8 @@ enum Command {
     Run(RunArgs),
     /// Measures how much of the memory holds pages, and how the memory follows a change of model.
     Arena(arena::ArenaArgs),
+    /// Measures the bytes of an index entry and the time of a lookup.
+    Index(index::IndexArgs),
     /// The other side of the raw baseline; `run` starts it.
     #[command(hide = true)]
     RawServer,
@@ -66,6 +71,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run_command(args),
         Command::Arena(args) => arena_command(&args),
+        Command::Index(args) => index_command(&args),
         Command::RawServer => raw::serve(),
     };
     match outcome {
@@ -86,6 +92,11 @@ fn warn_of_debug_build() {
 fn arena_command(args: &arena::ArenaArgs) -> anyhow::Result<()> {
     warn_of_debug_build();
     arena::run(args, command_line())
+}
+
+fn index_command(args: &index::IndexArgs) -> anyhow::Result<()> {
+    warn_of_debug_build();
+    index::run(args, command_line())
 }
 
 fn run_command(args: RunArgs) -> anyhow::Result<()> {

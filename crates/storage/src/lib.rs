@@ -34,6 +34,8 @@ mod index;
 mod keep;
 mod keys;
 mod list;
+#[cfg(feature = "measure")]
+pub mod measure;
 mod page;
 mod policy;
 mod pressure;
