@@ -3,7 +3,7 @@
 //! A request has a row of device pages, one per page of its tokens. The first `protected` pages are the tree's, kept
 //! by a lock; the rest are its own. Every way out (finish, abort, retract) gives all of it back.
 
-use super::{InsertOptions, LoadedBack, Lock, RadixCache};
+use super::{Alert, InsertOptions, LoadedBack, Lock, RadixCache};
 use crate::namespace::{Access, Namespace, UserId};
 use crate::node::NodeId;
 use crate::pool::{DevicePage, OutOfPages, StalePage};
@@ -28,6 +28,7 @@ pub struct Request {
     lock: Lock,
     /// Where a load back would end, and how many pages it would bring.
     host: (NodeId, usize),
+    alerts: Vec<Alert>,
 }
 
 impl Request {
@@ -55,6 +56,11 @@ impl Request {
     /// Tokens that are still to be computed: at least the last one of the prompt.
     pub fn suffix_tokens(&self) -> usize {
         self.tokens.len() - self.cached_tokens()
+    }
+
+    /// What its start gave the alarm about. For the operator; the request itself is served.
+    pub fn alerts(&self) -> &[Alert] {
+        &self.alerts
     }
 
     /// Who asks, for a prefetch of the same prompt.
@@ -105,7 +111,7 @@ impl RadixCache {
         let lock = self.lock(found.device_node).expect("a match ends at a resident node");
         let protected = found.pages.len();
         // The request that trips an alarm is still served: its lock keeps what it has found.
-        self.note_submission(access, prompt, &found);
+        let alerts = self.note_submission(access, prompt, &found);
         Request {
             namespace: access.namespace.clone(),
             user: access.user,
@@ -118,6 +124,7 @@ impl RadixCache {
             counted: 0,
             lock,
             host: (found.node, found.host_pages),
+            alerts,
         }
     }
 
