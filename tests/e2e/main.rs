@@ -13,6 +13,8 @@ mod common;
 #[cfg(test)]
 mod configuration;
 #[cfg(test)]
+mod crashes;
+#[cfg(test)]
 mod cuts;
 #[cfg(test)]
 mod flips;
