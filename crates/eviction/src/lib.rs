@@ -16,9 +16,13 @@
 
 #![forbid(unsafe_code)]
 
+mod chain;
 mod kind;
 mod lru;
 mod page;
+mod queue;
+mod s3fifo;
+mod sieve;
 
 pub use kind::{PolicyKind, UnknownPolicy};
 pub use page::{Choice, Page, Want};
@@ -46,4 +50,12 @@ pub trait Policy: Send + Sync {
     ///
     /// The policy may also give new words to pages that stay.
     fn choose(&self, pages: &[Page], want: Want, now_ms: u64, choice: &mut Choice);
+
+    /// Whether it is time for [`Policy::learn`].
+    fn wants_lesson(&self) -> bool {
+        false
+    }
+
+    /// Looks at all pages of the store, or as many as can be shown.
+    fn learn(&self, _pages: &mut dyn Iterator<Item = Page>, _now_ms: u64) {}
 }

@@ -60,11 +60,22 @@ impl Choice {
 
     /// Chooses the pages of smallest rank. Equal ranks go in the order of the pages.
     pub(crate) fn smallest(&mut self, pages: &[Page], want: Want, rank: impl Fn(&Page) -> (u64, u64)) {
-        self.clear();
-        for (at, page) in (0_u32..).zip(pages) {
+        let ranked = (0_u32..).zip(pages).map(|(at, page)| {
             let (first, second) = rank(page);
-            self.order.push((first, second, at));
-        }
+            (first, second, at)
+        });
+        self.smallest_of(pages, want, ranked);
+    }
+
+    /// Chooses the smallest of pages that are ranked already: two ranks and the index.
+    pub(crate) fn smallest_of(
+        &mut self,
+        pages: &[Page],
+        want: Want,
+        ranked: impl Iterator<Item = (u64, u64, u32)>,
+    ) {
+        self.clear();
+        self.order.extend(ranked);
         if let Want::Pages(wanted) = want {
             if wanted > 0 && wanted < self.order.len() {
                 self.order.select_nth_unstable(wanted - 1);

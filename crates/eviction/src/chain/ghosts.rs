@@ -1,0 +1,84 @@
+//! What is remembered of pages that went.
+//!
+//! A table of a fixed number of entries of 16 bytes, eight to a set. A digest's set is given by its low bits; a full
+//! set forgets the page that was used longest ago. Two digests are taken for one if 32 bits agree besides the set: then
+//! a page is believed to be older than it is, which does no harm.
+
+use super::word::Known;
+use parking_lot::Mutex;
+
+const WAYS: usize = 8;
+/// Sets with a lock of their own.
+const SETS_PER_LOCK: usize = 64;
+
+/// A page that went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ghost {
+    tag: u32,
+    known: [u8; 4],
+    pub(crate) last_ms: u64,
+}
+
+impl Ghost {
+    const NONE: Self = Self { tag: 0, known: [0; 4], last_ms: 0 };
+
+    pub(crate) fn known(self) -> Known {
+        Known::from_word(u64::from(u32::from_le_bytes(self.known)))
+    }
+
+    /// The upper half of the digest.
+    pub(crate) fn upper(self) -> u32 {
+        self.tag
+    }
+
+    fn is_some(self) -> bool {
+        self.known[0] != 0
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Ghosts {
+    sets: usize,
+    parts: Vec<Mutex<Vec<[Ghost; WAYS]>>>,
+}
+
+impl Ghosts {
+    /// Room for at least `pages` pages, if they spread evenly.
+    pub(crate) fn new(pages: usize) -> Self {
+        let sets = pages.div_ceil(WAYS).next_power_of_two();
+        let in_part = sets.min(SETS_PER_LOCK);
+        let part = || Mutex::new(vec![[Ghost::NONE; WAYS]; in_part]);
+        Self { sets, parts: (0..sets / in_part).map(|_| part()).collect() }
+    }
+
+    fn with<T>(&self, digest: u64, act: impl FnOnce(&mut [Ghost; WAYS], u32) -> T) -> T {
+        let set = (digest as usize) & (self.sets - 1);
+        let mut part = self.parts[set % self.parts.len()].lock();
+        act(&mut part[set / self.parts.len()], (digest >> 32) as u32)
+    }
+
+    /// Remembers a page. Returns the one that is forgotten for it.
+    pub(crate) fn add(&self, digest: u64, known: Known, last_ms: u64) -> Option<Ghost> {
+        let [uses, last_gap, mean_gap, ..] = known.word().to_le_bytes();
+        self.with(digest, |set, tag| {
+            let ghost = Ghost { tag, known: [uses, last_gap, mean_gap, 0], last_ms };
+            let place = set.iter_mut().min_by_key(|ghost| (ghost.is_some(), ghost.last_ms))?;
+            Some(std::mem::replace(place, ghost)).filter(|forgotten| forgotten.is_some())
+        })
+    }
+
+    /// Takes a page out that comes back.
+    pub(crate) fn take(&self, digest: u64) -> Option<Ghost> {
+        self.with(digest, |set, tag| {
+            let place = set.iter_mut().find(|ghost| ghost.is_some() && ghost.tag == tag)?;
+            Some(std::mem::replace(place, Ghost::NONE))
+        })
+    }
+
+    /// Shows all of them.
+    pub(crate) fn each(&self, mut see: impl FnMut(Ghost)) {
+        for part in &self.parts {
+            part.lock().iter().flatten().filter(|ghost| ghost.is_some()).for_each(|ghost| see(*ghost));
+        }
+    }
+}

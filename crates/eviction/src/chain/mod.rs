@@ -1,0 +1,226 @@
+//! Our own policy, the default: evicts what is least likely to be used soon, as learned from the traffic.
+//!
+//! - A page's class is its number of uses and the mean of its last two gaps. What pages of each class and age are worth
+//!   is [learned](learn) while the store runs; before that the policy is LRU.
+//! - A page that went is [remembered](ghosts), so that one that comes back is no stranger, and so that the policy
+//!   learns of uses that it missed.
+//! - A page without its predecessors is of no use. Pages that were used together last are taken for one chain, in which
+//!   none is worth less than a deeper one; of equally good ones the deepest goes first.
+//! - Nothing is measured against a constant time or number of pages: ages are in logarithmic buckets, and lessons come
+//!   with every fifth of the store that was replaced.
+//!
+//! A use soon after another is the same use: an engine asks whether a page exists, reads it, and puts it again.
+
+mod age;
+mod ghosts;
+mod learn;
+mod word;
+
+use crate::{Choice, Page, Policy, Want};
+use ghosts::Ghosts;
+use learn::{Seen, Table, table};
+use parking_lot::{Mutex, RwLock};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use word::{CLASSES, Known};
+
+/// Pages that went and are remembered, per page that the store has room for.
+const GHOSTS_PER_PAGE: usize = 8;
+/// The most pages that are learned from: in a larger store a sample.
+const SAMPLE_PAGES: usize = 1 << 16;
+/// A lesson comes when this share of the store was replaced.
+const LESSONS_PER_TURNOVER: u64 = 5;
+/// Uses within this share of the time in which the store is replaced are one.
+const SAME_USE_SHARE: u64 = 1024;
+/// Counters that requests share, so that cores seldom meet.
+const STRIPES: usize = 8;
+/// What a use per ms is worth, so that whole numbers tell rare uses apart.
+const WORTH_OF_ONE: f64 = 1e15;
+
+/// The policy. See the [module](self).
+pub(crate) struct Chain {
+    ghosts: Ghosts,
+    /// Uses since the last lesson, by stripe, class and bucket.
+    uses: Vec<AtomicU32>,
+    /// Lives that ended since the last lesson because the page was forgotten, by class and bucket.
+    forgotten: Vec<AtomicU32>,
+    /// Of the digests one in this many, a power of two, is learned from.
+    sample: u64,
+    came: AtomicU64,
+    /// Gaps below this are no gaps.
+    same_use_ms: AtomicU64,
+    /// How many pages will have come when a lesson is due.
+    next_lesson: AtomicU64,
+    lesson: Mutex<Lesson>,
+    worth: RwLock<Table>,
+    /// What [`Chain::choose`] works with.
+    order: Mutex<Vec<Seat>>,
+}
+
+struct Lesson {
+    seen: Seen,
+    /// Pages that had come by the last lesson, and its time.
+    came: u64,
+    at_ms: u64,
+}
+
+/// A page among those that it was used together with.
+#[derive(Clone, Copy)]
+struct Seat {
+    last_ms: u64,
+    depth: u32,
+    at: u32,
+    worth: f64,
+}
+
+impl Chain {
+    pub(crate) fn new(pages_max: usize) -> Self {
+        let counters = |count: usize| (0..count).map(|_| AtomicU32::new(0)).collect();
+        let seen = Seen::new();
+        let worth = seen.worth(&table(), 1.0);
+        Self {
+            ghosts: Ghosts::new(pages_max * GHOSTS_PER_PAGE),
+            uses: counters(STRIPES * CLASSES * age::BUCKETS),
+            forgotten: counters(CLASSES * age::BUCKETS),
+            sample: (pages_max / SAMPLE_PAGES).next_power_of_two() as u64,
+            came: AtomicU64::new(0),
+            same_use_ms: AtomicU64::new(0),
+            next_lesson: AtomicU64::new(0),
+            lesson: Mutex::new(Lesson { seen, came: 0, at_ms: 0 }),
+            worth: RwLock::new(worth),
+            order: Mutex::default(),
+        }
+    }
+
+    /// Made of the upper half of the digest, of bits that the stripe is not made of.
+    fn is_sampled(&self, upper: u32) -> bool {
+        u64::from(upper >> 8) & (self.sample - 1) == 0
+    }
+
+    /// What is known of a page after a use that came `gap_ms` after the last.
+    fn used(&self, digest: u64, known: Known, gap_ms: u64) -> Known {
+        if gap_ms < self.same_use_ms.load(Ordering::Relaxed) {
+            return known;
+        }
+        if self.is_sampled(upper(digest)) {
+            let stripe = upper(digest) as usize % STRIPES;
+            let at = (stripe * CLASSES + known.class()) * age::BUCKETS + age::bucket(gap_ms);
+            self.uses[at].fetch_add(1, Ordering::Relaxed);
+        }
+        known.used(gap_ms)
+    }
+
+    /// Takes what was counted since the last lesson.
+    fn take_counts(&self, seen: &mut Seen) {
+        let take = |counter: &AtomicU32| f64::from(counter.swap(0, Ordering::Relaxed));
+        for (at, counter) in self.uses.iter().enumerate() {
+            let (class, bucket) = (at / age::BUCKETS % CLASSES, at % age::BUCKETS);
+            let uses = take(counter);
+            seen.uses[class][bucket] += uses;
+            seen.ended[class][bucket] += uses;
+        }
+        for (at, counter) in self.forgotten.iter().enumerate() {
+            seen.ended[at / age::BUCKETS][at % age::BUCKETS] += take(counter);
+        }
+    }
+
+    /// Lets no page be worth less than a deeper one of its chain, and sorts the pages that way.
+    fn seat(&self, pages: &[Page], now_ms: u64, seats: &mut Vec<Seat>) {
+        let worth = self.worth.read();
+        seats.clear();
+        for (at, page) in (0_u32..).zip(pages) {
+            let (last_ms, depth) = (page.last_access_ms, page.position);
+            seats.push(Seat { last_ms, depth, at, worth: worth_of(&worth, page, now_ms) });
+        }
+        seats.sort_unstable_by_key(|seat| (seat.last_ms, u32::MAX - seat.depth, seat.at));
+        let (mut last_ms, mut most) = (None, 0.0);
+        for seat in seats {
+            if last_ms.replace(seat.last_ms) != Some(seat.last_ms) {
+                most = 0.0;
+            }
+            most = f64::max(most, seat.worth);
+            seat.worth = most;
+        }
+    }
+}
+
+impl Policy for Chain {
+    fn inserted(&self, page: &Page) -> u64 {
+        self.came.fetch_add(1, Ordering::Relaxed);
+        let Some(ghost) = self.ghosts.take(page.digest) else { return Known::FIRST.word() };
+        self.used(page.digest, ghost.known(), page.created_ms.saturating_sub(ghost.last_ms)).word()
+    }
+
+    fn accessed(&self, page: &Page, now_ms: u64) -> u64 {
+        let gap_ms = now_ms.saturating_sub(page.last_access_ms);
+        self.used(page.digest, Known::from_word(page.word), gap_ms).word()
+    }
+
+    fn evicted(&self, page: &Page, now_ms: u64) {
+        let forgotten = self.ghosts.add(page.digest, Known::from_word(page.word), page.last_access_ms);
+        if let Some(ghost) = forgotten.filter(|ghost| self.is_sampled(ghost.upper())) {
+            let bucket = age::bucket(now_ms.saturating_sub(ghost.last_ms));
+            self.forgotten[ghost.known().class() * age::BUCKETS + bucket].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn worth(&self, page: &Page, now_ms: u64) -> u64 {
+        (worth_of(&self.worth.read(), page, now_ms) * WORTH_OF_ONE) as u64
+    }
+
+    fn choose(&self, pages: &[Page], want: Want, now_ms: u64, choice: &mut Choice) {
+        let seats = &mut *self.order.lock();
+        self.seat(pages, now_ms, seats);
+        // Of equal worth the oldest goes first, and of equally old ones the deepest: the order in which they are.
+        choice.smallest_of(
+            pages,
+            want,
+            seats.iter().enumerate().map(|(rank, seat)| (seat.worth.to_bits(), rank as u64, seat.at)),
+        );
+    }
+
+    fn wants_lesson(&self) -> bool {
+        self.came.load(Ordering::Relaxed) >= self.next_lesson.load(Ordering::Relaxed)
+    }
+
+    fn learn(&self, pages: &mut dyn Iterator<Item = Page>, now_ms: u64) {
+        let lesson = &mut *self.lesson.lock();
+        let (mut living, mut times, mut stored) = (table(), Vec::new(), 0);
+        let mut alive = |known: Known, last_ms: u64| {
+            living[known.class()][age::bucket(now_ms.saturating_sub(last_ms))] += 1.0;
+        };
+        for page in pages {
+            stored += 1;
+            if self.is_sampled(upper(page.digest)) {
+                alive(Known::from_word(page.word), page.last_access_ms);
+                times.push(page.last_access_ms);
+            }
+        }
+        self.ghosts.each(|ghost| {
+            if self.is_sampled(ghost.upper()) {
+                alive(ghost.known(), ghost.last_ms);
+            }
+        });
+        let sampled = times.len();
+        times.sort_unstable();
+        times.dedup();
+        self.take_counts(&mut lesson.seen);
+        *self.worth.write() = lesson.seen.worth(&living, sampled as f64 / times.len().max(1) as f64);
+        lesson.seen.fade();
+
+        let came = self.came.load(Ordering::Relaxed);
+        let turnover_ms = now_ms.saturating_sub(lesson.at_ms) * stored / (came - lesson.came).max(1);
+        self.same_use_ms.store(turnover_ms / SAME_USE_SHARE, Ordering::Relaxed);
+        (lesson.came, lesson.at_ms) = (came, now_ms);
+        self.next_lesson.store(came + (stored / LESSONS_PER_TURNOVER).max(1), Ordering::Relaxed);
+    }
+}
+
+/// The half of a digest that ghosts remember.
+fn upper(digest: u64) -> u32 {
+    (digest >> 32) as u32
+}
+
+fn worth_of(worth: &Table, page: &Page, now_ms: u64) -> f64 {
+    let age = age::bucket(now_ms.saturating_sub(page.last_access_ms));
+    worth[Known::from_word(page.word).class()][age]
+}

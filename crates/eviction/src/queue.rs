@@ -1,0 +1,64 @@
+//! What the queue policies share: the order in which pages came.
+
+use crate::Page;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bits of a stamp.
+const STAMP_BITS: u32 = 56;
+const STAMP: u64 = (1 << STAMP_BITS) - 1;
+
+/// Hands out stamps that grow. Pages that come at one time get one stamp: they are of one request, and of those the
+/// deepest leaves the queue first.
+#[derive(Debug, Default)]
+pub(crate) struct Stamps {
+    last: AtomicU64,
+    last_ms: AtomicU64,
+}
+
+impl Stamps {
+    /// The stamp of a page that comes at this time.
+    pub(crate) fn at(&self, now_ms: u64) -> u64 {
+        if self.last_ms.swap(now_ms, Ordering::Relaxed) == now_ms {
+            return self.last.load(Ordering::Relaxed);
+        }
+        self.next()
+    }
+
+    /// A stamp of its own.
+    pub(crate) fn next(&self) -> u64 {
+        (self.last.fetch_add(1, Ordering::Relaxed) + 1) & STAMP
+    }
+}
+
+/// A word of a queue policy: a stamp, and a byte of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Word(pub(crate) u64);
+
+impl Word {
+    pub(crate) fn new(stamp: u64, byte: u8) -> Self {
+        Self(stamp & STAMP | u64::from(byte) << STAMP_BITS)
+    }
+
+    pub(crate) fn stamp(self) -> u64 {
+        self.0 & STAMP
+    }
+
+    pub(crate) fn byte(self) -> u8 {
+        (self.0 >> STAMP_BITS) as u8
+    }
+
+    pub(crate) fn with_byte(self, byte: u8) -> Self {
+        Self::new(self.stamp(), byte)
+    }
+}
+
+/// Indices of the pages that `take` wants, in the order in which they came; of one stamp the deepest first.
+pub(crate) fn in_order(pages: &[Page], take: impl Fn(Word) -> bool) -> Vec<u32> {
+    let numbered = (0_u32..).zip(pages).filter(|(_, page)| take(Word(page.word)));
+    let mut order: Vec<u32> = numbered.map(|(at, _)| at).collect();
+    order.sort_unstable_by_key(|&at| {
+        let page = &pages[at as usize];
+        (Word(page.word).stamp(), u32::MAX - page.position, at)
+    });
+    order
+}
