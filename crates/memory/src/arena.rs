@@ -161,7 +161,14 @@ impl Arena {
                     file.empty(&layout)?;
                 }
                 let (tables, mut data) = map_file(&file, &layout)?;
-                prepare(&mut data, &config, &mut memory, || file.allocate_all(&layout))?;
+                let allocate = || {
+                    let allocated = file.allocate_all(&layout);
+                    if allocated.is_err() && !kept {
+                        file.give_up();
+                    }
+                    allocated
+                };
+                prepare(&mut data, &config, &mut memory, allocate)?;
                 // From here on a process that dies leaves an unclean file, also during the repair.
                 file.begin(&tables, &layout)?;
                 let clean = past == Past::Clean;

@@ -6,7 +6,7 @@ use crate::record::PageRecord;
 const SPACE: [u8; 16] = [7; 16];
 
 fn arena(bytes: u64) -> Arc<Arena> {
-    Arena::new(ArenaConfig::anonymous(bytes, 1 << 20)).unwrap()
+    Arena::new(ArenaConfig::anonymous(bytes, 2 << 20)).unwrap()
 }
 
 fn publish(arena: &Arc<Arena>, fill: u8, len: u32) -> SlotId {
@@ -182,4 +182,51 @@ fn a_file_system_without_room_for_tables_is_a_full_arena() {
     assert_eq!((arena.held_bytes(), arena.status().chunks_free, arena.chunk(0)), (0, 2, None));
     Arc::get_mut(&mut arena).unwrap().file = whole;
     publish(&arena, 1, 5000);
+}
+
+#[test]
+fn locked_memory_is_resident_and_told_and_too_much_is_an_error_with_a_way_out() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let config = |bytes| ArenaConfig { mlock: true, ..ArenaConfig::anonymous(bytes, 1 << 20) };
+    let before = getrlimit(Resource::Memlock);
+    // Whatever the machine allows, this test may lock 4 MiB and not 8.
+    let mut limit = before;
+    limit.current = Some(before.maximum.unwrap_or(u64::MAX).min(6 << 20));
+    setrlimit(Resource::Memlock, limit).unwrap();
+    let seen = std::cell::Cell::new((0, 0));
+    let progress = |done, total| seen.set((done, total));
+    let small = Arena::open(ArenaConfig { progress: Some(&progress), ..config(4 << 20) });
+    let large = std::thread::spawn(move || {
+        // Of this thread alone: who may lock anything has no limit.
+        let mut own = capabilities(None).unwrap();
+        own.effective.remove(CapabilitySet::IPC_LOCK);
+        set_capabilities(None, own).unwrap();
+        Arena::new(config(8 << 20)).err().unwrap().to_string()
+    });
+    let large = large.join().unwrap();
+    setrlimit(Resource::Memlock, before).unwrap();
+    let (small, _) = small.unwrap();
+    assert!(small.status().memory.locked);
+    assert_eq!(seen.get(), (4 << 20, 4 << 20));
+    assert_eq!(small.data.resident(0, 4 << 20), 4 << 20);
+    assert!(large.contains("refused to lock 8388608 bytes") && large.contains("6291456 bytes"), "{large}");
+    assert!(large.contains("LimitMEMLOCK=infinity") && large.contains("turn mlock off"), "{large}");
+}
+
+#[test]
+fn waste_is_counted_by_class() {
+    let arena = arena(64 << 20);
+    // Slots of 1 183 744 bytes, three of which leave 643 072 of a chunk of 4 MiB.
+    let ids: Vec<_> = (0..4).map(|_| publish(&arena, 1, 1_179_648 + 1)).collect();
+    publish(&arena, 1, 4096);
+    let classes = arena.status().classes;
+    let class = classes.iter().find(|class| class.slot_bytes == 1_183_744).unwrap();
+    assert_eq!((class.held_bytes(), class.asked_bytes), (4 * 1_183_744, 4 * 1_179_649));
+    assert_eq!((class.chunks, class.remainder_bytes), (2, 2 * 643_072));
+    assert_eq!(class.waste_bytes(), 4 * 4095 + 2 * 643_072);
+    ids.into_iter().for_each(|id| assert!(arena.doom(id)));
+    let classes = arena.status().classes;
+    let waste = |bytes| classes.iter().find(|class| class.slot_bytes == bytes).unwrap().waste_bytes();
+    assert_eq!((waste(1_183_744), waste(4096)), (0, 0));
 }

@@ -196,6 +196,12 @@ impl ArenaFile {
         })
     }
 
+    /// Gives back what a file takes that cannot become an arena.
+    pub(crate) fn give_up(&self) {
+        // The arena fails anyway, and for a reason that says more than this one would.
+        let _emptied = self.file.set_len(0);
+    }
+
     /// Allocates the tables of a chunk's first `slots` slots.
     pub(crate) fn allocate_tables(&self, layout: &Layout, chunk: u32, slots: u32) -> Result<(), Errno> {
         layout.table_ranges(chunk, 0..slots).into_iter().try_for_each(|range| self.allocate(range))
