@@ -71,6 +71,16 @@ impl Input {
         }
         self.len = end;
     }
+
+    /// Both tokens of each pair of neighbours.
+    fn put_narrow_pairs(&mut self, tokens: &[u32]) {
+        let end = self.len + tokens.len().saturating_sub(1) * 8;
+        let places = self.bytes[self.len..end].as_chunks_mut::<8>().0;
+        for (place, pair) in places.iter_mut().zip(tokens.windows(2)) {
+            *place = (u64::from(pair[0]) | u64::from(pair[1]) << 32).to_le_bytes();
+        }
+        self.len = end;
+    }
 }
 
 /// Hashes pages one after another.
@@ -98,7 +108,7 @@ impl PageChain {
         let wide = page.is_wide();
         match (self.shape.is_bigram(), wide) {
             (false, false) => input.put_narrow(page.low()),
-            (true, false) => page.low().windows(2).for_each(|pair| input.put_narrow(pair)),
+            (true, false) => input.put_narrow_pairs(page.low()),
             (pairs, true) => {
                 input.put(&[0xff]);
                 for at in 0..page.len().saturating_sub(self.shape.overlap()) {

@@ -176,7 +176,7 @@ impl RadixCache {
     ///
     /// # Errors
     ///
-    /// If the row is shorter than the key, or a page that would be taken is not [`PageState::Private`].
+    /// If the row is shorter than the key, or a page from `owned_pages` on is not the caller's, or is there twice.
     pub fn insert(
         &mut self,
         access: Access<'_>,
@@ -188,11 +188,8 @@ impl RadixCache {
         if row.len() < total {
             return Err(InsertError::ShortRow { wanted: total, got: row.len() });
         }
-        for page in &row[options.owned_pages.min(total)..total] {
-            if self.device.state(*page) != Some(PageState::Private) {
-                return Err(StalePage::from(*page).into());
-            }
-        }
+        let owned = options.owned_pages.min(total);
+        self.claim(&row[owned..total])?;
         let (mut at, mut prefix, mut taken) = (0, 0, 0);
         let gives = !self.is_scoped() || access.user.is_some();
         let walked = self.walk(access, tokens, |cache, index| {
@@ -215,7 +212,20 @@ impl RadixCache {
             node = self.add_leaves(access, tokens, walked.node, options.priority, Pages::Device(row));
             taken += total - walked.depth;
         }
+        self.device.set(&row[owned..prefix.max(owned)], PageState::Private);
+        self.device.set(&row[(prefix + taken).max(owned)..total], PageState::Private);
         Ok(Inserted { prefix_pages: prefix, taken_pages: taken, node: self.nodes.id(node) })
+    }
+
+    /// Takes the caller's pages, all or none: one that is twice in the row would be in two nodes.
+    fn claim(&mut self, pages: &[DevicePage]) -> Result<(), StalePage> {
+        for (at, page) in pages.iter().enumerate() {
+            if let Err(stale) = self.device.change(*page, PageState::Private, PageState::Shared) {
+                self.device.set(&pages[..at], PageState::Private);
+                return Err(stale);
+            }
+        }
+        Ok(())
     }
 
     fn count_hit(&mut self, index: u32, options: InsertOptions, count: bool) {

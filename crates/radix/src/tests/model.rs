@@ -429,12 +429,12 @@ fn write_through() {
 
 #[test]
 fn write_through_selective() {
-    run(tiered(4, WritePolicy::Selective, Policy::Lfu, Sharing::Namespace), 2, steps(500_000));
+    run(tiered(4, WritePolicy::Selective, Policy::Lfu, Sharing::Namespace), 2, steps(200_000));
 }
 
 #[test]
 fn write_back() {
-    run(tiered(2, WritePolicy::Back, Policy::Slru, Sharing::Namespace), 3, steps(500_000));
+    run(tiered(2, WritePolicy::Back, Policy::Slru, Sharing::Namespace), 3, steps(200_000));
 }
 
 #[test]
@@ -443,17 +443,17 @@ fn all_other_policies() {
     for (seed, policy) in
         [Policy::Mru, Policy::Fifo, Policy::Filo, Policy::Priority, tlru].into_iter().enumerate()
     {
-        run(tiered(2, WritePolicy::Through, policy, Sharing::Namespace), 4 + seed as u64, steps(100_000));
+        run(tiered(2, WritePolicy::Through, policy, Sharing::Namespace), 4 + seed as u64, steps(50_000));
     }
 }
 
 #[test]
 fn accounts_with_declared_prefixes() {
-    run(tiered(2, WritePolicy::Through, Policy::Lru, Sharing::Declared), 10, steps(1_000_000));
+    run(tiered(2, WritePolicy::Through, Policy::Lru, Sharing::Declared), 10, steps(300_000));
 }
 
 #[test]
 fn accounts_with_evidence() {
     run(tiered(1, WritePolicy::Through, Policy::Lru, evidence()), 11, steps(1_000_000));
-    run(tiered(2, WritePolicy::Back, Policy::Lfu, evidence()), 12, steps(500_000));
+    run(tiered(2, WritePolicy::Back, Policy::Lfu, evidence()), 12, steps(200_000));
 }

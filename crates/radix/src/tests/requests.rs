@@ -1,7 +1,7 @@
 //! Requests: chunks, decoding, and every way out.
 
 use super::{config, end_backup, evict};
-use crate::{Access, Namespace, NotCovered, PageState, Progress, RadixCache, Shape, Tokens};
+use crate::{Access, InsertError, Namespace, NotCovered, PageState, Progress, RadixCache, Shape, Tokens};
 
 fn private(cache: &RadixCache) -> usize {
     cache.device().count(PageState::Private)
@@ -172,5 +172,25 @@ fn pairs_and_wide_tokens_work_through_a_whole_request() {
     assert_eq!(found(&mut cache, &[1, 2, 1 << 33, 4]), 1);
     assert_eq!(found(&mut cache, &[1, 2, 0, 4, 5]), 0, "a wide token differs from its low half");
     assert_eq!(found(&mut cache, &[1, 2, 1 << 33, 4, 6, 6, 7]), 1, "the pair (4, 6) is not (4, 5)");
+    cache.check().unwrap();
+}
+
+#[test]
+fn a_row_that_is_short_stale_or_names_a_page_twice_changes_nothing() {
+    let mut cache = RadixCache::new(config(1, 8)).unwrap();
+    let namespace = Namespace::default();
+    let row = cache.alloc_pages(3).unwrap();
+    let stale = cache.alloc_pages(1).unwrap();
+    cache.release_pages(&stale).unwrap();
+    let key = [1u32, 2, 3];
+    let mut insert = |row: &[crate::DevicePage]| {
+        let options = crate::InsertOptions::default();
+        cache.insert(Access::of(&namespace), Tokens::from(&key), row, options)
+    };
+    assert!(matches!(insert(&row[..2]), Err(InsertError::ShortRow { wanted: 3, got: 2 })));
+    assert!(matches!(insert(&[row[0], row[1], stale[0]]), Err(InsertError::Page(_))));
+    assert!(matches!(insert(&[row[0], row[1], row[0]]), Err(InsertError::Page(_))));
+    assert_eq!(insert(&row).unwrap().taken_pages, 3);
+    assert!(matches!(insert(&row), Err(InsertError::Page(_))), "the tree has them now");
     cache.check().unwrap();
 }
