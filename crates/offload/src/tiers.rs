@@ -154,6 +154,11 @@ impl<D: DevicePool, S: PageStore> Tiers<D, S> {
         })
     }
 
+    #[cfg(test)]
+    pub(crate) fn context_for_tests(&self) -> Arc<Context<D, S>> {
+        self.context.clone()
+    }
+
     /// Makes this rank act in step with others. Every rank must make the same calls in the same order.
     #[must_use]
     pub fn with_ranks(mut self, ranks: Box<dyn Ranks>) -> Self {

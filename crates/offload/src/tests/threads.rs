@@ -1,0 +1,135 @@
+//! The same with threads: what the tiers do by themselves.
+
+use super::fake::Fake;
+use super::rig::{PAGE_BYTES, Setup, names, prompt};
+use crate::{DeviceError, DevicePool, Options, PageRegion, Tiers};
+use memkv_radix::{Access, Config, DevicePage, Namespace, RadixCache, Shape, Tokens, WritePolicy};
+use std::sync::Arc;
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A device whose driver has a bug.
+struct Panics(PageRegion);
+
+impl DevicePool for Panics {
+    fn page_bytes(&self) -> usize {
+        self.0.page_bytes()
+    }
+
+    fn pages(&self) -> usize {
+        self.0.pages()
+    }
+
+    fn copy_out(&self, _pages: &[DevicePage], _to: &mut [&mut [u8]]) -> Result<(), DeviceError> {
+        panic!("a bug in the driver");
+    }
+
+    fn copy_in(&self, _pages: &[DevicePage], _from: &[&[u8]]) -> Result<(), DeviceError> {
+        panic!("a bug in the driver");
+    }
+}
+
+fn cache() -> RadixCache {
+    let setup = Setup::default();
+    let shape = Shape::new(super::rig::PAGE_TOKENS, false).unwrap();
+    let mut config = Config::new(shape, setup.device_pages).with_host(setup.host_pages, WritePolicy::Through);
+    config.storage = true;
+    config.load_back_min_tokens = 1;
+    config.prefetch_min_tokens = 1;
+    config.prefetch_max_tokens = 1000;
+    RadixCache::new(config).unwrap()
+}
+
+fn fill(cache: &mut RadixCache, device: &PageRegion, text: &[u32]) {
+    let space = Namespace::default();
+    let mut request = cache.start(Access::of(&space), Tokens::from(text), 0);
+    cache.reserve(&mut request, text.len()).unwrap();
+    for (page, name) in request.row().iter().zip(names(text)) {
+        device.write(page.index()).unwrap().copy_from_slice(&name.0);
+    }
+    cache.finish(request, text.len()).unwrap();
+}
+
+#[test]
+fn copies_reach_the_store_and_come_back_with_waiting_by_thread_and_by_future() {
+    let (store, text) = (Fake::default(), prompt(1, 9));
+    let region = || PageRegion::new(100, PAGE_BYTES).unwrap();
+    let mut writer = cache();
+    let device = Arc::new(region());
+    let mut tiers = Tiers::new(&writer, device.clone(), region(), store.clone(), Options::default()).unwrap();
+    fill(&mut writer, &device, &text);
+    assert!(tiers.drain(&mut writer, PATIENCE));
+    assert_eq!(store.len(), 9);
+    assert!(tiers.shut_down(&mut writer, PATIENCE));
+
+    let mut reader = cache();
+    let device = Arc::new(region());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let handle = tokio::runtime::Handle::current();
+        let options = Options::default();
+        let mut tiers =
+            Tiers::on_runtime(&reader, device.clone(), region(), store.clone(), options, handle).unwrap();
+        let space = Namespace::default();
+        let mut request = reader.start(Access::of(&space), Tokens::from(&text), 0);
+        let mut warmup = crate::Warmup::default();
+        while !tiers.warm(&mut reader, Access::of(&space), &mut request, &mut warmup) {
+            tiers.changed().await;
+            tiers.poll(&mut reader);
+        }
+        assert_eq!(request.protected_pages(), 9);
+        for (page, name) in request.row().iter().zip(names(&text)) {
+            assert_eq!(device.read(page.index()).unwrap()[..], name.0);
+        }
+        reader.abort(request);
+        reader.check().unwrap();
+    });
+}
+
+#[test]
+fn a_panic_of_the_device_is_a_failed_copy() {
+    let mut cache = cache();
+    let device = PageRegion::new(100, PAGE_BYTES).unwrap();
+    let host = PageRegion::new(100, PAGE_BYTES).unwrap();
+    fill(&mut cache, &device, &prompt(1, 5));
+    let mut tiers = Tiers::new(&cache, Panics(device), host, Fake::default(), Options::default()).unwrap();
+    assert!(tiers.drain(&mut cache, PATIENCE));
+    let stats = tiers.stats();
+    assert_eq!((stats.failed_backups, stats.backed_up_pages), (1, 0));
+    cache.check().unwrap();
+    assert_eq!(cache.host().free(), cache.host().capacity());
+}
+
+#[test]
+fn a_deadline_wakes_whoever_waits() {
+    let (store, text) = (Fake::default(), prompt(1, 9));
+    store.freeze(true);
+    let mut cache = cache();
+    let region = || PageRegion::new(100, PAGE_BYTES).unwrap();
+    let stop =
+        crate::StopPolicy::Timeout { base: Duration::from_millis(20), per_1024_tokens: Duration::ZERO };
+    let options = Options { stop, ..Options::default() };
+    let mut tiers = Tiers::new(&cache, region(), region(), store.clone(), options).unwrap();
+    let space = Namespace::default();
+    for by_future in [false, true] {
+        let ticket = tiers.prefetch(&mut cache, Access::of(&space), Tokens::from(&text)).unwrap();
+        while tiers.prefetched(&ticket).is_none() {
+            if by_future {
+                block_on(tiers.changed());
+            } else {
+                assert!(tiers.wait(PATIENCE), "the deadline is news");
+            }
+            tiers.poll(&mut cache);
+        }
+        assert_eq!(tiers.prefetched(&ticket).unwrap().pages, 0);
+    }
+    store.freeze(false);
+    assert!(tiers.shut_down(&mut cache, PATIENCE));
+    cache.check().unwrap();
+}
+
+/// Runs a future on a thread that has no runtime.
+fn block_on(future: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future);
+}
