@@ -10,6 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 /// How many daemons there are.
 pub(crate) const SERVERS: usize = 3;
@@ -23,6 +24,8 @@ const POLL: Duration = Duration::from_millis(50);
 pub(crate) struct Cluster {
     nodes: Vec<Node>,
     key: String,
+    /// What the daemons keep on drives; removed after they have ended.
+    _folder: Option<TempDir>,
 }
 
 struct Node {
@@ -30,6 +33,8 @@ struct Node {
     port: u16,
     admin: SocketAddr,
     log: PathBuf,
+    /// Its whole setting, for a start after a stop.
+    settings: Vec<(&'static str, String)>,
     child: KillOnDrop,
 }
 
@@ -40,7 +45,21 @@ impl Cluster {
     ///
     /// When one does not get ready; the end of its log has been printed by then.
     pub(crate) fn start(context: &Context, profile: Profile, dram: &str) -> Result<Self> {
-        let mut cluster = Self { nodes: Vec::new(), key: random_key()? };
+        Self::start_in(context, profile, dram, None)
+    }
+
+    /// Like [`Cluster::start`], and every page is also written to a drive before its put is acknowledged.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cluster::start`].
+    pub(crate) fn start_on_drives(context: &Context, profile: Profile, dram: &str) -> Result<Self> {
+        let folder = tempfile::tempdir().context("make a folder for the daemons' drives")?;
+        Self::start_in(context, profile, dram, Some(folder))
+    }
+
+    fn start_in(context: &Context, profile: Profile, dram: &str, folder: Option<TempDir>) -> Result<Self> {
+        let mut cluster = Self { nodes: Vec::new(), key: random_key()?, _folder: folder };
         for index in 1..=SERVERS {
             let node = cluster.start_node(context, profile, dram, format!("kv-{index}"))?;
             cluster.nodes.push(node);
@@ -57,23 +76,38 @@ impl Cluster {
         let (port, admin_address) = (data.local_addr()?.port(), admin.local_addr()?);
         let log = context.logs.join(format!("demo-{id}.log"));
         let noise = File::create(&log).with_context(|| format!("create {}", log.display()))?;
-        let mut command = context.command(context.binary(profile, "memkv-server"));
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MEMKV_"))
-        {
-            command.env_remove(name);
+        let mut settings = vec![
+            ("MEMKV_SERVER_LISTEN", format!("127.0.0.1:{port}")),
+            ("MEMKV_SERVER_ADMIN_LISTEN", admin_address.to_string()),
+            ("MEMKV_SERVER_NODE_ID", id.clone()),
+            ("MEMKV_SERVER_AUTH_KEY", self.key.clone()),
+            ("MEMKV_SERVER_DRAM", dram.to_owned()),
+        ];
+        if let Some(folder) = &self._folder {
+            let path = folder.path().join(&id);
+            settings.push(("MEMKV_SERVER_NVME_PATHS", format!("{}:1GiB", path.display())));
+            settings.push(("MEMKV_SERVER_NVME_SEGMENT", "64MiB".to_owned()));
+            settings.push(("MEMKV_SERVER_NVME_MODE", "write-through".to_owned()));
         }
-        command
-            .env("MEMKV_SERVER_LISTEN", format!("127.0.0.1:{port}"))
-            .env("MEMKV_SERVER_ADMIN_LISTEN", admin_address.to_string())
-            .env("MEMKV_SERVER_NODE_ID", &id)
-            .env("MEMKV_SERVER_AUTH_KEY", &self.key)
-            .env("MEMKV_SERVER_DRAM", dram)
-            .stdin(Stdio::null())
-            .stdout(noise.try_clone()?)
-            .stderr(noise);
         drop((data, admin));
-        let child = KillOnDrop(command.spawn().context("start memkv-server")?);
-        Ok(Node { id, port, admin: admin_address, log, child })
+        let child = spawn(context, profile, &settings, noise)?;
+        Ok(Node { id, port, admin: admin_address, log, settings, child })
+    }
+
+    /// Stops one daemon as an operator would (SIGTERM) and starts it again; returns its id.
+    ///
+    /// # Errors
+    ///
+    /// When it does not stop cleanly or does not get ready again.
+    pub(crate) fn restart(&mut self, context: &Context, profile: Profile, index: usize) -> Result<String> {
+        let node = &mut self.nodes[index];
+        node.ask_to_stop()?;
+        node.wait_until_stopped()?;
+        let noise = File::options().append(true).open(&node.log);
+        let noise = noise.with_context(|| format!("open {}", node.log.display()))?;
+        node.child = spawn(context, profile, &node.settings, noise)?;
+        node.wait_until_ready(context)?;
+        Ok(node.id.clone())
     }
 
     /// What a client needs to find and enter this cluster.
@@ -105,9 +139,7 @@ impl Cluster {
             if node.child.0.try_wait()?.is_some() {
                 continue;
             }
-            let pid =
-                i32::try_from(node.child.0.id()).ok().and_then(Pid::from_raw).context("a daemon's pid")?;
-            kill_process(pid, Signal::TERM).context("send SIGTERM to a daemon")?;
+            node.ask_to_stop()?;
             asked.push(index);
         }
         for index in asked {
@@ -117,7 +149,28 @@ impl Cluster {
     }
 }
 
+/// Starts a daemon with these settings and nothing that this shell says about another one.
+fn spawn(
+    context: &Context,
+    profile: Profile,
+    settings: &[(&'static str, String)],
+    noise: File,
+) -> Result<KillOnDrop> {
+    let mut command = context.command(context.binary(profile, "memkv-server"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MEMKV_")) {
+        command.env_remove(name);
+    }
+    command.envs(settings.iter().cloned());
+    command.stdin(Stdio::null()).stdout(noise.try_clone()?).stderr(noise);
+    Ok(KillOnDrop(command.spawn().context("start memkv-server")?))
+}
+
 impl Node {
+    fn ask_to_stop(&self) -> Result<()> {
+        let pid = i32::try_from(self.child.0.id()).ok().and_then(Pid::from_raw).context("a daemon's pid")?;
+        kill_process(pid, Signal::TERM).context("send SIGTERM to a daemon")
+    }
+
     fn wait_until_ready(&mut self, context: &Context) -> Result<()> {
         let started = Instant::now();
         while !is_ready(self.admin) {

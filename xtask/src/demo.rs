@@ -1,7 +1,8 @@
 //! `cargo xtask demo`: what MemKV is for, in a minute of text.
 //!
 //! Three servers; engine A computes pages and backs them up; engine B, a new process with an empty cache, gets
-//! them back and compares every byte; one server is killed and B's successor goes on with misses. The engine is
+//! them back and compares every byte; one server is restarted and still has its pages; another one is killed and B's
+//! successor goes on with misses. The engine is
 //! SGLang's own cache stack (`sglang-plugin/demo/engine.py`), or with `--quick` an example of the client crate
 //! with the same command line and the same report.
 
@@ -20,6 +21,8 @@ const DRAM: &str = "512MiB";
 /// Memory of each server in the quick demo.
 const DRAM_QUICK: &str = "256MiB";
 const PAGES: u32 = 256;
+/// The server that is restarted.
+const RESTARTED: usize = 0;
 /// The server that is killed.
 const VICTIM: usize = 1;
 
@@ -53,7 +56,7 @@ impl Options {
 /// `cargo xtask demo [--quick] [--dev] [--pages N]`.
 pub(crate) fn run(context: &Context, args: &[String]) -> Result<()> {
     let Options { quick: is_quick, profile, pages } = Options::parse(args)?;
-    say("MemKV demo: three servers, three engine processes, one crash\n");
+    say("MemKV demo: three servers, four engine processes, one restart, one crash\n");
     build(context, profile)?;
     if is_quick {
         return quick(context, profile, pages);
@@ -88,9 +91,9 @@ fn story(
     pages: u32,
     engine: &dyn Fn() -> Command,
 ) -> Result<()> {
-    let mut cluster = Cluster::start(context, profile, dram)?;
+    let mut cluster = Cluster::start_on_drives(context, profile, dram)?;
     say(&format!(
-        "\n1. {SERVERS} servers are up, {dram} each, with a random key:\n   {}",
+        "\n1. {SERVERS} servers are up, {dram} of memory and 1GiB on a drive each, with a random key:\n   {}",
         cluster.describe()
     ));
     let stage = Stage { context, profile, pages, engine };
@@ -108,13 +111,23 @@ fn story(
     say(&format!("   {}", hits(&report)?));
     ensure!(number(&report, "pages_hit")? == u64::from(pages), "engine B did not get every page back");
 
+    let restarted = cluster.restart(context, profile, RESTARTED)?;
+    let found = stage.recovered(&cluster, RESTARTED)?;
+    let report = stage.engine(&cluster, "C", &["read"])?;
+    say(&format!(
+        "\n4. {restarted} was stopped (SIGTERM) and started again; it found {found} pages on its drive."
+    ));
+    say("   Engine C asked for the same prompt:");
+    say(&format!("   {}", hits(&report)?));
+    ensure!(number(&report, "pages_hit")? == u64::from(pages), "pages were lost by the restart");
+
     let victim = cluster.kill(VICTIM)?;
-    let report = stage.engine(&cluster, "C", &["read", "--after-kill"])?;
-    say(&format!("\n4. kill -9 {victim}. Engine C asked for the same prompt:"));
+    let report = stage.engine(&cluster, "D", &["read", "--after-kill"])?;
+    say(&format!("\n5. kill -9 {victim}. Engine D asked for the same prompt:"));
     say(&format!("   {}, exceptions: {}", hits(&report)?, number(&report, "exceptions")?));
     say("   What was on the dead server is a miss, and an engine computes it again.");
 
-    say("\n5. memkv-cli inspect\n");
+    say("\n6. memkv-cli inspect\n");
     let shown = stage.cli(&cluster, &["inspect"]).status().context("start memkv-cli")?;
     ensure!(shown.success(), "memkv-cli inspect ended with {shown}");
     cluster.stop()?;
@@ -155,12 +168,22 @@ impl Stage<'_> {
         command
     }
 
-    /// How many pages each server holds.
-    fn spread(&self, cluster: &Cluster) -> Result<String> {
+    fn inspect(&self, cluster: &Cluster) -> Result<Value> {
         let text =
             probe(self.cli(cluster, &["inspect", "--json"])).context("run memkv-cli inspect --json")?;
-        let view: Value =
-            serde_json::from_str(&text).context("read what memkv-cli inspect --json printed")?;
+        serde_json::from_str(&text).context("read what memkv-cli inspect --json printed")
+    }
+
+    /// How many pages a server found on its drive when it started.
+    fn recovered(&self, cluster: &Cluster, index: usize) -> Result<u64> {
+        let view = self.inspect(cluster)?;
+        let pages = view["servers"][index]["status"]["recovery"]["nvme_pages"].as_u64();
+        pages.context("the server does not say what it recovered")
+    }
+
+    /// How many pages each server holds.
+    fn spread(&self, cluster: &Cluster) -> Result<String> {
+        let view = self.inspect(cluster)?;
         let servers = view["servers"].as_array().context("inspect --json has no servers")?;
         let one = |server: &Value| {
             let id = server["id"].as_str().unwrap_or("?").to_owned();

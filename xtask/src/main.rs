@@ -41,8 +41,8 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "test",
-        usage: "test [--filter TEXT]",
-        about: "Every test: Rust, Python with sglang, the quick demo",
+        usage: "test [--long] [--filter TEXT]",
+        about: "Every test: Rust, Python with sglang, the quick demo; --long: more crashes",
         run: test::run,
     },
     Command {

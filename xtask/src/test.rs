@@ -15,23 +15,46 @@ use std::process::Command;
 use std::time::Instant;
 
 /// One level: its name, and what runs it.
-type Level = (&'static str, fn(&Context, Option<&str>) -> Result<Vec<Suite>>);
+type Level = (&'static str, fn(&Context, &Choice) -> Result<Vec<Suite>>);
+
+/// Which tests are run.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Choice {
+    /// Only those whose names contain this.
+    filter: Option<String>,
+    /// Whether tests that repeat something at random repeat it longer.
+    long: bool,
+}
+
+impl Choice {
+    fn parse(args: &[String]) -> Result<Self> {
+        let mut choice = Self::default();
+        let mut rest = args.iter();
+        while let Some(arg) = rest.next() {
+            match (arg.as_str(), rest.as_slice().first()) {
+                ("--long", _) => choice.long = true,
+                ("--filter", Some(text)) => {
+                    choice.filter = Some(text.clone());
+                    rest.next();
+                }
+                _ => bail!("usage: cargo xtask test [--long] [--filter TEXT]"),
+            }
+        }
+        Ok(choice)
+    }
+}
 
 const LEVELS: [Level; 3] = [("rust", rust), ("python", python), ("demo", quick_demo)];
 
 /// Runs all levels, also after one has failed.
 pub(crate) fn run(context: &Context, args: &[String]) -> Result<()> {
-    let filter = match args {
-        [] => None,
-        [flag, text] if flag == "--filter" => Some(text.as_str()),
-        _ => bail!("usage: cargo xtask test [--filter TEXT]"),
-    };
+    let choice = Choice::parse(args)?;
     let mut suites = Vec::new();
     for (name, level) in LEVELS {
         say(&format!("\n{name}"));
-        let outcome = level(context, filter);
+        let outcome = level(context, &choice);
         context.check_stop()?;
-        suites.extend(judge(name, outcome, filter.is_some()));
+        suites.extend(judge(name, outcome, choice.filter.is_some()));
     }
     let failed = suites.iter().any(|suite| suite.failed > 0);
     let ran_none = suites.iter().all(|suite| suite.passed == 0);
@@ -65,14 +88,17 @@ fn judge(name: &str, outcome: Result<Vec<Suite>>, filtered: bool) -> Vec<Suite> 
     }
 }
 
-fn rust(context: &Context, filter: Option<&str>) -> Result<Vec<Suite>> {
+fn rust(context: &Context, choice: &Choice) -> Result<Vec<Suite>> {
     let mut build = context.cargo(&["build", "--bins", "--tests", "--examples"]);
     build.args(SELECTION);
     step(context, "build programs and tests", "test-build", build)?;
     let mut command = context.cargo(&["test", "--no-fail-fast"]);
     command.args(SELECTION);
-    if let Some(filter) = filter {
+    if let Some(filter) = &choice.filter {
         command.args(["--", filter]);
+    }
+    if choice.long {
+        command.env("MEMKV_TEST_LONG", "1");
     }
     use_programs(context, &mut command);
     let log = context.logs.join("test-rust.log");
@@ -124,13 +150,13 @@ impl Failures {
     }
 }
 
-fn python(context: &Context, filter: Option<&str>) -> Result<Vec<Suite>> {
+fn python(context: &Context, choice: &Choice) -> Result<Vec<Suite>> {
     let venv = venv(context, Purpose::Sglang)?;
     say(&format!("  {}", venv.sglang));
     let wheel = wheel::build(context, &venv, Profile::Dev)?;
     wheel::install(context, &venv, &wheel)?;
     let mut command = venv.run(context, &["-m", "pytest", "sglang-plugin/tests", "-rs", "-v", "--color=no"]);
-    if let Some(filter) = filter {
+    if let Some(filter) = &choice.filter {
         command.args(["-k", filter]);
     }
     use_programs(context, &mut command);
@@ -157,8 +183,8 @@ fn show_failures(log: &std::path::Path) -> Result<()> {
     Ok(())
 }
 
-fn quick_demo(context: &Context, filter: Option<&str>) -> Result<Vec<Suite>> {
-    if filter.is_some_and(|filter| !"demo".contains(filter)) {
+fn quick_demo(context: &Context, choice: &Choice) -> Result<Vec<Suite>> {
+    if choice.filter.as_ref().is_some_and(|filter| !"demo".contains(filter.as_str())) {
         return Ok(Vec::new());
     }
     let started = Instant::now();
@@ -171,6 +197,18 @@ fn quick_demo(context: &Context, filter: Option<&str>) -> Result<Vec<Suite>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_choice_is_read() {
+        let parse =
+            |words: &[&str]| Choice::parse(&words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>());
+        assert_eq!(parse(&[]).unwrap(), Choice::default());
+        let both = Choice { filter: Some("crash".to_owned()), long: true };
+        assert_eq!(parse(&["--long", "--filter", "crash"]).unwrap(), both);
+        assert_eq!(parse(&["--filter", "crash", "--long"]).unwrap(), both);
+        assert!(parse(&["--filter"]).is_err());
+        assert!(parse(&["--short"]).is_err());
+    }
 
     #[test]
     fn a_level_that_ran_nothing_or_broke_is_a_failure() {
