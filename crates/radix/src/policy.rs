@@ -30,8 +30,8 @@ pub trait EvictionPolicy: Send {
     /// The rank of a node.
     fn rank(&self, node: &NodeFacts) -> Rank;
 
-    /// Whether the rank of a node can only grow with time. Then the cache keeps its leaves in order between
-    /// evictions; otherwise it orders all of them at each.
+    /// Whether the rank of a node can only grow with time, except when the node is split. Then the cache keeps its
+    /// leaves in order between evictions; otherwise it orders all of them at each.
     fn only_grows(&self) -> bool {
         false
     }
@@ -88,7 +88,6 @@ impl EvictionPolicy for Policy {
     }
 
     fn only_grows(&self) -> bool {
-        // A split can make the lower half a safe tail.
-        !matches!(self, Policy::Mru | Policy::Tlru { .. })
+        !matches!(self, Policy::Mru)
     }
 }

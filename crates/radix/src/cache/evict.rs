@@ -173,11 +173,31 @@ impl RadixCache {
                 self.push_leaf(index, tier);
                 continue;
             }
+            #[cfg(test)]
+            self.assert_smallest(index, tier);
             return Some(index);
         }
     }
 
-    fn rank(&self, index: u32) -> Rank {
+    /// Lets a node come up earlier if a split made its rank smaller: as a leaf now, otherwise when it is one again.
+    /// An old entry stays and is found out of date when it comes up.
+    pub(super) fn rank_shrank(&mut self, index: u32, before: Rank) {
+        if self.rank(index) < before {
+            self.nodes[index].marks.device_queued = false;
+            self.nodes[index].marks.host_queued = false;
+            self.queue_leaf(index);
+        }
+    }
+
+    /// The order of eviction, recomputed.
+    #[cfg(test)]
+    fn assert_smallest(&self, index: u32, tier: Tier) {
+        for other in self.nodes.subtree(ROOT).into_iter().skip(1).filter(|other| self.is_leaf(*other, tier)) {
+            assert!(self.rank(index) <= self.rank(other), "node {other} goes before node {index}");
+        }
+    }
+
+    pub(super) fn rank(&self, index: u32) -> Rank {
         self.config.policy.rank(&self.nodes[index].facts(self.config.shape))
     }
 

@@ -162,7 +162,9 @@ impl RadixCache {
     /// Splits a node after `pages` pages and returns the new upper node.
     pub(super) fn split(&mut self, index: u32, pages: usize) -> u32 {
         let now = self.tick();
+        let rank = self.rank(index);
         let upper = self.nodes.split(index, pages, now);
+        self.rank_shrank(index, rank);
         self.namespaces.retain(self.nodes[upper].namespace);
         if self.nodes[index].marks.wants_backup {
             self.want_backup(upper);
