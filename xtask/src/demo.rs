@@ -4,10 +4,11 @@
 //! them back and compares every byte; one server is restarted and still has its pages; another one is killed and B's
 //! successor goes on with misses. The engine is
 //! SGLang's own cache stack (`sglang-plugin/demo/engine.py`), or with `--quick` an example of the client crate
-//! with the same command line and the same report.
+//! with the same command line and the same report. `demo engine` is another story: [`crate::engine`].
 
 use crate::cluster::{Cluster, SERVERS};
 use crate::context::{Context, Profile};
+use crate::engine;
 use crate::process::{capture, probe, step};
 use crate::python::{Purpose, venv};
 use crate::ui::say;
@@ -53,8 +54,13 @@ impl Options {
     }
 }
 
-/// `cargo xtask demo [--quick] [--dev] [--pages N]`.
+/// `cargo xtask demo [--quick] [--dev] [--pages N]`, or `demo engine` with options of its own.
 pub(crate) fn run(context: &Context, args: &[String]) -> Result<()> {
+    if let Some((word, rest)) = args.split_first()
+        && word == "engine"
+    {
+        return engine::run(context, rest);
+    }
     let Options { quick: is_quick, profile, pages } = Options::parse(args)?;
     say("MemKV demo: three servers, four engine processes, one restart, one crash\n");
     build(context, profile)?;
@@ -194,7 +200,7 @@ impl Stage<'_> {
 }
 
 /// Gives a program the cluster's address and key, and nothing that this shell says about another cluster.
-fn enter(command: &mut Command, cluster: &Cluster) {
+pub(crate) fn enter(command: &mut Command, cluster: &Cluster) {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MEMKV_")) {
         command.env_remove(name);
     }

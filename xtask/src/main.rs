@@ -13,6 +13,7 @@ mod check;
 mod cluster;
 mod context;
 mod demo;
+mod engine;
 mod process;
 mod python;
 mod report;
@@ -35,8 +36,8 @@ struct Command {
 const COMMANDS: &[Command] = &[
     Command {
         name: "demo",
-        usage: "demo [--quick] [--dev] [--pages N]",
-        about: "The product at work, with SGLang; --quick: without Python",
+        usage: "demo [engine|--quick] [--dev] [--pages N]",
+        about: "The product at work, with SGLang; --quick: without Python; engine: in Rust",
         run: demo::run,
     },
     Command {

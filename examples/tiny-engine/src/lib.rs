@@ -4,7 +4,9 @@
 
 mod attention;
 pub mod config;
+pub mod engine;
 pub mod executor;
+pub mod lower;
 pub mod math;
 pub mod pool;
 pub mod request;
@@ -12,7 +14,9 @@ pub mod router;
 pub mod weights;
 
 pub use config::ModelConfig;
+pub use engine::{Engine, EngineError, EngineSizes};
 pub use executor::{ExecuteError, Executor, Run, TransformerExecutor};
+pub use lower::{DeviceOnly, Lower};
 pub use pool::{KvLayout, KvPool};
 pub use request::{Answer, Event, Request, RequestId, SubmitError};
 pub use router::{Batch, Router, RouterLimits};

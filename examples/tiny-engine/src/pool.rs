@@ -19,6 +19,8 @@
 //! Deliberately absent: who owns which page. That is the router's business; the pool only has the numbers.
 
 use crate::config::ModelConfig;
+use memkv_offload::{DeviceError, DevicePool};
+use memkv_radix::DevicePage;
 use parking_lot::RwLock;
 use std::ops::Range;
 
@@ -162,6 +164,26 @@ impl KvPool {
                 *to = f32::from_le_bytes(*from);
             }
         });
+    }
+}
+
+impl DevicePool for KvPool {
+    fn page_bytes(&self) -> usize {
+        self.layout.page_bytes()
+    }
+
+    fn pages(&self) -> usize {
+        self.len()
+    }
+
+    fn copy_out(&self, pages: &[DevicePage], to: &mut [&mut [u8]]) -> Result<(), DeviceError> {
+        pages.iter().zip(to).for_each(|(page, bytes)| self.read_page(page.index(), bytes));
+        Ok(())
+    }
+
+    fn copy_in(&self, pages: &[DevicePage], from: &[&[u8]]) -> Result<(), DeviceError> {
+        pages.iter().zip(from).for_each(|(page, bytes)| self.write_page(page.index(), bytes));
+        Ok(())
     }
 }
 

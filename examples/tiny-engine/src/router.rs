@@ -5,6 +5,9 @@
 //! every step (continuous batching), and a long prompt is computed in pieces between the tokens of others (chunked
 //! prefill). An executor computes the batch; [`Router::commit`] takes its logits.
 //!
+//! A request waits, then warms up, then runs. While it warms up, the tiers look for its prompt and bring what they
+//! find to the device; others run meanwhile, and who is warm first goes first.
+//!
 //! Invariants:
 //! - a request computes only what its page list does not hold yet, and always at least one token, because logits
 //!   come from a computed token;
@@ -15,11 +18,13 @@
 //! the order in which they came.
 
 use crate::executor::Run;
+use crate::lower::{DeviceOnly, Lower};
 use crate::math::argmax;
 use crate::request::{Answer, Event, Request, RequestId, SubmitError};
 use memkv_radix::{Access, DevicePage, Namespace, RadixCache};
 use ndarray::ArrayView2;
 use std::collections::VecDeque;
+use std::time::Duration;
 
 /// Bounds of a router.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +112,14 @@ impl Sequence {
     }
 }
 
-/// A request that holds pages.
+/// A request that the tiers look after. It holds pages of the tree, and none of its own.
+struct Warming<W> {
+    sequence: Sequence,
+    held: memkv_radix::Request,
+    warmup: W,
+}
+
+/// A request that computes.
 #[derive(Debug)]
 struct Running {
     sequence: Sequence,
@@ -127,26 +139,39 @@ impl Running {
 }
 
 /// Plans batches; see the module's documentation.
-pub struct Router {
+pub struct Router<L: Lower = DeviceOnly> {
     limits: RouterLimits,
     vocabulary: usize,
     cache: RadixCache,
+    lower: L,
     waiting: VecDeque<Sequence>,
-    /// Oldest first.
+    /// In the order in which they came.
+    warming: VecDeque<Warming<L::Warmup>>,
+    /// In the order in which they began.
     running: Vec<Running>,
     in_flight: bool,
     next_id: u64,
 }
 
 impl Router {
-    /// A router without requests, for a model of `vocabulary` tokens.
+    /// A router without requests, for a model of `vocabulary` tokens and a cache without tiers.
     #[must_use]
     pub fn new(limits: RouterLimits, vocabulary: usize, cache: RadixCache) -> Self {
+        Self::with_tiers(limits, vocabulary, cache, DeviceOnly)
+    }
+}
+
+impl<L: Lower> Router<L> {
+    /// A router without requests, for a model of `vocabulary` tokens, with tiers that were made for `cache`.
+    #[must_use]
+    pub fn with_tiers(limits: RouterLimits, vocabulary: usize, cache: RadixCache, lower: L) -> Self {
         Self {
             limits,
             vocabulary,
             cache,
+            lower,
             waiting: VecDeque::new(),
+            warming: VecDeque::new(),
             running: Vec::new(),
             in_flight: false,
             next_id: 0,
@@ -197,6 +222,12 @@ impl Router {
             self.waiting.remove(at);
             return true;
         }
+        if let Some(at) = self.warming.iter().position(|warming| warming.sequence.id == request) {
+            if let Some(warming) = self.warming.remove(at) {
+                self.cache.abort(warming.held);
+            }
+            return true;
+        }
         let Some(at) = self.running.iter().position(|running| running.sequence.id == request) else {
             return false;
         };
@@ -214,13 +245,45 @@ impl Router {
     /// Whether nothing runs and nothing waits.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.waiting.is_empty()
+        self.running.is_empty() && self.warming.is_empty() && self.waiting.is_empty()
     }
 
     /// The cache, to look at.
     #[must_use]
     pub fn cache(&self) -> &RadixCache {
         &self.cache
+    }
+
+    /// The tiers, to look at.
+    #[must_use]
+    pub fn lower(&self) -> &L {
+        &self.lower
+    }
+
+    /// Blocks until a transfer has ended, at most `patience`. For a router that has requests and no batch.
+    pub fn wait(&self, patience: Duration) {
+        self.lower.wait(patience);
+    }
+
+    /// Waits until nothing is under way in the tiers; blocks at most `patience`. Whether it came to that.
+    pub fn drain(&mut self, patience: Duration) -> bool {
+        self.lower.drain(&mut self.cache, patience)
+    }
+
+    /// Gives up all requests and ends all transfers; blocks at most `patience`. Whether it came to that.
+    ///
+    /// # Panics
+    ///
+    /// If a batch is under way.
+    pub fn shut_down(mut self, patience: Duration) -> bool {
+        assert!(!self.in_flight, "a batch must be committed before the router goes");
+        for Warming { held, .. } in self.warming.drain(..) {
+            self.cache.abort(held);
+        }
+        for Running { held, .. } in self.running.drain(..) {
+            self.cache.abort(held);
+        }
+        self.lower.shut_down(&mut self.cache, patience)
     }
 
     fn pages_for(&self, tokens: usize) -> usize {
@@ -233,7 +296,8 @@ impl Router {
         stats.device_free + stats.evictable_tokens / self.cache.shape().page_tokens()
     }
 
-    /// Plans the next batch; `None` if there is nothing to do.
+    /// Hears what the tiers have done and plans the next batch; `None` if there is nothing to compute now. If the
+    /// router is not idle then, [`wait`](Self::wait).
     ///
     /// # Panics
     ///
@@ -242,14 +306,20 @@ impl Router {
         assert!(!self.in_flight, "a batch must be committed before the next one is planned");
         let mut runs = Vec::new();
         let mut budget = self.limits.batch_tokens.max(1);
-        self.plan_running(&mut budget, &mut runs);
-        self.plan_waiting(&mut budget, &mut runs);
+        self.lower.poll(&mut self.cache);
+        let is_tight = self.plan_running(&mut budget, &mut runs);
+        if !is_tight {
+            self.warm_up();
+        }
+        self.plan_warm(&mut budget, &mut runs);
         self.in_flight = !runs.is_empty();
         self.in_flight.then_some(Batch { runs })
     }
 
     /// Gives each running request its next tokens: those that generate first, and the older before the younger.
-    fn plan_running(&mut self, budget: &mut usize, runs: &mut Vec<Planned>) {
+    /// Returns whether somebody had to give way.
+    fn plan_running(&mut self, budget: &mut usize, runs: &mut Vec<Planned>) -> bool {
+        let mut is_tight = false;
         // A token that is generated must not wait for somebody's prompt.
         let (generating, reading): (Vec<RequestId>, Vec<RequestId>) = {
             let is_generating = |running: &&Running| running.computed >= running.sequence.prompt;
@@ -262,9 +332,11 @@ impl Router {
                 if *budget == 0 || self.plan_one(at, budget, runs) {
                     break;
                 }
-                self.retract_youngest(runs);
+                is_tight = true;
+                self.give_way(runs);
             }
         }
+        is_tight
     }
 
     /// Plans one request's next tokens; `false` if there are no pages for them.
@@ -285,8 +357,13 @@ impl Router {
         true
     }
 
-    /// Takes the pages from the youngest request and lets it wait at the front of the queue.
-    fn retract_youngest(&mut self, runs: &mut Vec<Planned>) {
+    /// Takes the pages from the youngest request that has any, and lets it wait at the front of the queue.
+    fn give_way(&mut self, runs: &mut Vec<Planned>) {
+        if let Some(Warming { sequence, held, .. }) = self.warming.pop_back() {
+            self.cache.abort(held);
+            self.waiting.push_front(sequence);
+            return;
+        }
         let Some(mut running) = self.running.pop() else { return };
         // A batch never names pages that were given back.
         runs.retain(|planned| planned.request != running.sequence.id);
@@ -296,26 +373,54 @@ impl Router {
         self.waiting.push_front(running.sequence);
     }
 
-    /// Admits requests in order, as long as there are tokens, places and pages for the whole of each.
-    fn plan_waiting(&mut self, budget: &mut usize, runs: &mut Vec<Planned>) {
-        while *budget > 0 && self.running.len() < self.limits.running {
-            let Some(sequence) = self.waiting.front() else { return };
+    /// Lets waiting requests warm up, as far as there are places.
+    fn warm_up(&mut self) {
+        while self.running.len() + self.warming.len() < self.limits.running {
+            let Some(sequence) = self.waiting.pop_front() else { return };
             let held = self.cache.start(Access::of(&sequence.namespace), (&sequence.tokens).into(), 0);
-            let needed = self.pages_for(sequence.tokens.len()) - held.row().len();
+            self.warming.push_back(Warming { sequence, held, warmup: L::Warmup::default() });
+        }
+    }
+
+    /// Lets warm requests run, as long as there are tokens, and pages for the whole of each.
+    fn plan_warm(&mut self, budget: &mut usize, runs: &mut Vec<Planned>) {
+        let mut at = 0;
+        while let Some(warming) = self.warming.get_mut(at) {
+            let access = Access::of(&warming.sequence.namespace);
+            if !self.lower.warm(&mut self.cache, access, &mut warming.held, &mut warming.warmup) {
+                at += 1;
+                continue;
+            }
+            // Somebody may have computed more of the prompt meanwhile.
+            self.cache.refresh(&mut warming.held);
+            let (tokens, cached) = (warming.sequence.tokens.len(), warming.held.row().len());
             // One page each for those who run already, or the newcomer would soon be sent away again.
-            if needed + self.running.len() > self.available() {
-                self.cache.abort(held);
+            let needed = self.pages_for(tokens) - cached + self.running.len();
+            if *budget == 0 {
                 return;
             }
-            let mut sequence = self.waiting.pop_front().expect("the front was just looked at");
-            let computed = held.row().len() * self.cache.shape().page_tokens();
-            sequence.cached_tokens.get_or_insert(computed);
-            self.running.push(Running { sequence, held, computed, doomed: false });
+            if needed > self.available() {
+                // Those behind it hold pages too; alone it always fits, once transfers have ended.
+                if self.running.is_empty() && self.warming.len() > at + 1 {
+                    self.give_way(runs);
+                    continue;
+                }
+                return;
+            }
+            self.run(at);
             if !self.plan_one(self.running.len() - 1, budget, runs) {
-                self.retract_youngest(runs);
+                self.give_way(runs);
                 return;
             }
         }
+    }
+
+    /// Moves a warm request to those that run.
+    fn run(&mut self, at: usize) {
+        let Some(Warming { mut sequence, held, .. }) = self.warming.remove(at) else { return };
+        let computed = held.row().len() * self.cache.shape().page_tokens();
+        sequence.cached_tokens.get_or_insert(computed);
+        self.running.push(Running { sequence, held, computed, doomed: false });
     }
 
     /// Takes the logits of the batch that was planned last, one row per run; picks tokens and returns what happened.
