@@ -85,9 +85,9 @@ impl Player {
     }
 }
 
-#[test]
-fn the_trace_of_all_policies_has_no_difference() {
-    let file: Value = serde_json::from_str(include_str!("../../tests/vectors/radix_trace.json")).unwrap();
+/// Plays all traces of a file and returns how many operations that were.
+fn play(file: &str, policy: impl Fn(&str) -> Policy) -> usize {
+    let file: Value = serde_json::from_str(file).unwrap();
     let mut played = 0;
     for trace in file["traces"].as_array().unwrap() {
         let page = trace["page_size"].as_u64().unwrap() as usize;
@@ -103,5 +103,17 @@ fn the_trace_of_all_policies_has_no_difference() {
         assert_eq!(player.cache.stats().nodes, 0);
         assert_eq!(player.cache.device().free(), 4096);
     }
-    assert_eq!(played, 1420);
+    played
+}
+
+#[test]
+fn the_trace_of_seven_policies_has_no_difference() {
+    assert_eq!(play(include_str!("../../tests/vectors/radix_trace.json"), policy), 1420);
+}
+
+#[test]
+fn the_trace_of_tail_optimized_lru_has_no_difference() {
+    // The parameters that the generator has.
+    let tlru = |_: &str| Policy::Tlru { threshold: 12, next_prompt: 4 };
+    assert_eq!(play(include_str!("../../tests/vectors/tlru_trace.json"), tlru), 366);
 }
