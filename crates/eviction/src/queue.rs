@@ -24,6 +24,13 @@ impl Stamps {
         self.next()
     }
 
+    /// Makes the next stamps larger than those of these pages, which may come from an earlier life of the store.
+    pub(crate) fn catch_up(&self, pages: &[Page]) {
+        if let Some(newest) = pages.iter().map(|page| Word(page.word).stamp()).max() {
+            self.last.fetch_max(newest, Ordering::Relaxed);
+        }
+    }
+
     /// A stamp of its own.
     pub(crate) fn next(&self) -> u64 {
         (self.last.fetch_add(1, Ordering::Relaxed) + 1) & STAMP

@@ -82,6 +82,7 @@ impl Policy for S3Fifo {
 
     fn choose(&self, pages: &[Page], want: Want, _: u64, choice: &mut Choice) {
         choice.clear();
+        self.stamps.catch_up(pages);
         let small_pages = (pages.len() / SMALL_SHARE).max(1);
         {
             let mut ghosts = self.ghosts.lock();

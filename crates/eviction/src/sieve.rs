@@ -34,6 +34,7 @@ impl Policy for Sieve {
 
     fn choose(&self, pages: &[Page], want: Want, _: u64, choice: &mut Choice) {
         choice.clear();
+        self.stamps.catch_up(pages);
         let order = in_order(pages, |_| true);
         let hand = self.hand.load(Ordering::Relaxed);
         let start = order.partition_point(|&at| Word(pages[at as usize].word).stamp() < hand);

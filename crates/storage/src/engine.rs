@@ -73,7 +73,7 @@ impl Engine {
         let Started { state, report, spaces_file, finisher } = recovery::start(&config, progress, tune)?;
         let engine = Self {
             state,
-            evictor: Evictor::new(config.policy),
+            evictor: Evictor::default(),
             config,
             recovery: report,
             scrubber: Mutex::default(),
@@ -154,7 +154,7 @@ impl Engine {
         self.state.index.each(keys, |shard, at, key| {
             let place = shard.find(space, key);
             match place {
-                Some(Place::Dram(slot)) => self.state.arena.touch(slot, now_ms),
+                Some(Place::Dram(slot)) => self.state.accessed(slot, now_ms, false),
                 Some(Place::Drive(at)) => {
                     shard.move_drive(space.number(), key, (at, at), |meta| meta.want(now_ms));
                 }
@@ -203,7 +203,11 @@ impl Engine {
         if len > max {
             return Err(Refusal::TooLarge { len, max });
         }
-        if self.state.index.shard_for(key.digest).find(space, key).is_some() {
+        if let Some(place) = self.state.index.shard_for(key.digest).find(space, key) {
+            // Whoever puts a page has just computed it, so it is in use.
+            if let Place::Dram(slot) = place {
+                self.state.accessed(slot, self.state.now_ms(), false);
+            }
             count(&self.state.tally.existing, 1);
             return Err(Refusal::Exists);
         }

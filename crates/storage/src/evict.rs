@@ -19,8 +19,8 @@ use crate::drives::write::{Exit, Left, Urgency};
 use crate::policy::page_of;
 use crate::state::State;
 use crate::status::{Evicted, count};
-use memkv_eviction::{Choice, Page, Policy, PolicyKind, Want};
-use memkv_memory::{Arena, ChunkView, ClassDemand, PageView, SlotId};
+use memkv_eviction::{Choice, Page, Policy, Want};
+use memkv_memory::{ChunkView, ClassDemand, PageView, SlotId};
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -37,8 +37,8 @@ const INLINE_CHUNKS: u32 = 256;
 const INLINE_SLOTS: u32 = 512;
 const INLINE_PAGES: usize = 32;
 
+#[derive(Default)]
 pub(crate) struct Evictor {
-    policy: Box<dyn Policy>,
     /// Only one round at a time; its working memory is kept.
     round: Mutex<Scan>,
     /// Where the next search in line starts.
@@ -84,16 +84,12 @@ struct Coldness {
 }
 
 impl Evictor {
-    pub(crate) fn new(policy: PolicyKind) -> Self {
-        // Enough for a store of any size: what a policy remembers of pages that are gone is bounded by itself.
-        Self { policy: policy.build(1 << 20), round: Mutex::default(), hand: AtomicU32::new(0) }
-    }
-
     pub(crate) fn round(&self, state: &State, now_ms: u64) -> Evicted {
         let mut scan = self.round.lock();
         let mut evicted = Evicted::default();
         state.saw(now_ms);
         state.kept.expire(now_ms);
+        teach(state, now_ms);
         for chunk in state.arena.draining() {
             empty_chunk(state, chunk, &mut evicted);
         }
@@ -127,8 +123,8 @@ impl Evictor {
             }
             self.collect(state, scan, Some(slot_bytes));
             let missing = usize::try_from(missing).unwrap_or(usize::MAX);
-            scan.choose(&*self.policy, Want::Pages(missing), now_ms);
-            let own = mean(scan.chosen().map(|(page, _)| self.policy.worth(page, now_ms)));
+            scan.choose(&*state.policy, Want::Pages(missing), now_ms);
+            let own = mean(scan.chosen().map(|(page, _)| state.policy.worth(page, now_ms)));
             if pass == 0 && self.take_chunks(state, demand, own, now_ms, evicted) > 0 {
                 return;
             }
@@ -152,7 +148,7 @@ impl Evictor {
         let draining = state.arena.draining();
         let may_wait = (chunks / 16).max(2).min(chunks / 2).max(1);
         let most = (chunks / 128).max(1).min(may_wait.saturating_sub(draining.len()));
-        let mut cold = self.cold_chunks(&state.arena, demand.fill.slot_bytes, now_ms);
+        let mut cold = cold_chunks(state, demand.fill.slot_bytes, now_ms);
         cold.retain(|chunk| !draining.contains(&chunk.chunk) && colder(state, chunk, demand, own));
         keep_first(&mut cold, most);
         for chunk in &cold {
@@ -162,27 +158,6 @@ impl Evictor {
         }
         count(&state.tally.chunks_moved, cold.len() as u64);
         cold.len()
-    }
-
-    /// All chunks of other classes, with how cold they are.
-    fn cold_chunks(&self, arena: &Arena, but: u32, now_ms: u64) -> Vec<Coldness> {
-        let views = (0..arena.chunk_count()).filter_map(|chunk| arena.chunk(chunk));
-        let others = views.filter(|view| view.slot_bytes != but);
-        others.filter_map(|view| self.coldness(arena, view, now_ms)).collect()
-    }
-
-    /// How cold a chunk is, judged by some of its slots; `None` if it has no page.
-    fn coldness(&self, arena: &Arena, view: ChunkView, now_ms: u64) -> Option<Coldness> {
-        let mut pinned = false;
-        let mut look = |step: u32| {
-            let slots = (0..view.slots).step_by(step as usize);
-            let pages = slots.flat_map(|slot| arena.pages(view, slot, 1));
-            let pages = pages.inspect(|page| pinned |= page.pins > 0);
-            mean(pages.map(|page| self.policy.worth(&page_of(&page, view.slot_bytes), now_ms)))
-        };
-        // A chunk with few pages may have none among the first choice.
-        let worth = look(view.slots.div_ceil(CHUNK_SAMPLE).max(1)).or_else(|| look(1))?;
-        Some(Coldness { pinned, worth, chunk: view.chunk, slot_bytes: view.slot_bytes })
     }
 
     /// Brings the whole store to its low mark if it is above the high one.
@@ -198,7 +173,7 @@ impl Evictor {
                 return;
             }
             self.collect(state, scan, None);
-            scan.choose(&*self.policy, Want::Bytes(over), now_ms);
+            scan.choose(&*state.policy, Want::Bytes(over), now_ms);
             if scan.choice.evict.is_empty() {
                 return;
             }
@@ -232,6 +207,12 @@ impl Evictor {
 
     /// Evicts the chosen pages that are still what they were.
     fn evict(&self, state: &State, scan: &Scan, now_ms: u64, evicted: &mut Evicted) {
+        for &(at, next) in &scan.choice.words {
+            // A page that was asked for meanwhile keeps the word of that.
+            let seen = scan.pages[at as usize].word;
+            let slot = scan.slots[at as usize];
+            state.arena.update_policy(slot, |word| (word == seen).then_some(next));
+        }
         let mut exit = Exit::new(state);
         for (seen, slot) in scan.chosen() {
             let page = state.arena.page(slot).filter(|page| page.pins == 0);
@@ -241,7 +222,7 @@ impl Evictor {
                 Left::Leaving => {}
                 Left::Stays => continue,
             }
-            self.policy.evicted(seen, now_ms);
+            state.policy.evicted(seen, now_ms);
         }
     }
 
@@ -266,16 +247,53 @@ impl Evictor {
             .filter(|page| page.pins == 0 && !state.kept.holds(page.digest))
             .take(INLINE_PAGES)
             // What is on a drive already is not lost.
-            .min_by_key(|page| (state.drives.is_some() && page.extent == 0, page.last_access_ms));
+            .min_by_key(|page| {
+                let worth = state.policy.worth(&page_of(page, slot_bytes), state.now_ms());
+                (state.drives.is_some() && page.extent == 0, worth, page.last_access_ms)
+            });
         let Some(page) = coldest else { return false };
         // If it went meanwhile, somebody else has made room.
         if let Left::Gone(bytes) = Exit::new(state).evict(&page, slot_bytes, Urgency::Now) {
+            state.policy.evicted(&page_of(&page, slot_bytes), state.now_ms());
             count(&state.tally.evicted_pages, 1);
             count(&state.tally.evicted_bytes, bytes);
             count(&state.tally.evicted_inline, 1);
         }
         true
     }
+}
+
+/// All chunks of other classes, with how cold they are.
+fn cold_chunks(state: &State, but: u32, now_ms: u64) -> Vec<Coldness> {
+    let views = (0..state.arena.chunk_count()).filter_map(|chunk| state.arena.chunk(chunk));
+    let others = views.filter(|view| view.slot_bytes != but);
+    others.filter_map(|view| coldness(state, view, now_ms)).collect()
+}
+
+/// How cold a chunk is, judged by some of its slots; `None` if it has no page.
+fn coldness(state: &State, view: ChunkView, now_ms: u64) -> Option<Coldness> {
+    let mut pinned = false;
+    let mut look = |step: u32| {
+        let slots = (0..view.slots).step_by(step as usize);
+        let pages = slots.flat_map(|slot| state.arena.pages(view, slot, 1));
+        let pages = pages.inspect(|page| pinned |= page.pins > 0);
+        mean(pages.map(|page| state.policy.worth(&page_of(&page, view.slot_bytes), now_ms)))
+    };
+    // A chunk with few pages may have none among the first choice.
+    let worth = look(view.slots.div_ceil(CHUNK_SAMPLE).max(1)).or_else(|| look(1))?;
+    Some(Coldness { pinned, worth, chunk: view.chunk, slot_bytes: view.slot_bytes })
+}
+
+/// Shows the policy all pages, if it is time.
+fn teach(state: &State, now_ms: u64) {
+    if !state.policy.wants_lesson() {
+        return;
+    }
+    let arena = &state.arena;
+    let views = (0..arena.chunk_count()).filter_map(|chunk| arena.chunk(chunk));
+    let mut pages = views
+        .flat_map(|view| arena.pages(view, 0, view.slots).map(move |page| page_of(&page, view.slot_bytes)));
+    state.policy.learn(&mut pages, now_ms);
 }
 
 /// Whether a chunk of another class should give way to a class whose own pages to evict have the worth `own`. At equal
@@ -292,6 +310,7 @@ fn empty_chunk(state: &State, chunk: u32, evicted: &mut Evicted) {
     for page in state.arena.pages(view, 0, view.slots) {
         if let Left::Gone(bytes) = exit.evict(&page, view.slot_bytes, Urgency::Chunk) {
             evicted.add(bytes);
+            state.policy.evicted(&page_of(&page, view.slot_bytes), state.now_ms());
         }
     }
 }
@@ -322,11 +341,10 @@ mod tests {
         for key in [b"old", b"hot", b"pin"] {
             put(&engine, &space, key, b"page").unwrap();
         }
-        let (evictor, mut scan, mut evicted) =
-            (Evictor::new(PolicyKind::Lru), Scan::default(), Evicted::default());
+        let (evictor, mut scan, mut evicted) = (Evictor::default(), Scan::default(), Evicted::default());
         evictor.collect(&engine.state, &mut scan, None);
         assert_eq!((scan.pages.len(), scan.partial), (3, false));
-        scan.choose(&*evictor.policy, Want::Pages(3), 9);
+        scan.choose(&*engine.state.policy, Want::Pages(3), 9);
         touch(&engine, &space, b"hot", 9);
         let pin = get_at(&engine, &space, b"pin", 0);
         evictor.evict(&engine.state, &scan, 9, &mut evicted);
@@ -343,12 +361,12 @@ mod tests {
         for n in 0..80_u8 {
             put(&engine, &space, &[n], b"page").unwrap();
         }
-        let evictor = Evictor::new(PolicyKind::Lru);
+        let evictor = Evictor::default();
         for (partial, kept) in [(false, 50), (true, 10)] {
             let mut scan = Scan::default();
             evictor.collect(state, &mut scan, None);
             scan.partial = partial;
-            scan.choose(&*evictor.policy, Want::Pages(50), 0);
+            scan.choose(&*state.policy, Want::Pages(50), 0);
             assert_eq!(scan.choice.evict.len(), kept);
         }
     }

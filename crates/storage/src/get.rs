@@ -91,7 +91,7 @@ impl Batch<'_> {
             None => {}
             Some(Place::Dram(slot)) => {
                 let Some(pin) = state.arena.pin(slot) else { return };
-                state.arena.hit(slot, now_ms);
+                state.accessed(slot, now_ms, true);
                 let pin = PagePin::new(pin);
                 if !pin.is_verified() {
                     suspects.push(at);
@@ -183,7 +183,7 @@ impl Batch<'_> {
                 Some(found) => match found.place {
                     Place::Dram(slot) => {
                         if let Some(pin) = state.arena.pin(slot) {
-                            state.arena.hit(slot, self.now_ms);
+                            state.accessed(slot, self.now_ms, true);
                             self.pins[at] = Some(PagePin::new(pin));
                             self.hits.1 += 1;
                         }
@@ -275,7 +275,8 @@ impl Engine {
         let mut shard = state.index.shard_for(key.digest);
         let same = |meta: &DriveMeta| meta.meta == read.meta;
         let entered = shard.enter_dram(space, key, same, |extent| {
-            sealed.publish(&PageRecord { extent: extent.to_bits(), ..record }, &space.id().0, name)
+            let policy = state.first_word(key.digest, read.position, now_ms);
+            sealed.publish(&PageRecord { extent: extent.to_bits(), policy, ..record }, &space.id().0, name)
         });
         if entered {
             space.count_promoted(bytes);
@@ -288,7 +289,7 @@ impl Engine {
         };
         match state.arena.pin(slot) {
             Some(pin) => {
-                state.arena.hit(slot, now_ms);
+                state.accessed(slot, now_ms, true);
                 Outcome::Pinned(pin)
             }
             None => Outcome::Miss,

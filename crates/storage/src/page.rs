@@ -149,11 +149,15 @@ impl Sealed {
     pub fn publish(self, now_ms: u64) -> Published {
         let Self { arrival, slot, meta } = self;
         let Arrival { state, space, key, digest, position, len } = arrival;
-        let record = PageRecord { meta, digest, position, now_ms, ..PageRecord::default() };
+        let record = |policy| PageRecord { meta, digest, position, now_ms, policy, ..PageRecord::default() };
         let hashed = HashedKey { key: Key::new(&key).expect("it was a key when it was hashed"), digest };
         state.saw(now_ms);
         let mut shard = state.index.shard_for(digest);
-        if !shard.insert(&space, hashed, || slot.publish(&record, &space.id().0, &key)) {
+        let publish = || {
+            let record = record(state.first_word(digest, position, now_ms));
+            slot.publish(&record, &space.id().0, &key)
+        };
+        if !shard.insert(&space, hashed, publish) {
             drop(shard);
             count(&state.tally.existing, 1);
             return Published::Exists;

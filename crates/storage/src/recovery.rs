@@ -17,6 +17,7 @@ use crate::drives::owner::LogOwner;
 use crate::index::{HashedKey, Index, Place, SHARDS};
 use crate::keep::Kept;
 use crate::keys::{DriveMeta, seconds};
+use crate::policy;
 use crate::space::{Counts, Spaces};
 use crate::spaces_file::SpacesFile;
 use crate::state::State;
@@ -267,7 +268,8 @@ pub(crate) fn start(
     let kept = Kept::new(config.kept_bytes_max(arena.capacity_bytes()));
     let sizes = (arena.capacity_bytes(), arena.page_bytes_max());
     let drives = log.map(|(log, nvme)| Drives::new(log, nvme, sizes));
-    let state = Arc::new(State::new(arena, index, (marks, spaces, kept), drives));
+    let policy = policy::build(config.policy, arena.capacity_bytes());
+    let state = Arc::new(State::new(arena, index, (marks, spaces, kept), drives, policy));
     let finisher = start_drives(&state)?;
     report.seconds = begun.elapsed().as_secs_f64();
     Ok(Started { state, report, spaces_file, finisher })

@@ -9,6 +9,7 @@ use crate::pressure::Pressure;
 use crate::quarantine::{Quarantine, QuarantinedInfo};
 use crate::space::{Space, Spaces};
 use crate::status::{Tally, Tier, count};
+use memkv_eviction::Policy;
 use memkv_memory::{Arena, PageView};
 use memkv_nvme::Extent;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ pub(crate) struct State {
     pub(crate) tally: Tally,
     pub(crate) pressure: Pressure,
     pub(crate) marks: Watermarks,
+    pub(crate) policy: Box<dyn Policy>,
     pub(crate) quarantine: Quarantine,
     pub(crate) kept: Kept,
     pub(crate) drives: Option<Drives>,
@@ -37,6 +39,7 @@ impl State {
         index: Index,
         (marks, spaces, kept): (Watermarks, Spaces, Kept),
         drives: Option<Drives>,
+        policy: Box<dyn Policy>,
     ) -> Self {
         Self {
             arena,
@@ -45,6 +48,7 @@ impl State {
             tally: Tally::default(),
             pressure: Pressure::default(),
             marks,
+            policy,
             quarantine: Quarantine::default(),
             kept,
             drives,

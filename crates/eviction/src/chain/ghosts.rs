@@ -39,6 +39,8 @@ impl Ghost {
 #[derive(Debug)]
 pub(crate) struct Ghosts {
     sets: usize,
+    in_part: usize,
+    /// A part takes memory when it is first used.
     parts: Vec<Mutex<Vec<[Ghost; WAYS]>>>,
 }
 
@@ -47,32 +49,35 @@ impl Ghosts {
     pub(crate) fn new(pages: usize) -> Self {
         let sets = pages.div_ceil(WAYS).next_power_of_two();
         let in_part = sets.min(SETS_PER_LOCK);
-        let part = || Mutex::new(vec![[Ghost::NONE; WAYS]; in_part]);
-        Self { sets, parts: (0..sets / in_part).map(|_| part()).collect() }
+        Self { sets, in_part, parts: (0..sets / in_part).map(|_| Mutex::default()).collect() }
     }
 
-    fn with<T>(&self, digest: u64, act: impl FnOnce(&mut [Ghost; WAYS], u32) -> T) -> T {
+    /// The part of a digest, and its set there.
+    fn place(&self, digest: u64) -> (&Mutex<Vec<[Ghost; WAYS]>>, usize) {
         let set = (digest as usize) & (self.sets - 1);
-        let mut part = self.parts[set % self.parts.len()].lock();
-        act(&mut part[set / self.parts.len()], (digest >> 32) as u32)
+        (&self.parts[set % self.parts.len()], set / self.parts.len())
     }
 
     /// Remembers a page. Returns the one that is forgotten for it.
     pub(crate) fn add(&self, digest: u64, known: Known, last_ms: u64) -> Option<Ghost> {
         let [uses, last_gap, mean_gap, ..] = known.word().to_le_bytes();
-        self.with(digest, |set, tag| {
-            let ghost = Ghost { tag, known: [uses, last_gap, mean_gap, 0], last_ms };
-            let place = set.iter_mut().min_by_key(|ghost| (ghost.is_some(), ghost.last_ms))?;
-            Some(std::mem::replace(place, ghost)).filter(|forgotten| forgotten.is_some())
-        })
+        let ghost = Ghost { tag: upper(digest), known: [uses, last_gap, mean_gap, 0], last_ms };
+        let (part, set) = self.place(digest);
+        let mut part = part.lock();
+        if part.is_empty() {
+            *part = vec![[Ghost::NONE; WAYS]; self.in_part];
+        }
+        let place = part[set].iter_mut().min_by_key(|ghost| (ghost.is_some(), ghost.last_ms))?;
+        Some(std::mem::replace(place, ghost)).filter(|forgotten| forgotten.is_some())
     }
 
     /// Takes a page out that comes back.
     pub(crate) fn take(&self, digest: u64) -> Option<Ghost> {
-        self.with(digest, |set, tag| {
-            let place = set.iter_mut().find(|ghost| ghost.is_some() && ghost.tag == tag)?;
-            Some(std::mem::replace(place, Ghost::NONE))
-        })
+        let (part, set) = self.place(digest);
+        let mut part = part.lock();
+        let ghosts = part.get_mut(set)?;
+        let place = ghosts.iter_mut().find(|ghost| ghost.is_some() && ghost.tag == upper(digest))?;
+        Some(std::mem::replace(place, Ghost::NONE))
     }
 
     /// Shows all of them.
@@ -81,4 +86,9 @@ impl Ghosts {
             part.lock().iter().flatten().filter(|ghost| ghost.is_some()).for_each(|ghost| see(*ghost));
         }
     }
+}
+
+/// The half of a digest that a ghost keeps.
+pub(crate) fn upper(digest: u64) -> u32 {
+    (digest >> 32) as u32
 }

@@ -17,7 +17,7 @@ mod learn;
 mod word;
 
 use crate::{Choice, Page, Policy, Want};
-use ghosts::Ghosts;
+use ghosts::{Ghosts, upper};
 use learn::{Seen, Table, table};
 use parking_lot::{Mutex, RwLock};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -213,11 +213,6 @@ impl Policy for Chain {
         (lesson.came, lesson.at_ms) = (came, now_ms);
         self.next_lesson.store(came + (stored / LESSONS_PER_TURNOVER).max(1), Ordering::Relaxed);
     }
-}
-
-/// The half of a digest that ghosts remember.
-fn upper(digest: u64) -> u32 {
-    (digest >> 32) as u32
 }
 
 fn worth_of(worth: &Table, page: &Page, now_ms: u64) -> f64 {
