@@ -124,7 +124,7 @@ impl Client {
         ptrs: &Bound<'_, PyAny>,
         sizes: &Bound<'_, PyAny>,
     ) -> PyResult<Vec<bool>> {
-        Ok(self.own_space()?.put_from(py, keys, ptrs, sizes, None)?.into_flags())
+        Ok(self.own_space()?.put_from(py, keys, ptrs, sizes, None, 0)?.into_flags())
     }
 
     /// Reads pages to memory. A page of another size is a miss.

@@ -131,7 +131,9 @@ impl Space {
         self.transfer(py, Direction::Get, &Keys::from_python(keys)?, &pieces, Some(seconds))
     }
 
-    /// Writes one page per key from the pool.
+    /// Writes one page per key from the pool. The first key is the page at `position` of its chain, from 1; 0 if that
+    /// is not known.
+    #[pyo3(signature = (keys, pages, first_slots, seconds, position=0))]
     fn put_pages(
         &self,
         py: Python<'_>,
@@ -139,9 +141,11 @@ impl Space {
         pages: &PageMap,
         first_slots: &[u8],
         seconds: f64,
+        position: u32,
     ) -> PyResult<BatchResult> {
         let pieces = pages.pieces(first_slots)?;
-        self.transfer(py, Direction::Put, &Keys::from_python(keys)?, &pieces, Some(seconds))
+        let space = self.at_position(position);
+        space.transfer(py, Direction::Put, &Keys::from_python(keys)?, &pieces, Some(seconds))
     }
 
     /// Reads one page per key to `len(ptrs) / len(keys)` pieces of memory each.
@@ -159,8 +163,9 @@ impl Space {
         self.transfer(py, Direction::Get, &keys, &pieces, seconds)
     }
 
-    /// Writes one page per key from `len(ptrs) / len(keys)` pieces of memory each.
-    #[pyo3(signature = (keys, ptrs, sizes, seconds=None))]
+    /// Writes one page per key from `len(ptrs) / len(keys)` pieces of memory each; `position` as in
+    /// `put_pages`.
+    #[pyo3(signature = (keys, ptrs, sizes, seconds=None, position=0))]
     pub(crate) fn put_from(
         &self,
         py: Python<'_>,
@@ -168,10 +173,11 @@ impl Space {
         ptrs: &Bound<'_, PyAny>,
         sizes: &Bound<'_, PyAny>,
         seconds: Option<f64>,
+        position: u32,
     ) -> PyResult<BatchResult> {
         let keys = Keys::from_python(keys)?;
         let pieces = pieces_from_python(&keys, ptrs, sizes)?;
-        self.transfer(py, Direction::Put, &keys, &pieces, seconds)
+        self.at_position(position).transfer(py, Direction::Put, &keys, &pieces, seconds)
     }
 
     /// Removes every page of the space from every server; returns pages and bytes.
@@ -192,6 +198,11 @@ impl Space {
 }
 
 impl Space {
+    /// The same space for pages that begin at this place of their chain.
+    fn at_position(&self, position: u32) -> Self {
+        Self { connection: Arc::clone(&self.connection), space: self.space.at_position(position) }
+    }
+
     /// A space over the given connection.
     pub(crate) fn new(connection: Arc<Connection>, space: blocking::Space) -> Self {
         Self { connection, space }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import random
 from types import SimpleNamespace
@@ -9,7 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy, PoolName, PoolTransfer, PoolTransferResult
+from sglang.srt.mem_cache.hicache_storage import (
+    HiCacheStorageExtraInfo,
+    PoolHitPolicy,
+    PoolName,
+    PoolTransfer,
+    PoolTransferResult,
+)
 
 import host_pools
 from conftest import AUTH_KEY, Daemon, wait_for
@@ -236,6 +243,57 @@ def test_a_present_page_is_a_success_and_keeps_its_bytes(cluster: list[Daemon], 
     assert host_pools.page_bytes(pool, 0) == before
     # The second write moved nothing, so it is no bandwidth.
     assert backend.get_stats().backup_pgs == [1]
+    backend.close()
+
+
+class Recorder:
+    """A space that notes where in their chain the pages of each put begin."""
+
+    def __init__(self, space: Any) -> None:
+        self._space = space
+        self.begins: list[tuple[int, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._space, name)
+
+    def put_pages(self, keys: list[str], pages: Any, slots: bytes, seconds: float, position: int) -> Any:
+        self.begins.append((position, len(keys)))
+        return self._space.put_pages(keys, pages, slots, seconds, position)
+
+    def put_from(self, keys: list[str], ptrs: Any, sizes: Any, seconds: float, position: int) -> Any:
+        self.begins.append((position, len(keys)))
+        return self._space.put_from(keys, ptrs, sizes, seconds, position)
+
+
+def record(backend: Any, name: str) -> Recorder:
+    """Notes the puts into one pool."""
+    (store,) = backend._stores[name]
+    recorder = Recorder(store.space)
+    backend._stores = {**backend._stores, name: [dataclasses.replace(store, space=recorder)]}
+    return recorder
+
+
+def test_pages_are_put_at_their_place_in_the_chain(cluster: list[Daemon], unique: str) -> None:
+    pool, extra = host_pools.mha("page_first"), host_pools.mha("page_first")
+    backend = attach(cluster, unique, pool, {"extra": extra})
+    anchor, other = record(backend, "kv"), record(backend, "extra")
+    names = keys(5)
+    place = host_pools.slots(pool, [0, 1])
+    after_three = HiCacheStorageExtraInfo(prefix_keys=names[:3])
+    assert backend.batch_set_v1(names[3:], place, after_three) == [True, True]
+    assert backend.batch_set_v1(names[:2], place, HiCacheStorageExtraInfo(prefix_keys=[])) == [True, True]
+    assert backend.batch_set_v1(names[:2], place) == [True, True]
+    assert anchor.begins == [(4, 2), (1, 2), (0, 2)]
+    whole = PoolTransfer(name="extra", host_indices=host_pools.slots(extra, [0, 1]), keys=names[3:])
+    tail = PoolTransfer(
+        name="extra",
+        host_indices=host_pools.slots(extra, [0]),
+        keys=names[4:],
+        hit_policy=PoolHitPolicy.TRAILING_PAGES,
+    )
+    assert backend.batch_set_v2([whole], after_three) == {"extra": [True, True]}
+    assert backend.batch_set_v2([tail], after_three) == {"extra": [True]}
+    assert other.begins == [(4, 2), (0, 1)], "where trailing pages begin is not known"
     backend.close()
 
 

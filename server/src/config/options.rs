@@ -260,7 +260,7 @@ pub const OPTIONS: &[Opt] = &[
         key: "eviction.policy",
         env: "MEMKV_SERVER_EVICTION_POLICY",
         flag: Some("eviction-policy"),
-        value: "chain|lru|s3fifo|sieve",
+        value: "chain|lru|s3-fifo|sieve",
         help: "Which pages go first when room is needed.",
         set: |c, text| put(&mut c.storage.policy, storage::policy(text)),
         show: |c| c.storage.policy.name().to_owned(),

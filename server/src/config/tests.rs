@@ -197,7 +197,7 @@ fn what_is_printed_is_read_back_and_has_no_secret() {
         "--nvme-mode",
         "write-through",
         "--eviction-policy",
-        "lru",
+        "s3-fifo",
     ];
     let config = load(None, &[], &flags).unwrap().config;
     let again = load(Some(&config.to_yaml()), &[], &[]).unwrap();

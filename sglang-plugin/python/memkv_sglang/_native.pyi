@@ -68,14 +68,16 @@ class Space:
     def exists_prefix(self, keys: Sequence[Key]) -> int: ...
     def get_pages(self, keys: Sequence[Key], pages: PageMap, first_slots: bytes, seconds: float) -> BatchResult:
         """Reads one page per key into a pool; ``first_slots`` holds each page's first token slot as native int64."""
-    def put_pages(self, keys: Sequence[Key], pages: PageMap, first_slots: bytes, seconds: float) -> BatchResult:
-        """Writes one page per key from a pool."""
+    def put_pages(
+        self, keys: Sequence[Key], pages: PageMap, first_slots: bytes, seconds: float, position: int = 0
+    ) -> BatchResult:
+        """Writes one page per key from a pool; ``position`` is the first key's place in its chain, from 1, or 0."""
     def get_into(
         self, keys: Sequence[Key], ptrs: Integers, sizes: Integers, seconds: float | None = None
     ) -> BatchResult:
         """Reads one page per key to ``len(ptrs) / len(keys)`` pieces of memory each."""
     def put_from(
-        self, keys: Sequence[Key], ptrs: Integers, sizes: Integers, seconds: float | None = None
+        self, keys: Sequence[Key], ptrs: Integers, sizes: Integers, seconds: float | None = None, position: int = 0
     ) -> BatchResult:
         """Writes one page per key from ``len(ptrs) / len(keys)`` pieces of memory each."""
     def remove(self, keys: Sequence[Key]) -> BatchResult: ...

@@ -208,7 +208,8 @@ class MemKVHiCacheStorage(HiCacheStorage):
         self, keys: list[str], host_indices: torch.Tensor, extra_info: HiCacheStorageExtraInfo | None = None
     ) -> list[bool]:
         """Writes pages straight from the host pool."""
-        return self._write("batch_set_v1", ANCHOR, keys, host_indices, Budget(self._op_seconds))
+        position = _first_position(extra_info)
+        return self._write("batch_set_v1", ANCHOR, keys, host_indices, Budget(self._op_seconds), position)
 
     # --- v2: all other pools ----------------------------------------------------------------------------------
 
@@ -244,14 +245,14 @@ class MemKVHiCacheStorage(HiCacheStorage):
         self, transfers: list[PoolTransfer], extra_info: HiCacheStorageExtraInfo | None = None
     ) -> dict[str, list[bool]]:
         """Reads pages of several pools; one list of flags per pool."""
-        return self._for_each_pool("batch_get_v2", self._read, transfers)
+        return self._for_each_pool("batch_get_v2", self._read, transfers, 0)
 
     @never_raises(lambda transfers, *args, **kwargs: _all_false(transfers))
     def batch_set_v2(
         self, transfers: list[PoolTransfer], extra_info: HiCacheStorageExtraInfo | None = None
     ) -> dict[str, list[bool]]:
         """Writes pages of several pools; one list of flags per pool."""
-        return self._for_each_pool("batch_set_v2", self._write, transfers)
+        return self._for_each_pool("batch_set_v2", self._write, transfers, _first_position(extra_info))
 
     # --- registration -----------------------------------------------------------------------------------------
 
@@ -293,18 +294,20 @@ class MemKVHiCacheStorage(HiCacheStorage):
     # --- moving pages -----------------------------------------------------------------------------------------
 
     def _for_each_pool(
-        self, operation: str, move: Callable[..., list[bool]], transfers: list[PoolTransfer]
+        self, operation: str, move: Callable[..., list[bool]], transfers: list[PoolTransfer], position: int
     ) -> dict[str, list[bool]]:
         budget = Budget(self._op_seconds)
-        return {
-            transfer.name: move(
-                operation, pools.pool_name(transfer.name), transfer.keys or [], transfer.host_indices, budget
-            )
-            for transfer in transfers
-        }
+        moved = {}
+        for transfer in transfers:
+            # A transfer of trailing pages begins somewhere in the chain, and nobody says where.
+            whole = pools.pool_name(getattr(transfer, "hit_policy", "all_pages")) == "all_pages"
+            name, keys = pools.pool_name(transfer.name), transfer.keys or []
+            begin = position if whole else 0
+            moved[transfer.name] = move(operation, name, keys, transfer.host_indices, budget, begin)
+        return moved
 
     def _read(
-        self, operation: str, name: str, keys: list[str], indices: torch.Tensor | None, budget: Budget
+        self, operation: str, name: str, keys: list[str], indices: torch.Tensor | None, budget: Budget, _: int = 0
     ) -> list[bool]:
         stores = self._stores_for(operation, name, keys, indices)
         if stores is None:
@@ -312,12 +315,12 @@ class MemKVHiCacheStorage(HiCacheStorage):
         return self._in_every(stores, keys, lambda store: self._read_pages(operation, store, keys, indices, budget))
 
     def _write(
-        self, operation: str, name: str, keys: list[str], indices: torch.Tensor | None, budget: Budget
+        self, operation: str, name: str, keys: list[str], indices: torch.Tensor | None, budget: Budget, position: int
     ) -> list[bool]:
         stores = self._stores_for(operation, name, keys, indices)
         if stores is None:
             return [False] * len(keys)
-        return self._in_every(stores, keys, lambda store: self._write_pages(operation, store, keys, indices, budget))
+        return self._in_every(stores, keys, lambda store: self._write_pages(operation, store, keys, indices, budget, position))
 
     def _stores_for(
         self, operation: str, name: str, keys: list[str], indices: torch.Tensor | None
@@ -359,14 +362,14 @@ class MemKVHiCacheStorage(HiCacheStorage):
         return result.flags
 
     def _write_pages(
-        self, operation: str, store: Store, keys: list[str], indices: torch.Tensor, budget: Budget
+        self, operation: str, store: Store, keys: list[str], indices: torch.Tensor, budget: Budget, position: int
     ) -> list[bool]:
         view = store.view
         if view.page_map is None:
-            return self._write_copied(operation, store, keys, indices, budget)
+            return self._write_copied(operation, store, keys, indices, budget, position)
         slots = pools.first_slots(indices, view.page_tokens)
         start = time.perf_counter()
-        result = store.space.put_pages(keys, view.page_map, slots, budget.left())
+        result = store.space.put_pages(keys, view.page_map, slots, budget.left(), position)
         self._note_written(operation, result, start)
         return result.flags
 
@@ -389,7 +392,7 @@ class MemKVHiCacheStorage(HiCacheStorage):
         return flags + [False] * (len(keys) - len(flags))
 
     def _write_copied(
-        self, operation: str, store: Store, keys: list[str], indices: torch.Tensor, budget: Budget
+        self, operation: str, store: Store, keys: list[str], indices: torch.Tensor, budget: Budget, position: int
     ) -> list[bool]:
         view = store.view
         flags: list[bool] = []
@@ -397,7 +400,8 @@ class MemKVHiCacheStorage(HiCacheStorage):
         step = max(1, STAGING_BYTES_MAX // view.page_bytes)
         for at in range(0, len(keys), step):
             pages = [view.pool.get_data_page(slot, flat=True).contiguous() for slot in slots[at : at + step]]
-            batch = self._write_tensors(operation, store, keys[at : at + step], pages, budget)
+            begin = position + at if position else 0
+            batch = self._write_tensors(operation, store, keys[at : at + step], pages, budget, begin)
             flags += batch
             if not all(batch) or not budget.allows_another():
                 break
@@ -412,10 +416,17 @@ class MemKVHiCacheStorage(HiCacheStorage):
         return result.flags
 
     def _write_tensors(
-        self, operation: str, store: Store, keys: list[str], pages: list[torch.Tensor], budget: Budget
+        self,
+        operation: str,
+        store: Store,
+        keys: list[str],
+        pages: list[torch.Tensor],
+        budget: Budget,
+        position: int = 0,
     ) -> list[bool]:
         start = time.perf_counter()
-        result = store.space.put_from(keys, [p.data_ptr() for p in pages], [p.nbytes for p in pages], budget.left())
+        ptrs, sizes = [p.data_ptr() for p in pages], [p.nbytes for p in pages]
+        result = store.space.put_from(keys, ptrs, sizes, budget.left(), position)
         self._note_written(operation, result, start)
         return result.flags
 
@@ -465,6 +476,15 @@ class MemKVHiCacheStorage(HiCacheStorage):
         self._note(operation, result)
         if self._metrics_on:
             self._meter.wrote(result.moved_pages, result.moved_bytes, time.perf_counter() - start)
+
+
+def _first_position(extra_info: HiCacheStorageExtraInfo | None) -> int:
+    """The place of a call's first page in its chain, from 1; 0 if SGLang does not say.
+
+    SGLang names the pages before it only if ``hicache_storage_pass_prefix_keys`` is set.
+    """
+    before = getattr(extra_info, "prefix_keys", None)
+    return 0 if before is None else len(before) + 1
 
 
 def _split_factor(config: Any, parsed: options.Options) -> int:
