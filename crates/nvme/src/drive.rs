@@ -100,7 +100,17 @@ pub(crate) struct Drive {
 #[derive(Default)]
 struct Inbox {
     messages: VecDeque<Message>,
+    /// Callers are not served any more; the keeper still is, because what was queued may need a segment.
+    closing: bool,
+    /// Nobody reads messages any more.
     closed: bool,
+}
+
+impl Inbox {
+    fn refuses(&self, message: &Message) -> bool {
+        let of_caller = matches!(message, Message::Item(_) | Message::Read(..) | Message::Close);
+        self.closed || (self.closing && of_caller)
+    }
 }
 
 /// Bytes that wait to be written, until this is dropped.
@@ -163,28 +173,27 @@ impl Drive {
         Ok(drive)
     }
 
-    /// Tells the drive's thread something. Gives it back if the thread takes nothing any more.
+    /// Tells the drive's thread something. Gives it back if the thread takes it no more.
     pub(crate) fn post(&self, message: Message) -> Result<(), Message> {
         let mut inbox = self.inbox.lock();
-        if inbox.closed {
+        if inbox.refuses(&message) {
             return Err(message);
         }
-        inbox.closed = matches!(message, Message::Close);
+        inbox.closing |= matches!(message, Message::Close);
         inbox.messages.push_back(message);
         drop(inbox);
         self.bell.ring();
         Ok(())
     }
 
-    /// Tells the drive's thread several things at once. They are dropped if it takes nothing any more.
+    /// Tells the drive's thread several things at once. They are dropped if it takes them no more.
     pub(crate) fn post_all(&self, messages: Vec<Message>) {
         let mut inbox = self.inbox.lock();
-        if inbox.closed {
-            drop(inbox);
-            return;
-        }
-        inbox.messages.extend(messages);
+        let (refused, taken): (Vec<_>, Vec<_>) =
+            messages.into_iter().partition(|message| inbox.refuses(message));
+        inbox.messages.extend(taken);
         drop(inbox);
+        drop(refused);
         self.bell.ring();
     }
 

@@ -279,3 +279,20 @@ fn a_log_without_an_owner_can_be_closed_although_it_is_over_its_quota() {
     log.close();
     assert_eq!(ticket.wait(), vec![Err(Dropped::Full)]);
 }
+
+#[test]
+fn closing_writes_all_that_was_queued() {
+    for io in ways() {
+        let mut bed = Bed::new(1, io);
+        let (log, _) = bed.open();
+        let keys = names("k", 120);
+        let pages = keys.iter().map(|key| bed.page(SPACE, key, 30_000)).collect();
+        let ticket = log.append(pages);
+        log.close();
+        assert!(ticket.wait().iter().all(Result::is_ok));
+        drop(log);
+        let (log, report) = bed.open();
+        assert_eq!((report.pages, report.scanned_segments), (120, 0));
+        assert!(keys.iter().all(|key| bed.has(&log, key)));
+    }
+}

@@ -1,8 +1,8 @@
 //! Files that were cut, torn or altered: misses, counted, never wrong bytes, never a start that fails.
 
-use super::bed::{Bed, content, names, strs};
-use crate::format::{BLOCK, RECORD_BYTES};
-use crate::{IoChoice, RecoveryReport};
+use super::bed::{Bed, SPACE, content, head, names, pinned, strs};
+use crate::format::{self, BATCH_HEAD_BYTES, BLOCK, BatchHead, Identity, RECORD_BYTES};
+use crate::{Append, IoChoice, RecoveryReport, SegmentState};
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -82,7 +82,7 @@ fn offsets(whole: &[u8]) -> Vec<usize> {
         let bytes = &whole[block * BLOCK..(block + 1) * BLOCK];
         let magic = [&b"memkvseg"[..], b"memkvend", b"memkvbat"].iter().any(|magic| bytes.starts_with(magic));
         let used = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0);
-        if magic || used < 6 * RECORD_BYTES {
+        if magic || used < 8 * RECORD_BYTES {
             (0..64).chain((64..=used).step_by(3)).chain([4095]).collect()
         } else {
             vec![0, 1, 2047, 4095]
@@ -154,27 +154,29 @@ fn a_torn_batch_does_not_hide_the_next_one() {
 fn bytes_of_a_page_cannot_pass_for_a_batch() {
     let mut bed = Bed::new(1, IoChoice::Threads);
     let (log, _) = bed.open();
-    bed.put(&log, &["victim", "k"], 4096);
+    bed.put(&log, &["before"], 4096);
+    let active = log.segments().into_iter().find(|segment| segment.state == SegmentState::Active).unwrap();
+    // A client puts a page whose bytes are a batch, right in all but the file's secret number.
+    let victim = content("victim", BLOCK);
+    let mut records = Vec::new();
+    format::push_page(&mut records, 99, &head(SPACE, "victim", &victim).as_head(), 6);
+    let mut bytes = vec![0; 2 * BLOCK];
+    bytes[BATCH_HEAD_BYTES..BATCH_HEAD_BYTES + records.len()].copy_from_slice(&records);
+    bytes[BLOCK..].copy_from_slice(&victim);
+    let identity = Identity { sequence: active.sequence, salt: 0, drive: [0; 16], blocks: 32 };
+    let len = u32::try_from(BATCH_HEAD_BYTES + records.len()).unwrap();
+    format::write_batch(&mut bytes, &identity, 5, &BatchHead { bytes: len, blocks: 2, records: 1 });
+    assert!(format::read_batch(&bytes, &identity, 5).is_some(), "the forgery is well made");
+    let forged = head(SPACE, "forged", &bytes);
+    let page = pinned(&bed.arena, &forged, &bytes);
+    let extent = log.append(vec![Append { head: forged, page }]).wait()[0].unwrap();
+    assert_eq!(extent.block(), 5);
     drop(log);
-    let file = bed.segment_files(0).remove(0);
-    let batch = fs::read(&file).unwrap()[2 * BLOCK..3 * BLOCK].to_vec();
-    let mut other = Bed::new(1, IoChoice::Threads);
-    let (log, _) = other.open();
-    // A client puts a page whose bytes are a batch of another segment, and its own header is lost.
-    let mut forged = head_of(&other, &batch);
-    other.put(&log, &["before"], 4096);
-    let extent = log.append(vec![forged.pop().unwrap()]).wait()[0].unwrap();
-    drop(log);
-    let file = other.segment_files(0).remove(0);
-    zero_block(&file, extent.offset() - BLOCK as u64);
-    let (_log, report) = other.open();
+    // Its own header is lost, so the scan comes to its bytes.
+    zero_block(&bed.segment_files(0)[0], 4 * BLOCK as u64);
+    let (log, report) = bed.open();
     assert_eq!((report.pages, report.damaged_headers), (1, 1));
-}
-
-fn head_of(bed: &Bed, bytes: &[u8]) -> Vec<crate::Append> {
-    let head = super::bed::head(super::bed::SPACE, "forged", bytes);
-    let page = super::bed::pinned(&bed.arena, &head, bytes);
-    vec![crate::Append { head, page }]
+    assert!(bed.has(&log, "before") && !bed.has(&log, "victim"));
 }
 
 fn zero_block(file: &Path, at: u64) {
