@@ -158,7 +158,10 @@ def test_other_models_and_other_tenants_share_nothing(
     content = tmp_path / "content"
     content.write_bytes(meaning(shape, tokens, PAGES))
     assert rust_engine("write", shape, unique, cluster, tokens, content)["stored_pages"] == PAGES
-    read = lambda model, **more: rust_engine("read", shape, model, cluster, tokens, content, **more)["found_pages"]  # noqa: E731
+
+    def read(model: str, **more: Any) -> int:
+        return rust_engine("read", shape, model, cluster, tokens, content, **more)["found_pages"]
+
     assert read(unique) == PAGES
     assert read(unique + "/other") == 0
     assert read(unique, cache_salt="tenant") == 0
