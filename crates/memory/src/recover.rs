@@ -165,17 +165,32 @@ pub(crate) fn repair(
         counts.pages += pages.len() as u64;
         counts.bytes += pages.iter().map(|&(_, len)| u64::from(len)).sum::<u64>();
         if !clean {
-            for &(slot, len) in &pages {
-                let id = SlotId((chunk << layout.slot_bits) + slot);
-                tables.slots()[id.0 as usize].set_verified(false);
-                let start = u64::from(chunk) * u64::from(layout.chunk_bytes)
-                    + u64::from(slot) * u64::from(slot_bytes);
-                let start = usize::try_from(start).expect("the mapping's length fits usize");
-                data.zero(start + len as usize, (slot_bytes - len) as usize);
-            }
+            mark(file, layout, tables, data, (chunk, slot_bytes), &pages);
         }
     }
     counts
+}
+
+/// Marks the pages of a chunk as not verified. A process that was killed had zeroed what follows a page before it
+/// published the page; a drive may have kept an older state of either.
+fn mark(
+    file: &ArenaFile,
+    layout: &Layout,
+    tables: &Tables,
+    data: &mut Mapping,
+    (chunk, slot_bytes): (u32, u32),
+    pages: &[(u32, u32)],
+) {
+    for &(slot, len) in pages {
+        tables.slots()[((chunk << layout.slot_bits) + slot) as usize].set_verified(false);
+        if !file.system.is_memory() {
+            let chunk_start = u64::from(chunk) * u64::from(layout.chunk_bytes);
+            let end = chunk_start + u64::from(slot + 1) * u64::from(slot_bytes);
+            let (end, tail) =
+                (usize::try_from(end).expect("the mapping's length fits usize"), slot_bytes - len);
+            data.zero(end - tail as usize, tail as usize);
+        }
+    }
 }
 
 enum Kept {
