@@ -1,10 +1,11 @@
 //! `memkv-bench index`: how many bytes a page costs besides its own, and how long a lookup takes.
 //!
-//! Two cases: pages in memory, in an engine whose slots are reserved but never written, so that the pages' own bytes
-//! are not resident; and pages that are only on drives, in an index without drives. Keys have 100 bytes.
+//! Two cases: pages in memory, and pages that are only on drives. Both are measured on the index alone, so that the
+//! pages' own bytes are not there. Keys have 100 bytes. Bytes are counted twice: by the allocator, and as what the
+//! process has resident. A page in memory also has its slot's record of 64 bytes, which lies beside the pages; it is
+//! added to both.
 //!
-//! Bytes are counted twice: by the allocator, and as what the process has resident. The records of slots come from
-//! a mapping, so the allocator does not see them; the resident bytes do.
+//! Pinning needs slots, so it is measured in an engine, with fewer pages.
 
 use crate::counting::allocated_bytes;
 use crate::machine::{self, Machine};
@@ -25,6 +26,9 @@ pub(crate) struct IndexArgs {
     /// Number of pages in each case.
     #[arg(long, default_value_t = 10_000_000)]
     entries: u32,
+    /// Number of pages in the engine; each takes 4 KiB of memory.
+    #[arg(long, default_value_t = 250_000)]
+    engine_pages: u32,
     /// Writes the result as JSON to stdout, instead of the table.
     #[arg(long)]
     json: bool,
@@ -47,6 +51,9 @@ struct Report {
     batch_keys: usize,
     in_memory: Case,
     on_drives_only: Case,
+    engine_pages: u32,
+    /// Pinned and unpinned again, in an engine.
+    pin_ns_per_key: f64,
 }
 
 #[derive(Serialize)]
@@ -61,8 +68,6 @@ struct Case {
     exists_ns_per_key: f64,
     /// Half of the keys are not there.
     half_missing_ns_per_key: f64,
-    /// Pinned and unpinned; only for pages in memory.
-    pin_ns_per_key: Option<f64>,
 }
 
 /// Runs the command.
@@ -71,19 +76,24 @@ struct Case {
 ///
 /// If the engine cannot be made or does not hold the pages.
 pub(crate) fn run(args: &IndexArgs, command: String) -> anyhow::Result<()> {
-    ensure!(args.entries >= 1000, "measure at least 1000 entries");
-    eprintln!("{} pages on drives only …", args.entries);
-    // Kept while the other case is measured, so that no memory is used twice.
-    let (on_drives_only, _index) = drives(args.entries)?;
+    ensure!(args.entries.min(args.engine_pages) >= 1000, "measure at least 1000 pages");
     eprintln!("{} pages in memory …", args.entries);
+    let (in_memory, first) = bare(args.entries, SLOT_RECORD_BYTES, BareIndex::add_in_memory)?;
+    eprintln!("{} pages on drives only …", args.entries);
+    // The first is kept until then, so that no memory is used twice.
+    let (on_drives_only, second) = bare(args.entries, 0.0, BareIndex::add_on_drive)?;
+    drop((first, second));
+    eprintln!("{} pages in an engine …", args.engine_pages);
     let report = Report {
         command,
         machine: Machine::describe(),
         entries: args.entries,
         key_bytes: KEY_BYTES,
         batch_keys: BATCH,
-        in_memory: memory(args.entries)?,
+        in_memory,
         on_drives_only,
+        engine_pages: args.engine_pages,
+        pin_ns_per_key: pins(args.engine_pages)?,
     };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report).context("write JSON")?);
@@ -128,13 +138,12 @@ impl Before {
         let resident = machine::resident_bytes(std::process::id()).saturating_sub(self.resident);
         let counted = per_page(allocated_bytes().saturating_sub(self.allocated));
         Case {
-            resident_bytes_per_page: per_page(resident),
+            resident_bytes_per_page: per_page(resident) + slot_record_bytes,
             counted_bytes_per_page: counted + slot_record_bytes,
             slot_record_bytes,
             insert_ns_per_page: inserting.as_secs_f64() * 1e9 / f64::from(entries),
             exists_ns_per_key: 0.0,
             half_missing_ns_per_key: 0.0,
-            pin_ns_per_key: None,
         }
     }
 }
@@ -158,13 +167,18 @@ fn lookups(space: &Space, range: u32, mut call: impl FnMut(&[HashedKey<'_>])) ->
     spent.as_secs_f64() * 1e9 / f64::from(BATCHES) / BATCH as f64
 }
 
-fn drives(entries: u32) -> anyhow::Result<(Case, BareIndex)> {
+/// Fills an index and measures it.
+fn bare(
+    entries: u32,
+    slot_record_bytes: f64,
+    add: impl Fn(&BareIndex, HashedKey<'_>, u32) -> bool,
+) -> anyhow::Result<(Case, BareIndex)> {
     let before = Before::now();
     let index = BareIndex::new(SpaceDescription::named("index")?);
     for n in 0..entries {
-        ensure!(index.add(hashed(index.space(), &name(n)), n), "two pages have one key");
+        ensure!(add(&index, hashed(index.space(), &name(n)), n), "two pages have one key");
     }
-    let mut case = before.case(entries, 0.0);
+    let mut case = before.case(entries, slot_record_bytes);
     let mut found = [false; BATCH];
     case.exists_ns_per_key = lookups(index.space(), entries, |keys| {
         index.exists_batch(keys, &mut found);
@@ -175,9 +189,9 @@ fn drives(entries: u32) -> anyhow::Result<(Case, BareIndex)> {
     Ok((case, index))
 }
 
-fn memory(entries: u32) -> anyhow::Result<Case> {
-    let before = Before::now();
-    let bytes = u64::from(entries) * u64::from(PAGE_BYTES);
+/// Nanoseconds to pin and unpin a page in an engine.
+fn pins(pages: u32) -> anyhow::Result<f64> {
+    let bytes = u64::from(pages) * u64::from(PAGE_BYTES);
     let config = EngineConfig {
         page_bytes_max: 1 << 20,
         huge_pages: HugePages::Off,
@@ -185,25 +199,15 @@ fn memory(entries: u32) -> anyhow::Result<Case> {
     };
     let engine = Engine::new(config).context("make an engine")?;
     let space = engine.open_space(SpaceDescription::named("index")?)?;
-    for n in 0..entries {
+    for n in 0..pages {
         let stored = put(&engine, &space, &name(n)).with_context(|| format!("put page {n}"))?;
         ensure!(stored == Published::Stored, "two pages have one key");
     }
-    let mut case = before.case(entries, SLOT_RECORD_BYTES);
-    let mut found = [false; BATCH];
-    case.exists_ns_per_key = lookups(&space, entries, |keys| {
-        engine.exists_batch(&space, keys, &mut found);
-        assert!(found.iter().all(|&found| found), "every page is there");
-    });
-    case.half_missing_ns_per_key = lookups(&space, entries.saturating_mul(2), |keys| {
-        engine.exists_batch(&space, keys, &mut found);
-    });
     let mut pins = Vec::new();
-    case.pin_ns_per_key = Some(lookups(&space, entries, |keys| {
+    Ok(lookups(&space, pages, |keys| {
         at_once(engine.pin_batch(&space, keys, 1, &mut pins));
         pins.clear();
-    }));
-    Ok(case)
+    }))
 }
 
 /// Puts a page without writing its bytes.
@@ -222,10 +226,13 @@ fn at_once<T>(future: impl Future<Output = T>) -> T {
 }
 
 fn table(report: &Report) -> String {
+    let columns =
+        ["resident", "counted", "of it", "insert", "exists", "half miss"].map(|name| format!("{name:>11}"));
+    let units =
+        ["B/page", "B/page", "slot B", "ns/page", "ns/key", "ns/key"].map(|unit| format!("{unit:>11}"));
     let line = |name: &str, case: &Case| {
-        let pin = case.pin_ns_per_key.map_or("-".to_owned(), |ns| format!("{ns:.0}"));
         format!(
-            "{name:<16}{:>10.1}{:>10.1}{:>10.0}{:>10.0}{:>10.0}{:>10.0}{pin:>10}\n",
+            "{name:<16}{:>11.1}{:>11.1}{:>11.0}{:>11.0}{:>11.0}{:>11.0}\n",
             case.resident_bytes_per_page,
             case.counted_bytes_per_page,
             case.slot_record_bytes,
@@ -235,30 +242,18 @@ fn table(report: &Report) -> String {
         )
     };
     format!(
-        "{} entries, keys of {} bytes, batches of {}\n\
-         {:<16}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}\n\
-         {:<16}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}\n{}{}",
+        "{} entries, keys of {} bytes, batches of {}\n{:<16}{}\n{:<16}{}\n{}{}\npin and unpin, {} pages: {:.0} ns/key\n",
         report.entries,
         report.key_bytes,
         report.batch_keys,
         "pages",
-        "resident",
-        "counted",
-        "of it",
-        "insert",
-        "exists",
-        "half miss",
-        "pin",
+        columns.concat(),
         "",
-        "B/page",
-        "B/page",
-        "slot B",
-        "ns/page",
-        "ns/key",
-        "ns/key",
-        "ns/key",
+        units.concat(),
         line("in memory", &report.in_memory),
         line("on drives only", &report.on_drives_only),
+        report.engine_pages,
+        report.pin_ns_per_key,
     )
 }
 
@@ -269,9 +264,15 @@ mod tests {
     #[test]
     fn names_differ_and_a_page_costs_less_than_promised() {
         assert_ne!(name(1), name(2));
-        let (case, index) = drives(20_000).unwrap();
-        assert!(index.bytes() / 20_000 < 220);
-        assert!(case.exists_ns_per_key > 0.0);
-        assert!(memory(20_000).unwrap().pin_ns_per_key.is_some());
+        for (record, add) in [
+            (SLOT_RECORD_BYTES, BareIndex::add_in_memory as fn(&BareIndex, HashedKey<'_>, u32) -> bool),
+            (0.0, BareIndex::add_on_drive),
+        ] {
+            let (case, index) = bare(50_000, record, add).unwrap();
+            #[allow(clippy::cast_precision_loss, reason = "a size for a comparison")]
+            let bytes = index.bytes() as f64 / 50_000.0 + record;
+            assert!(bytes < 230.0 && case.exists_ns_per_key > 0.0, "{bytes}");
+        }
+        assert!(pins(5000).unwrap() > 0.0);
     }
 }
