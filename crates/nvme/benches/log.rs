@@ -1,6 +1,6 @@
 //! The log beside plain direct I/O of the same sizes, and how long a start takes.
 //!
-//! `cargo bench -p memkv-nvme --bench log -- [--quick]`. `MEMKV_BENCH_DIR` says where the files go; the default is
+//! `cargo bench -p memkv-nvme --bench log -- [recovery] [--quick]`; `recovery` measures only the start. `MEMKV_BENCH_DIR` says where the files go; the default is
 //! the directory for temporary files. Each figure is the median of several rounds, and the ways take turns, so that
 //! ratios within one run hold.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints and may stop")]
@@ -10,15 +10,20 @@ use memkv_memory::{Arena, ArenaConfig, PageRecord, SlotPin};
 use memkv_nvme::{Append, DriveConfig, Extent, IoChoice, Log, LogConfig, OwnedHead};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 const SPACE: SpaceId = SpaceId([1; 16]);
 
 fn main() {
-    let quick = std::env::args().any(|arg| arg == "--quick" || arg == "--test");
-    let place = std::env::var_os("MEMKV_BENCH_DIR").map_or_else(std::env::temp_dir, Into::into);
+    let given = |name: &str| std::env::args().any(|arg| arg == name);
+    let quick = given("--quick") || given("--test");
+    if given("recovery") {
+        recovery(&place(), if quick { 100_000 } else { 1_000_000 });
+        return;
+    }
+    let place = place();
     let total: usize = if quick { 64 << 20 } else { 512 << 20 };
     let rounds = if quick { 3 } else { 7 };
     println!("{:>9} | {:>27} | {:>27}", "", "append, GB/s", "read, GB/s");
@@ -30,6 +35,11 @@ fn main() {
         transfer(&place, len, total.min(len * 8192), rounds);
     }
     recovery(&place, if quick { 100_000 } else { 1_000_000 });
+}
+
+/// Where the files go.
+fn place() -> PathBuf {
+    std::env::var_os("MEMKV_BENCH_DIR").map_or_else(std::env::temp_dir, Into::into)
 }
 
 fn median(mut figures: Vec<f64>) -> f64 {
@@ -171,7 +181,7 @@ fn recovery(place: &Path, count: u64) {
     }
     log.close();
     drop(log);
-    for turn in ["first start", "again, footers in no cache of ours"] {
+    for turn in ["first start", "second start"] {
         let mut config = LogConfig::new(vec![DriveConfig { path: path.clone(), quota_bytes: 16 << 30 }]);
         config.page_bytes_max = 4096;
         let mut bytes = 0;
