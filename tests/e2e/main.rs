@@ -31,4 +31,6 @@ mod sessions;
 #[cfg(test)]
 mod slow_readers;
 #[cfg(test)]
+mod tiny_engine;
+#[cfg(test)]
 mod tools;
