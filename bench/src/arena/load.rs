@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 /// Pages that one writer or reader handles before it looks up.
 const BATCH: u64 = 16;
@@ -20,6 +21,8 @@ const EVICTOR_REST: Duration = Duration::from_millis(10);
 pub(super) struct Load {
     shared: Arc<Shared>,
     evictor: Option<JoinHandle<()>>,
+    /// Where the engine's file is, if it has one of its own.
+    _place: Option<TempDir>,
 }
 
 struct Shared {
@@ -83,7 +86,7 @@ impl Turn {
 }
 
 impl Load {
-    pub(super) fn start(engine: Arc<Engine>) -> anyhow::Result<Self> {
+    pub(super) fn start(engine: Arc<Engine>, place: Option<TempDir>) -> anyhow::Result<Self> {
         let space = engine.open_space(SpaceDescription::named("bench").context("name a space")?)?;
         let shared = Arc::new(Shared {
             engine,
@@ -94,7 +97,7 @@ impl Load {
         });
         let evicting = Arc::clone(&shared);
         let evictor = thread::Builder::new().name("evictor".to_owned()).spawn(move || evicting.evict());
-        Ok(Self { shared, evictor: Some(evictor.context("start the evictor")?) })
+        Ok(Self { shared, evictor: Some(evictor.context("start the evictor")?), _place: place })
     }
 
     pub(super) fn status(&self) -> EngineStatus {

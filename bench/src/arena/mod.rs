@@ -11,9 +11,11 @@ use anyhow::{Context as _, ensure};
 use clap::Args;
 use load::Load;
 use memkv_storage::{Engine, EngineConfig};
-use report::{Change, Fill, Report};
-use std::path::PathBuf;
+use report::{Change, Fill, Report, Restart};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 /// What `memkv-bench arena` takes.
 #[derive(Args)]
@@ -33,7 +35,7 @@ pub(crate) struct ArenaArgs {
     /// Make the memory resident before it is measured.
     #[arg(long)]
     prefault: bool,
-    /// Lets the memory be a file in this directory.
+    /// Lets the memory be a file below this directory, and measures restarts as well.
     #[arg(long)]
     backing: Option<PathBuf>,
     /// Writes the result as JSON to stdout, instead of the table.
@@ -45,6 +47,8 @@ pub(crate) struct ArenaArgs {
 const SAMPLE: Duration = Duration::from_millis(5);
 /// A change of model that takes longer than this has failed.
 const CHANGE_MAX: Duration = Duration::from_secs(120);
+/// The pages of the restart: as many as a store can have.
+const RESTART_PAGE_BYTES: u32 = 4096;
 /// What a change of model has to reach again.
 const SHARE_WANTED: f64 = 0.95;
 
@@ -67,18 +71,24 @@ pub(crate) fn run(args: &ArenaArgs, command: String) -> anyhow::Result<()> {
         eprintln!("changing from pages of {from} to pages of {to} bytes …");
         changes.push(change(args, from, to)?);
     }
-    let config = config(args);
+    let mut restarts = Vec::new();
+    if let Some(backing) = &args.backing {
+        eprintln!("filling with pages of {RESTART_PAGE_BYTES} bytes, and restarting …");
+        restarts = restart(args, backing)?;
+    }
+    let config = EngineConfig::with_dram(args.dram as u64);
     let report = Report {
         command,
         machine: Machine::describe(),
         dram_bytes: config.dram_bytes,
         high_watermark: config.high_watermark,
         low_watermark: config.low_watermark,
-        prefault: config.prefault,
+        prefault: args.prefault,
         writers: args.writers,
         readers: args.readers,
         fills,
         changes,
+        restarts,
     };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report).context("write JSON")?);
@@ -88,23 +98,27 @@ pub(crate) fn run(args: &ArenaArgs, command: String) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn config(args: &ArenaArgs) -> EngineConfig {
-    EngineConfig {
-        prefault: args.prefault,
-        backing: args.backing.clone(),
-        ..EngineConfig::with_dram(args.dram as u64)
-    }
+/// A directory of its own for each engine, so that it starts empty.
+fn place(args: &ArenaArgs) -> anyhow::Result<Option<TempDir>> {
+    let below = |backing: &PathBuf| tempfile::tempdir_in(backing).context("make a directory below --backing");
+    args.backing.as_ref().map(below).transpose()
+}
+
+fn config(args: &ArenaArgs, backing: Option<PathBuf>) -> EngineConfig {
+    EngineConfig { prefault: args.prefault, backing, ..EngineConfig::with_dram(args.dram as u64) }
 }
 
 /// A new engine that can take pages of these sizes.
 fn engine(args: &ArenaArgs, sizes: &[u32]) -> anyhow::Result<Load> {
-    let engine = Engine::new(config(args)).context("make an engine")?;
+    let place = place(args)?;
+    let backing = place.as_ref().map(|place| place.path().to_owned());
+    let (engine, _) = Engine::open(config(args, backing)).context("make an engine")?;
     let (largest, most) = (sizes.iter().max().copied().unwrap_or(0), engine.page_bytes_max());
     ensure!(
         largest <= most,
         "pages of {largest} bytes need more memory; the limit is {most} bytes, raise --dram"
     );
-    Load::start(engine)
+    Load::start(engine, place)
 }
 
 /// Puts twice as many pages of one size as the memory holds, and looks how much of it they use in the second half.
@@ -171,4 +185,42 @@ fn change(args: &ArenaArgs, from: u32, to: u32) -> anyhow::Result<Change> {
     new.stop();
     readers.stop();
     Ok(Change::new((from, to), (share_before, lowest), reached, reads, &status))
+}
+
+/// Fills the memory with small pages, then starts again as after a kill and as after a proper end.
+fn restart(args: &ArenaArgs, backing: &Path) -> anyhow::Result<Vec<Restart>> {
+    let place = tempfile::tempdir_in(backing).context("make a directory below --backing")?;
+    let config = || config(args, Some(place.path().to_owned()));
+    let (engine, _) = Engine::open(config()).context("make an engine")?;
+    fill_small(args, &engine)?;
+    // Without `close`, what is left is what a killed process leaves.
+    drop(engine);
+    let mut restarts = Vec::new();
+    for clean in [false, true] {
+        let begun = Instant::now();
+        let (engine, found) = Engine::open(config()).context("start again")?;
+        let seconds = begun.elapsed().as_secs_f64();
+        ensure!(found.dram_unclean == if clean { 0 } else { found.dram_pages }, "a start found another end");
+        restarts.push(Restart { clean, pages: found.dram_pages, seconds });
+        if !clean {
+            // A proper end does not verify what nobody has verified, so the second start needs new pages.
+            let space =
+                engine.spaces().into_iter().next().context("the space of the pages is known again")?;
+            engine.clear(&space);
+            fill_small(args, &engine)?;
+        }
+        engine.close();
+    }
+    Ok(restarts)
+}
+
+fn fill_small(args: &ArenaArgs, engine: &Arc<Engine>) -> anyhow::Result<()> {
+    let load = Load::start(Arc::clone(engine), None)?;
+    let enough = load.status().capacity_bytes / 100 * 98;
+    let writers = load.writers(args.writers, RESTART_PAGE_BYTES)?;
+    while writers.bytes() < enough {
+        std::thread::sleep(SAMPLE);
+    }
+    writers.stop();
+    Ok(())
 }

@@ -19,6 +19,7 @@ pub(super) struct Report {
     pub readers: usize,
     pub fills: Vec<Fill>,
     pub changes: Vec<Change>,
+    pub restarts: Vec<Restart>,
 }
 
 /// One page size in a memory of its own.
@@ -57,6 +58,16 @@ pub(super) struct Change {
     pub reads: u64,
     pub evicted_inline: u64,
     pub busy: u64,
+}
+
+/// A start of the engine on a file that an earlier one left.
+#[derive(Debug, Serialize)]
+pub(super) struct Restart {
+    /// The earlier engine was closed.
+    pub clean: bool,
+    /// Pages that were there again.
+    pub pages: u64,
+    pub seconds: f64,
 }
 
 #[allow(clippy::cast_precision_loss, reason = "a share needs no more than the precision of a float")]
@@ -168,6 +179,12 @@ pub(super) fn table(report: &Report) -> String {
             change.evicted_inline,
             change.busy
         );
+        line.expect("writing to a string does not fail");
+    }
+    for restart in &report.restarts {
+        let end = if restart.clean { "a proper end" } else { "a kill" };
+        let line =
+            writeln!(text, "\nA start after {end}: {} pages in {:.2} s.", restart.pages, restart.seconds);
         line.expect("writing to a string does not fail");
     }
     text
