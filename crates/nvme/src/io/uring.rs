@@ -8,7 +8,7 @@
 
 use crate::io::bell::Bell;
 use crate::io::{Body, Ended, Op, PIECES_MAX};
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::{IoUring, Probe, opcode, squeue, types};
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
@@ -33,10 +33,19 @@ pub(crate) struct Uring {
     listening: bool,
 }
 
-/// Asks the kernel for a ring of this depth.
+/// Asks the kernel for a ring of this depth, and whether it does what is needed.
 pub(crate) fn ring(depth: usize) -> io::Result<IoUring> {
     let entries = u32::try_from(depth + 1).map_err(io::Error::other)?;
-    IoUring::new(entries.next_power_of_two())
+    let ring = IoUring::new(entries.next_power_of_two())?;
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe)?;
+    let needed = [opcode::Read::CODE, opcode::Writev::CODE, opcode::Fsync::CODE, opcode::PollAdd::CODE];
+    if !needed.into_iter().all(|code| probe.is_supported(code)) {
+        return Err(io::Error::from(io::ErrorKind::Unsupported));
+    }
+    // Some containers let a ring be made and refuse to run it.
+    ring.submit()?;
+    Ok(ring)
 }
 
 impl Uring {
