@@ -21,6 +21,8 @@ mod flips;
 #[cfg(test)]
 mod grpc_api;
 #[cfg(test)]
+mod keeping;
+#[cfg(test)]
 mod outages;
 #[cfg(test)]
 mod positions;
