@@ -66,7 +66,7 @@ pub(crate) fn open(
 ) -> Result<Opened, LogError> {
     let started = Instant::now();
     let shapes = shapes(config)?;
-    let mut rings = rings(config)?;
+    let mut rings = rings(config, &uring::ring)?;
     let mut places = Vec::new();
     for (shape, drive) in shapes.iter().zip(&config.drives) {
         places.push(prepare(config, *shape, drive)?);
@@ -148,12 +148,12 @@ fn shapes(config: &LogConfig) -> Result<Vec<Shape>, LogError> {
 }
 
 /// Rings, if they are wanted and the kernel gives them.
-fn rings(config: &LogConfig) -> Result<Rings, LogError> {
+fn rings(config: &LogConfig, make: &dyn Fn(usize) -> io::Result<IoUring>) -> Result<Rings, LogError> {
     if config.io == IoChoice::Threads {
         return Ok(Rings { rings: None, reason: "threads were chosen".to_owned() });
     }
     let depth = config.queue_depth as usize;
-    let made: io::Result<Vec<IoUring>> = config.drives.iter().map(|_| uring::ring(depth)).collect();
+    let made: io::Result<Vec<IoUring>> = config.drives.iter().map(|_| make(depth)).collect();
     match made {
         Ok(rings) => {
             let reason = format!("the kernel gave rings of depth {depth}");
@@ -353,4 +353,23 @@ fn start(config: &LogConfig, drives: &[Arc<Drive>], rings: &mut Rings) -> Result
         (0..keeper::SPARES).for_each(|_| drive.want_spare());
     }
     Ok(threads)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_ring_means_threads_unless_rings_were_demanded() {
+        let drive = DriveConfig { path: "unused".into(), quota_bytes: 0 };
+        let mut config = LogConfig::new(vec![drive]);
+        let refuse = |_| Err(io::Error::from_raw_os_error(1));
+        let chosen = rings(&config, &refuse).ok().unwrap();
+        assert!(chosen.rings.is_none());
+        assert!(chosen.reason.contains("refused io_uring: Operation not permitted"), "{}", chosen.reason);
+        config.io = IoChoice::Uring;
+        assert!(matches!(rings(&config, &refuse), Err(LogError::NoUring(_))));
+        config.io = IoChoice::Threads;
+        assert!(rings(&config, &|_| panic!("nobody asked for a ring")).is_ok());
+    }
 }
