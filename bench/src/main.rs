@@ -2,7 +2,7 @@
 //!
 //! Results go to stdout (and, as JSON, to a file); progress goes to stderr.
 //!
-//! Deliberately absent so far: several client processes, open-loop schedules, and traces.
+//! Deliberately absent so far: several client processes, open-loop schedules, and traces against a daemon.
 
 #![deny(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "the tables are this program's output")]
@@ -16,6 +16,7 @@ mod machine;
 mod raw;
 mod report;
 mod run;
+mod simulate;
 mod stats;
 mod workload;
 
@@ -40,6 +41,10 @@ enum Command {
     Arena(arena::ArenaArgs),
     /// Measures the bytes of an index entry and the time of a lookup.
     Index(index::IndexArgs),
+    /// Replays a trace through the server's eviction policies and prints their hit ratios beside the optimum.
+    Simulate(simulate::SimulateArgs),
+    /// Makes up a trace and prints it.
+    Trace(simulate::TraceArgs),
     /// The other side of the raw baseline; `run` starts it.
     #[command(hide = true)]
     RawServer,
@@ -72,6 +77,8 @@ fn main() -> ExitCode {
         Command::Run(args) => run_command(args),
         Command::Arena(args) => arena_command(&args),
         Command::Index(args) => index_command(&args),
+        Command::Simulate(args) => simulate::simulate_command(args),
+        Command::Trace(args) => simulate::trace_command(&args),
         Command::RawServer => raw::serve(),
     };
     match outcome {
