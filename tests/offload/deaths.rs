@@ -187,14 +187,15 @@ fn a_runtime_that_goes_away_in_the_middle_leaves_the_tree_consistent() {
             if call == 2
                 && let Some(runtime) = slot.lock().unwrap().take()
             {
-                // From inside: the transfer is dropped at its next await.
+                // From inside: the transfer is dropped when it next has to wait.
                 runtime.shutdown_background();
             }
         });
         let setup = Setup { transport, gets, runtime: Some(handle), ..Setup::default() };
         let mut engine = Engine::new(&addrs, "runtime", setup);
         assert_eq!(engine.serve(&prompt(1, PAGES)), 0, "the load back found no runtime");
-        assert_eq!(engine.stats().prefetched_pages as usize, 2 * BATCH);
+        let came = engine.stats().prefetched_pages as usize;
+        assert!(came >= 2 * BATCH, "{came} pages: what came before stays");
         engine.settle();
         engine.end();
     }
