@@ -5,6 +5,11 @@ use memkv_memory::{ArenaError, HugePages, Numa};
 use memkv_nvme::{DriveConfig, IoChoice, LogError};
 use std::path::PathBuf;
 
+/// With drives eviction starts and ends earlier, in thousandths: a page has to be written before its slot is free, and
+/// puts need slots meanwhile.
+const DRIVES_HIGH: u64 = 970;
+const DRIVES_LOW: u64 = 950;
+
 /// Sizes and choices of an [`Engine`](crate::Engine), fixed for its life.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EngineConfig {
@@ -47,7 +52,12 @@ impl EngineConfig {
         if !(0.0..=0.9).contains(&self.pin_share) {
             return Err(EngineError::PinShare(self.pin_share));
         }
-        Watermarks::new(self)
+        let mut marks = Watermarks::new(self)?;
+        if self.nvme.is_some() {
+            marks.high = marks.high.min(DRIVES_HIGH);
+            marks.low = marks.low.min(DRIVES_LOW);
+        }
+        Ok(marks)
     }
 
     /// The most bytes of `capacity` that may be kept.

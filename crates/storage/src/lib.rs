@@ -14,11 +14,12 @@
 //! Invariants:
 //! - a page is visible only whole and verified, and never changes; the first writer of a key wins;
 //! - a page's bytes stay as they are while anyone holds a pin, whatever happens to its key;
-//! - no call waits for I/O or for another caller's page; a full store answers [`Refusal::Busy`].
+//! - no call waits for another caller's page, and of the calls for pages only [`Engine::pin_batch`] (for pages that are
+//!   only on drives) and [`Engine::persist`] wait for I/O; a full store answers [`Refusal::Busy`];
+//! - a page that was removed does not come back, also not after a restart, once [`Engine::settle_removals`] says so.
 //!
-//! Deliberately absent: clocks (time enters as milliseconds), threads (the caller runs
-//! [`Engine::evict_round`]), networks, and any tier but memory so far: [`Engine::pin_batch`] is async so that a
-//! tier on disk can come without a change for callers.
+//! Deliberately absent: clocks (time enters as milliseconds), networks, and threads but one: with drives, one thread
+//! ends writes. The caller runs [`Engine::evict_round`] and [`Engine::scrub`].
 
 #![forbid(unsafe_code)]
 
