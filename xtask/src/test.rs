@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every test there is, and one closing line that counts them.
 //!
 //! Three levels: Rust (`cargo test`), Python (pytest against the real `sglang` package, with a wheel built from
-//! this tree) and the quick demo. Every Cargo call selects the same packages in the same profile, so that nothing
+//! this tree) and the demos that need no Python. Every Cargo call selects the same packages in the same profile, so that nothing
 //! is built twice. A level that cannot run, or that ran nothing, is a failure.
 
 use crate::context::{Context, Profile, SELECTION};
@@ -9,7 +9,7 @@ use crate::process::{show_tail, step, watch};
 use crate::python::{Purpose, venv};
 use crate::report::{CargoReader, PytestReader, Suite, closing_line, table};
 use crate::ui::say;
-use crate::{demo, wheel};
+use crate::{demo, engine, wheel};
 use anyhow::{Context as _, Result, bail};
 use std::process::Command;
 use std::time::Instant;
@@ -44,7 +44,7 @@ impl Choice {
     }
 }
 
-const LEVELS: [Level; 3] = [("rust", rust), ("python", python), ("demo", quick_demo)];
+const LEVELS: [Level; 3] = [("rust", rust), ("python", python), ("demo", demos)];
 
 /// Runs all levels, also after one has failed.
 pub(crate) fn run(context: &Context, args: &[String]) -> Result<()> {
@@ -183,15 +183,19 @@ fn show_failures(log: &std::path::Path) -> Result<()> {
     Ok(())
 }
 
-fn quick_demo(context: &Context, choice: &Choice) -> Result<Vec<Suite>> {
+fn demos(context: &Context, choice: &Choice) -> Result<Vec<Suite>> {
     if choice.filter.as_ref().is_some_and(|filter| !"demo".contains(filter.as_str())) {
         return Ok(Vec::new());
     }
-    let started = Instant::now();
-    demo::quick(context, Profile::Dev, 128)?;
-    let suite =
-        Suite { name: "demo --quick".to_owned(), passed: 1, time: started.elapsed(), ..Suite::default() };
-    Ok(vec![suite])
+    let timed = |name: &str, run: &dyn Fn() -> Result<()>| -> Result<Suite> {
+        let started = Instant::now();
+        run()?;
+        Ok(Suite { name: name.to_owned(), passed: 1, time: started.elapsed(), ..Suite::default() })
+    };
+    Ok(vec![
+        timed("demo --quick", &|| demo::quick(context, Profile::Dev, 128))?,
+        timed("demo engine", &|| engine::story(context, Profile::Dev, 1024))?,
+    ])
 }
 
 #[cfg(test)]

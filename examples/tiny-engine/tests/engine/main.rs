@@ -5,6 +5,7 @@ mod executor;
 mod harness;
 mod reference;
 mod router;
+mod warm;
 
 use memkv_tiny_engine::{Model, ModelConfig};
 use std::sync::{Arc, LazyLock};
