@@ -70,15 +70,21 @@ impl Job {
     /// This rank's part in the agreement. The first value is 0 while the job goes on, and else one more than the
     /// pages that have arrived; the second says whether it moves no bytes any more.
     pub(crate) fn values(&self, now: Instant) -> [u64; VALUES] {
+        // In this order: after a transfer is done, its pages are final.
         let done = self.progress.is_done();
-        let overdue = self.deadline.is_some_and(|deadline| deadline <= now);
-        let given_up = overdue || self.progress.is_stopped();
-        let ends = match self.kind {
-            Kind::Ask(_) | Kind::Fetch(_) => done || given_up,
-            Kind::BackUp(_) | Kind::Store(_) | Kind::Load(_) | Kind::Tail { .. } => done,
-        };
+        let ends = done || self.is_given_up(now);
         let first = if ends { 1 + self.progress.pages() as u64 } else { 0 };
         [first, u64::from(done)]
+    }
+
+    /// Whether nobody waits for it any more, so that it ends with what has arrived.
+    pub(crate) fn is_given_up(&self, now: Instant) -> bool {
+        match self.kind {
+            Kind::Ask(_) | Kind::Fetch(_) => {
+                self.progress.is_stopped() || self.deadline.is_some_and(|deadline| deadline <= now)
+            }
+            Kind::BackUp(_) | Kind::Store(_) | Kind::Load(_) | Kind::Tail { .. } => false,
+        }
     }
 
     /// What the smallest values of all ranks say: nothing while one of them goes on.

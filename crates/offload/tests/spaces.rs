@@ -9,12 +9,13 @@ fn number(engine: &Value, name: &str) -> Option<u64> {
 }
 
 fn size(engine: &Value, name: &str) -> usize {
-    usize::try_from(number(engine, name).unwrap_or_else(|| panic!("{name} of {engine}"))).unwrap()
+    usize::try_from(number(engine, name).unwrap_or_else(|| panic!("{name} of {engine}"))).expect("a size")
 }
 
 fn rank(engine: &Value, kind: &str) -> Rank {
     let of = |what: &str, default: u64| number(engine, &format!("{kind}_{what}")).unwrap_or(default);
-    Rank { rank: u32::try_from(of("rank", 0)).unwrap(), size: u32::try_from(of("size", 1)).unwrap() }
+    let of = |what: &str, default: u64| u32::try_from(of(what, default)).expect("a small number");
+    Rank { rank: of("rank", 0), size: of("size", 1) }
 }
 
 fn format(engine: &Value) -> PageFormat {
@@ -36,7 +37,8 @@ fn format(engine: &Value) -> PageFormat {
         other => panic!("{other:?}"),
     };
     let layouts = [Layout::LayerFirst, Layout::PageFirst, Layout::PageFirstDirect, Layout::PageHead];
-    let layout = layouts.into_iter().find(|layout| Some(layout.name()) == engine["layout"].as_str()).unwrap();
+    let layout = layouts.into_iter().find(|layout| Some(layout.name()) == engine["layout"].as_str());
+    let layout = layout.expect("a layout of ours");
     let (layers, page_tokens) = (size(engine, "layers"), size(engine, "page_tokens"));
     PageFormat { layers, page_tokens, attention, dtype, layout }
 }

@@ -129,6 +129,25 @@ fn a_deadline_wakes_whoever_waits() {
     cache.check().unwrap();
 }
 
+#[test]
+fn a_stopped_prefetch_is_news_while_its_read_hangs() {
+    let (store, text) = (Fake::default(), prompt(1, 9));
+    store.freeze(true);
+    let mut cache = cache();
+    let region = || PageRegion::new(100, PAGE_BYTES).unwrap();
+    let options = Options { stop: crate::StopPolicy::BestEffort, ..Options::default() };
+    let mut tiers = Tiers::new(&cache, region(), region(), store.clone(), options).unwrap();
+    let space = Namespace::default();
+    let ticket = tiers.prefetch(&mut cache, Access::of(&space), Tokens::from(&text)).unwrap();
+    assert!(!tiers.wait(Duration::from_millis(20)), "nothing has happened");
+    tiers.stop_prefetch(&ticket);
+    assert!(tiers.wait(PATIENCE));
+    block_on(tiers.changed());
+    assert_eq!(tiers.poll(&mut cache), 1);
+    store.freeze(false);
+    assert!(tiers.shut_down(&mut cache, PATIENCE));
+}
+
 /// Runs a future on a thread that has no runtime.
 fn block_on(future: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future);

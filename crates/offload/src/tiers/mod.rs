@@ -4,9 +4,12 @@
 //! leaves word, and [`Tiers::poll`] ends its plan. So whatever becomes of a transfer, the tree is consistent between
 //! any two calls.
 
+mod ending;
+mod waiting;
+
 use crate::device::DevicePool;
 use crate::executor::Executor;
-use crate::job::{Agreed, Job, Kind, Question, VALUES};
+use crate::job::{Job, Kind, Question};
 use crate::jobs::{Context, Work};
 use crate::options::Options;
 use crate::progress::{News, Progress, Report};
@@ -15,13 +18,10 @@ use crate::region::PageRegion;
 use crate::stats::{Count, Counters, Stats};
 use crate::store::PageStore;
 use crate::ticket::{Entry, LoadTicket, NotStarted, Outcome, PrefetchEnd, PrefetchTicket};
-use event_listener::Listener as _;
-use memkv_radix::{
-    Access, BackupPlan, LoadedBack, NodeId, PrefetchError, PrefetchPlan, RadixCache, StorePlan, Tokens,
-};
+use memkv_radix::{Access, BackupPlan, LoadedBack, NodeId, RadixCache, StorePlan, Tokens};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -217,161 +217,6 @@ impl<D: DevicePool, S: PageStore> Tiers<D, S> {
         ended
     }
 
-    fn end_jobs(&mut self, cache: &mut RadixCache, now: Instant) -> usize {
-        if self.jobs.is_empty() {
-            return 0;
-        }
-        let mut values: Vec<u64> = self.jobs.values().flat_map(|job| job.values(now)).collect();
-        if let Err(error) = self.ranks.min(&mut values) {
-            tracing::warn!(%error, "no transfer ends in this step");
-            self.context.counters.add(Count::LostAgreements, 1);
-            return 0;
-        }
-        let ids: Vec<u64> = self.jobs.keys().copied().collect();
-        let mut ended = 0;
-        for (id, values) in ids.into_iter().zip(values.as_chunks::<VALUES>().0) {
-            if let Some(agreed) = Job::agreed(*values)
-                && let Some(job) = self.jobs.remove(&id)
-            {
-                self.end(cache, job, agreed);
-                ended += 1;
-            }
-        }
-        ended
-    }
-
-    fn end(&mut self, cache: &mut RadixCache, job: Job, agreed: Agreed) {
-        let pages = agreed.pages;
-        match job.kind {
-            Kind::BackUp(plan) => self.end_backup(cache, plan, pages),
-            Kind::Store(plan) => {
-                self.count(Count::UnstoredPages, plan.host.len().saturating_sub(pages));
-                cache.end_store(plan);
-            }
-            Kind::Load(plan) if pages == plan.host.len() => {
-                self.count(Count::LoadedPages, pages);
-                let loaded = cache.commit_load_back(plan);
-                self.give_loaded(cache, job.ticket, Some(loaded));
-            }
-            Kind::Load(plan) => {
-                self.count(Count::FailedLoads, 1);
-                cache.abort_load_back(plan);
-                self.give_loaded(cache, job.ticket, None);
-            }
-            Kind::Ask(question) => {
-                job.progress.stop();
-                self.end_question(cache, &question, (job.ticket, job.deadline), pages);
-            }
-            Kind::Fetch(plan) if agreed.all_done => {
-                let pages = self.commit(cache, plan, pages);
-                self.give_prefetched(job.ticket, pages);
-            }
-            Kind::Fetch(plan) => {
-                job.progress.stop();
-                self.count(Count::StoppedPrefetches, 1);
-                let (plan, rest) = cache.split_prefetch(plan, pages);
-                let arrived = self.commit(cache, plan, pages);
-                self.give_prefetched(job.ticket, arrived);
-                // A read may still be writing to the other pages.
-                self.keep(Kind::Tail { rest, before: pages }, job.progress, None, None);
-            }
-            Kind::Tail { rest, before } => {
-                self.commit(cache, rest, pages.saturating_sub(before));
-            }
-        }
-    }
-
-    fn end_backup(&mut self, cache: &mut RadixCache, plan: BackupPlan, pages: usize) {
-        let copied = pages == plan.host.len();
-        if copied {
-            self.count(Count::BackedUpPages, pages);
-        } else {
-            self.count(Count::FailedBackups, 1);
-        }
-        let done = cache.end_backup(plan, copied);
-        for plan in done.store {
-            self.start_store(cache, plan);
-        }
-    }
-
-    /// The store has said how much it has: less than is worth a transfer ends it here.
-    fn end_question(
-        &mut self,
-        cache: &mut RadixCache,
-        question: &Question,
-        (ticket, deadline): (Option<u64>, Option<Instant>),
-        hit_pages: usize,
-    ) {
-        let wanted = ticket.is_some_and(|id| self.tickets.contains_key(&id));
-        let tokens = hit_pages * cache.shape().page_tokens();
-        if hit_pages == 0 || tokens < cache.config().prefetch_min_tokens || !wanted {
-            self.count(Count::RevokedPrefetches, 1);
-            return self.give_prefetched(ticket, 0);
-        }
-        if let Some(entry) = ticket.and_then(|id| self.tickets.get_mut(&id)) {
-            entry.outcome = Outcome::Prefetching { hit_pages };
-        }
-        let raw = cache.shape().raw_tokens(question.start + hit_pages);
-        match cache.begin_prefetch(question.access(), question.tokens().slice(0..raw)) {
-            Ok(plan) => {
-                let work = Work::Fetch { pages: plan.pages().to_vec() };
-                self.start(work, Kind::Fetch(plan), ticket, deadline);
-            }
-            Err(error) => {
-                let few = matches!(error, PrefetchError::TooFew { .. });
-                self.count(if few { Count::RevokedPrefetches } else { Count::RefusedPrefetches }, 1);
-                self.give_prefetched(ticket, 0);
-            }
-        }
-    }
-
-    /// Gives the first `pages` pages of a prefetch to the cache; returns how many.
-    fn commit(&self, cache: &mut RadixCache, plan: PrefetchPlan, pages: usize) -> usize {
-        let pages = pages.min(plan.pages().len());
-        if pages == 0 {
-            cache.abort_prefetch(plan);
-            return 0;
-        }
-        let done = cache.commit_prefetch(plan, pages);
-        self.count(Count::PrefetchedPages, done.inserted);
-        self.count(Count::DuplicatePages, done.duplicates);
-        pages
-    }
-
-    fn give_prefetched(&mut self, ticket: Option<u64>, pages: usize) {
-        if let Some(entry) = ticket.and_then(|id| self.tickets.get_mut(&id)) {
-            let hit_pages = match entry.outcome {
-                Outcome::Prefetching { hit_pages } => hit_pages,
-                _ => 0,
-            };
-            entry.outcome = Outcome::Prefetched(PrefetchEnd { hit_pages, pages });
-        }
-    }
-
-    fn give_loaded(&mut self, cache: &mut RadixCache, ticket: Option<u64>, loaded: Option<LoadedBack>) {
-        match (ticket.and_then(|id| self.tickets.get_mut(&id)), loaded) {
-            (Some(entry), loaded) => entry.outcome = Outcome::Loaded(loaded),
-            (None, Some(loaded)) => cache.unlock(loaded.lock),
-            (None, None) => {}
-        }
-    }
-
-    /// Forgets tickets that were dropped, and gives back what they had.
-    fn forget_abandoned(&mut self, cache: &mut RadixCache) {
-        let abandoned: Vec<u64> =
-            self.tickets.iter().filter(|(_, entry)| entry.is_abandoned()).map(|(id, _)| *id).collect();
-        for id in abandoned {
-            if let Some(Entry { outcome: Outcome::Loaded(Some(loaded)), .. }) = self.tickets.remove(&id) {
-                cache.unlock(loaded.lock);
-            }
-            for job in self.jobs.values().filter(|job| job.ticket == Some(id)) {
-                if matches!(job.kind, Kind::Ask(_) | Kind::Fetch(_)) {
-                    job.progress.stop();
-                }
-            }
-        }
-    }
-
     /// Looks in the store for the pages of `tokens` after the longest prefix in the cache.
     ///
     /// First the store is asked how much it has; host pages are taken only for that. Leave out the last token of a
@@ -528,81 +373,5 @@ impl<D: DevicePool, S: PageStore> Tiers<D, S> {
 
     fn count(&self, count: Count, by: usize) {
         self.context.counters.add(count, by);
-    }
-
-    /// When the next prefetch runs out of time.
-    #[must_use]
-    pub fn next_deadline(&self) -> Option<Instant> {
-        self.jobs.values().filter_map(|job| job.deadline).min()
-    }
-
-    /// Resolves when [`poll`](Self::poll) has something to end. Any executor may poll it; dropping it does nothing.
-    pub async fn changed(&self) {
-        loop {
-            let listener = self.context.news.listen();
-            if self.context.news.ended() != self.seen {
-                return;
-            }
-            let Some(deadline) = self.next_deadline() else {
-                listener.await;
-                continue;
-            };
-            tokio::select! {
-                () = listener => {}
-                () = self.executor.sleep_until(deadline) => return,
-            }
-        }
-    }
-
-    /// [`changed`](Self::changed) for engines without an executor: waits at most `patience`, and says whether there
-    /// is something to end.
-    #[must_use]
-    pub fn wait(&self, patience: Duration) -> bool {
-        let until = Instant::now() + patience;
-        let until = self.next_deadline().map_or(until, |deadline| deadline.min(until));
-        loop {
-            let listener = self.context.news.listen();
-            if self.context.news.ended() != self.seen {
-                return true;
-            }
-            if listener.wait_deadline(until).is_none() {
-                return self.next_deadline().is_some_and(|deadline| deadline <= Instant::now());
-            }
-        }
-    }
-
-    /// Waits until nothing is under way, so that all backups have reached the store or failed. Blocks, at most
-    /// `patience`; says whether it came to that.
-    pub fn drain(&mut self, cache: &mut RadixCache, patience: Duration) -> bool {
-        let until = Instant::now() + patience;
-        loop {
-            self.poll(cache);
-            let left = until.saturating_duration_since(Instant::now());
-            if self.is_idle() || left.is_zero() {
-                return self.is_idle();
-            }
-            let _news = self.wait(left);
-        }
-    }
-
-    /// Breaks off all transfers; nothing begins any more. The next [`poll`](Self::poll)s end their plans.
-    pub fn cancel_all(&mut self) {
-        self.closed = true;
-        for job in self.jobs.values() {
-            job.progress.cancel();
-        }
-    }
-
-    /// Breaks off all transfers and ends all plans. Blocks until no transfer touches memory, at most `patience`;
-    /// says whether it came to that. Locks of loads that nobody took are given back.
-    pub fn shut_down(&mut self, cache: &mut RadixCache, patience: Duration) -> bool {
-        self.cancel_all();
-        let ended = self.drain(cache, patience);
-        for (_, entry) in std::mem::take(&mut self.tickets) {
-            if let Outcome::Loaded(Some(loaded)) = entry.outcome {
-                cache.unlock(loaded.lock);
-            }
-        }
-        ended
     }
 }
