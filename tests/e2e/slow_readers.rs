@@ -65,7 +65,9 @@ fn read_with_pauses(reader: &mut DataConn, len: usize, places: &[usize], mut pau
 
 #[test]
 fn pages_that_are_evicted_while_they_are_read_stay_as_they_are_at_every_boundary() {
-    let daemon = Daemon::start_with(Setup { dram: "64MiB".into(), ..Setup::default() }).unwrap();
+    // The oldest page goes first, so the pages that are being read go soon.
+    let args = vec!["--eviction-policy".into(), "lru".into()];
+    let daemon = Daemon::start_with(Setup { dram: "64MiB".into(), args, ..Setup::default() }).unwrap();
     let control = daemon.control().unwrap();
     let space = control.open_space("evicted").unwrap();
     let session = control.session().unwrap();
