@@ -33,6 +33,9 @@ const LESSONS_PER_TURNOVER: u64 = 5;
 const SAME_USE_SHARE: u64 = 1024;
 /// Counters that requests share, so that cores seldom meet.
 const STRIPES: usize = 8;
+/// What a page that was used once is worth, of what it seems to be. A long prompt that comes back is many uses at
+/// once, so what was learned of pages used once is too good for most of them.
+const ONCE: f64 = 0.1;
 /// What a use per ms is worth, so that whole numbers tell rare uses apart.
 const WORTH_OF_ONE: f64 = 1e15;
 
@@ -217,5 +220,6 @@ impl Policy for Chain {
 
 fn worth_of(worth: &Table, page: &Page, now_ms: u64) -> f64 {
     let age = age::bucket(now_ms.saturating_sub(page.last_access_ms));
-    worth[Known::from_word(page.word).class()][age]
+    let known = Known::from_word(page.word);
+    worth[known.class()][age] * if known.uses == 1 { ONCE } else { 1.0 }
 }

@@ -8,8 +8,8 @@
 
 use super::age::{self, BUCKETS};
 
-/// Classes of uses: 1, 2, 3 and 4, 5 to 8, and so on.
-const USE_CLASSES: usize = 7;
+/// Classes of uses: 1, 2, more. The gaps tell the popular from the very popular.
+const USE_CLASSES: usize = 3;
 /// Classes of gaps: four to an octave would be too fine to learn, one is fine.
 pub(crate) const GAP_CLASSES: usize = BUCKETS / age::PER_OCTAVE / 2;
 /// All classes.
@@ -45,7 +45,7 @@ impl Known {
 
     /// Pages of a class are taken to behave alike.
     pub(crate) fn class(self) -> usize {
-        let uses = (32 - (u32::from(self.uses) - 1).leading_zeros()) as usize;
+        let uses = usize::from(self.uses) - 1;
         let gap = usize::from(self.mean_gap) / (2 * age::PER_OCTAVE);
         uses.min(USE_CLASSES - 1) * GAP_CLASSES + gap.min(GAP_CLASSES - 1)
     }
