@@ -152,3 +152,66 @@ fn a_stopped_prefetch_is_news_while_its_read_hangs() {
 fn block_on(future: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future);
 }
+
+#[test]
+fn many_requests_with_faults_on_threads_never_see_a_wrong_byte() {
+    use super::rig::{PAGE_TOKENS, Rig};
+    use memkv_client::PageOutcome;
+
+    let store = Fake::default();
+    let setup = Setup { device_pages: 60, host_pages: 120, ..Setup::default() };
+    let mut rig = Rig::new(&setup, &store);
+    let host = PageRegion::new(120, PAGE_BYTES).unwrap();
+    rig.tiers =
+        Tiers::new(&rig.cache, rig.device.clone(), host, store.clone(), setup.options.clone()).unwrap();
+    let space = rig.space.clone();
+    let mut state = 5_u64;
+    let mut dice = |sides: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % sides
+    };
+    let (mut waiting, mut found) = (Vec::new(), 0);
+    for step in 0..3000 {
+        if waiting.len() < 3 {
+            let text = prompt(1 + dice(12) as u32, 3 + dice(10) as usize);
+            waiting.push((rig.start(&text), crate::Warmup::default(), text));
+        }
+        match dice(12) {
+            0 => drop(rig.tiers.make_room(&mut rig.cache, 10 * PAGE_TOKENS)),
+            1 => drop(rig.cache.evict_host(10)),
+            2 => store.break_all(Some(PageOutcome::Busy)),
+            3 => rig.device.stop_after(Some(1)),
+            4 => {
+                let (request, _, _) = waiting.swap_remove(0);
+                rig.cache.abort(request);
+            }
+            _ => {
+                store.break_all(None);
+                rig.device.stop_after(None);
+            }
+        }
+        let mut still = Vec::new();
+        for (mut request, mut warmup, text) in waiting {
+            if !rig.tiers.warm(&mut rig.cache, Access::of(&space), &mut request, &mut warmup) {
+                still.push((request, warmup, text));
+            } else {
+                found += rig.compute(request, &text);
+            }
+        }
+        waiting = still;
+        let _news = rig.tiers.wait(Duration::from_micros(dice(300)));
+        rig.tiers.poll(&mut rig.cache);
+        if step % 50 == 0 {
+            rig.cache.check().unwrap();
+        }
+    }
+    for (request, _, _) in waiting {
+        rig.cache.abort(request);
+    }
+    store.break_all(None);
+    assert!(rig.tiers.shut_down(&mut rig.cache, PATIENCE));
+    let stats = rig.tiers.stats();
+    assert!(found > 1000 && stats.prefetched_pages > 100 && stats.loaded_pages > 100, "{found}: {stats:?}");
+    assert!(stats.busy_pages > 0 && stats.failed_loads + stats.failed_backups > 0, "{stats:?}");
+    rig.assert_nothing_lost();
+}
