@@ -88,6 +88,8 @@ impl Exact for ExactSieve {
             } else {
                 self.visited.remove(&here);
                 self.queue.remove(self.hand);
+                // Behind the newest comes the oldest, not what is stored next.
+                self.hand %= self.queue.len().max(1);
             }
         }
         self.queue.push(block);
