@@ -7,7 +7,8 @@ use std::path::PathBuf;
 fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from("proto");
     println!("cargo:rerun-if-changed=proto");
-    let descriptors = protox::compile([root.join("memkv/v1/memkv.proto")], [&root])?;
+    let files = ["memkv/v1/memkv.proto", "memkv/v1/admin.proto"].map(|file| root.join(file));
+    let descriptors = protox::compile(files, [&root])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("memkv_descriptor.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
