@@ -23,6 +23,8 @@ mod page;
 mod queue;
 mod s3fifo;
 mod sieve;
+#[cfg(test)]
+mod tests;
 
 pub use kind::{PolicyKind, UnknownPolicy};
 pub use page::{Choice, Page, Want};
