@@ -133,7 +133,7 @@ pub const OPTIONS: &[Opt] = &[
         flag: Some("high-watermark"),
         value: "FRACTION",
         help: "Fill at which background eviction begins, 0 to 1.",
-        set: |c, text| put(&mut c.high_watermark, from_str(text, "a fraction such as 0.998")),
+        set: |c, text| put(&mut c.high_watermark, from_str(text, "a fraction such as 0.997")),
         show: |c| c.high_watermark.to_string(),
     },
     Opt {
@@ -142,7 +142,7 @@ pub const OPTIONS: &[Opt] = &[
         flag: Some("low-watermark"),
         value: "FRACTION",
         help: "Fill at which background eviction ends, 0 to high_watermark.",
-        set: |c, text| put(&mut c.low_watermark, from_str(text, "a fraction such as 0.996")),
+        set: |c, text| put(&mut c.low_watermark, from_str(text, "a fraction such as 0.993")),
         show: |c| c.low_watermark.to_string(),
     },
     Opt {

@@ -74,7 +74,7 @@ fn values_must_fit_together() {
         (&["--limits-sessions-max", "0"], "limits.sessions_max is 0; it must be 1 to"),
         (&["--limits-batch-keys-max", "65537"], "limits.batch_keys_max is 65537; it must be 1 to 65536"),
         (&["--page-max", "128MiB"], "page_max is 134217728; it must be 1 to 67108864"),
-        (&["--low-watermark", "0.999"], "low_watermark (0.999) and high_watermark (0.998)"),
+        (&["--low-watermark", "0.999"], "low_watermark (0.999) and high_watermark (0.997)"),
         (&["--high-watermark", "NaN"], "high_watermark (NaN)"),
         (&["--limits-stall-time-max", "0s"], "limits.stall_time_max must be between"),
         (&["--data-threads", "5000"], "data_threads is 5000"),
