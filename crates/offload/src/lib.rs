@@ -69,6 +69,9 @@
 //! the request computes; writes to the store and write-backs are dropped and counted. How much may be under way in
 //! tokens, and what is worth a transfer, is the cache's configuration.
 //!
+//! An example that shares pages with SGLang is `crates/offload/examples/interop.rs`; why the crate is built as it is says
+//! `docs/design/offload.md`.
+//!
 //! Deliberately absent: decisions about what to keep ([`memkv_radix`]), copies layer by layer, retries (the next
 //! request asks again), and anything that knows how pages travel to the servers (`memkv-client`).
 
@@ -99,7 +102,7 @@ pub use ranks::{OneRank, Ranks, RanksLost};
 pub use region::{BadRegion, PageRead, PageRegion, PageWrite};
 pub use space::{BadSpace, EngineSpace, Rank};
 pub use stats::Stats;
-pub use store::{Found, PageKey, PageStore};
+pub use store::{Found, NoStore, PageKey, PageStore};
 pub use ticket::{LoadTicket, NotStarted, PrefetchEnd, PrefetchTicket};
 pub use tiers::{Room, SetupError, Tiers};
 pub use warm::Warmup;

@@ -69,6 +69,25 @@ pub trait PageStore: Send + Sync + 'static {
     ) -> impl Future<Output = ()> + Send;
 }
 
+/// No store: everything is a miss, and nothing is kept. For engines with host memory alone; leave
+/// [`storage`](memkv_radix::Config::storage) off then.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoStore;
+
+impl PageStore for NoStore {
+    async fn exists(&self, _keys: &[PageKey]) -> Found {
+        Found::default()
+    }
+
+    async fn get(&self, _keys: &[PageKey], _pages: &mut [&mut [u8]], outcomes: &mut [PageOutcome]) {
+        outcomes.fill(PageOutcome::Miss);
+    }
+
+    async fn put(&self, _start: usize, _keys: &[PageKey], _pages: &[&[u8]], outcomes: &mut [PageOutcome]) {
+        outcomes.fill(PageOutcome::Unavailable);
+    }
+}
+
 /// The client refuses a call only if it was closed; then no page came or went.
 fn unless_closed<T>(result: Result<T, Error>, outcomes: &mut [PageOutcome]) {
     if let Err(error) = result {

@@ -291,6 +291,28 @@ fn a_frozen_store_costs_the_patience_and_no_page() {
 }
 
 #[test]
+fn a_question_that_is_given_up_begins_no_read() {
+    let text = prompt(1, 300);
+    let store = filled(&[&text]);
+    let mut rig = Rig::new(&big(), &store);
+    let ticket = prefetch(&mut rig, &text).unwrap();
+    // The first 128 pages are known to be there; then the store hangs.
+    while rig.tiers.stats().hit_pages == 0 {
+        rig.hand.turn();
+    }
+    store.freeze(true);
+    assert_eq!(rig.tiers.stats().hit_pages, 128);
+    assert_eq!(rig.tiers.poll_at(&mut rig.cache, far()), 1);
+    assert_eq!(rig.tiers.prefetched(&ticket), Some(PrefetchEnd::default()));
+    assert!(rig.tiers.is_idle());
+    store.freeze(false);
+    rig.settle();
+    let read = store.take_calls().iter().any(|call| matches!(call, Call::Get(_)));
+    assert_eq!((read, rig.tiers.stats().stopped_prefetches), (false, 1));
+    rig.assert_nothing_lost();
+}
+
+#[test]
 fn a_dropped_ticket_stops_its_prefetch() {
     let text = prompt(1, 12);
     let store = filled(&[&text]);

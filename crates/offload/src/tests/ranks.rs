@@ -2,7 +2,7 @@
 
 use super::fake::Fake;
 use super::rig::{Rig, Setup, keys, prompt};
-use crate::{Ranks, RanksLost, Warmup};
+use crate::{Ranks, RanksLost, StopPolicy, Warmup};
 use memkv_client::PageOutcome;
 use memkv_radix::{Access, Request, WritePolicy};
 use parking_lot::{Condvar, Mutex};
@@ -99,7 +99,11 @@ fn live(
     write: WritePolicy,
     stores: &[Fake],
 ) -> (Vec<View>, crate::Stats) {
-    let setup = Setup { write, device_pages: 30, host_pages: 60, ..Setup::default() };
+    let mut setup = Setup { write, device_pages: 30, host_pages: 60, ..Setup::default() };
+    if write == WritePolicy::Selective {
+        // Then prefetches are stopped while some ranks are done and others are not.
+        setup.options.stop = StopPolicy::BestEffort;
+    }
     let mut rig = Rig::new(&setup, &stores[rank]);
     let down = vec![11, 12, 40];
     rig.tiers = rig.tiers.with_ranks(Box::new(Member { meeting, down, calls: 0 }));
@@ -126,7 +130,10 @@ fn live(
         }
         let mut still = Vec::new();
         for (mut request, mut warmup, text) in waiting {
-            if rig.tiers.warm(&mut rig.cache, Access::of(&space), &mut request, &mut warmup) {
+            if script.roll(3) > 0 {
+                // Its turn has not come.
+                still.push((request, warmup, text));
+            } else if rig.tiers.warm(&mut rig.cache, Access::of(&space), &mut request, &mut warmup) {
                 serve(&mut rig, request, &text);
             } else {
                 still.push((request, warmup, text));
@@ -196,6 +203,7 @@ fn the_caches_of_ranks_with_different_faults_stay_equal() {
         for (_, stats) in &ranks {
             assert!(stats.lost_agreements > 0, "{stats:?}");
             assert!(stats.failed_backups + stats.failed_loads > 0, "{stats:?}");
+            assert!(stats.stopped_prefetches > 0, "{stats:?}");
             assert!(stats.prefetched_pages > 0 && stats.loaded_pages > 0, "{stats:?}");
         }
         assert_ne!(ranks[0].1, ranks[1].1, "the faults were the ranks' own");

@@ -2,7 +2,8 @@
 
 use super::fake::Fake;
 use super::rig::{PAGE_BYTES, Setup, names, prompt};
-use crate::{DeviceError, DevicePool, Options, PageRegion, Tiers};
+use crate::{DeviceError, DevicePool, Found, Options, PageKey, PageRegion, PageStore, Tiers};
+use memkv_client::PageOutcome;
 use memkv_radix::{Access, Config, DevicePage, Namespace, RadixCache, Shape, Tokens, WritePolicy};
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,6 +89,33 @@ fn copies_reach_the_store_and_come_back_with_waiting_by_thread_and_by_future() {
 }
 
 #[test]
+fn host_memory_is_a_tier_without_a_store() {
+    let text = prompt(1, 9);
+    let shape = Shape::new(super::rig::PAGE_TOKENS, false).unwrap();
+    let config = Config { load_back_min_tokens: 1, prefetch_min_tokens: 1, ..Config::new(shape, 20) };
+    let mut cache = RadixCache::new(config.with_host(40, WritePolicy::Through)).unwrap();
+    let device = Arc::new(PageRegion::new(20, PAGE_BYTES).unwrap());
+    let host = PageRegion::new(40, PAGE_BYTES).unwrap();
+    let mut tiers = Tiers::new(&cache, device.clone(), host, crate::NoStore, Options::default()).unwrap();
+    fill(&mut cache, &device, &text);
+    assert!(tiers.drain(&mut cache, PATIENCE));
+    assert_eq!(tiers.make_room(&mut cache, usize::MAX).freed_tokens, 9 * super::rig::PAGE_TOKENS);
+    let space = Namespace::default();
+    let longer = prompt(1, 15);
+    let mut request = cache.start(Access::of(&space), Tokens::from(&longer), 0);
+    let mut warmup = crate::Warmup::default();
+    while !tiers.warm(&mut cache, Access::of(&space), &mut request, &mut warmup) {
+        assert!(tiers.wait(PATIENCE));
+        tiers.poll(&mut cache);
+    }
+    assert_eq!(request.protected_pages(), 9);
+    cache.abort(request);
+    let stats = tiers.stats();
+    assert_eq!((stats.loaded_pages, stats.revoked_prefetches, stats.unstored_pages), (9, 1, 0));
+    assert!(tiers.shut_down(&mut cache, PATIENCE));
+}
+
+#[test]
 fn a_panic_of_the_device_is_a_failed_copy() {
     let mut cache = cache();
     let device = PageRegion::new(100, PAGE_BYTES).unwrap();
@@ -148,6 +176,44 @@ fn a_stopped_prefetch_is_news_while_its_read_hangs() {
     assert!(tiers.shut_down(&mut cache, PATIENCE));
 }
 
+/// A store that never answers and never wakes anybody.
+struct Hangs;
+
+impl PageStore for Hangs {
+    async fn exists(&self, _keys: &[PageKey]) -> Found {
+        std::future::pending().await
+    }
+
+    async fn get(&self, _keys: &[PageKey], _pages: &mut [&mut [u8]], _outcomes: &mut [PageOutcome]) {
+        std::future::pending().await
+    }
+
+    async fn put(&self, _start: usize, _keys: &[PageKey], _pages: &[&[u8]], _outcomes: &mut [PageOutcome]) {
+        std::future::pending().await
+    }
+}
+
+#[test]
+fn a_shutdown_breaks_off_calls_that_hang() {
+    let mut cache = cache();
+    let device = Arc::new(PageRegion::new(100, PAGE_BYTES).unwrap());
+    let host = PageRegion::new(100, PAGE_BYTES).unwrap();
+    let mut tiers = Tiers::new(&cache, device.clone(), host, Hangs, Options::default()).unwrap();
+    fill(&mut cache, &device, &prompt(1, 9));
+    let space = Namespace::default();
+    let text = prompt(2, 9);
+    let ticket = tiers.prefetch(&mut cache, Access::of(&space), Tokens::from(&text)).unwrap();
+    while tiers.stats().backed_up_pages == 0 {
+        tiers.poll(&mut cache);
+        let _news = tiers.wait(Duration::from_millis(10));
+    }
+    assert!(!tiers.is_idle());
+    assert!(tiers.shut_down(&mut cache, PATIENCE / 3));
+    assert_eq!(cache.host().count(memkv_radix::PageState::Writing), 0);
+    drop(ticket);
+    cache.check().unwrap();
+}
+
 /// Runs a future on a thread that has no runtime.
 fn block_on(future: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future);
@@ -156,7 +222,6 @@ fn block_on(future: impl Future<Output = ()>) {
 #[test]
 fn many_requests_with_faults_on_threads_never_see_a_wrong_byte() {
     use super::rig::{PAGE_TOKENS, Rig};
-    use memkv_client::PageOutcome;
 
     let store = Fake::default();
     let setup = Setup { device_pages: 60, host_pages: 120, ..Setup::default() };

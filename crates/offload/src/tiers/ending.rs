@@ -52,9 +52,14 @@ impl<D: DevicePool, S: PageStore> Tiers<D, S> {
                 cache.abort_load_back(plan);
                 self.give_loaded(cache, job.ticket, None);
             }
-            Kind::Ask(question) => {
-                job.progress.stop();
+            Kind::Ask(question) if agreed.all_done => {
                 self.end_question(cache, &question, (job.ticket, job.deadline), pages);
+            }
+            Kind::Ask(_) => {
+                // Nobody waits any more, so what the store has so far is not worth a read.
+                job.progress.stop();
+                self.count(Count::StoppedPrefetches, 1);
+                self.give_prefetched(job.ticket, 0);
             }
             Kind::Fetch(plan) if agreed.all_done => {
                 let pages = self.commit(cache, plan, pages);
@@ -88,7 +93,8 @@ impl<D: DevicePool, S: PageStore> Tiers<D, S> {
         }
     }
 
-    /// The store has said how much it has: less than is worth a transfer ends it here.
+    /// The store has said how much it has. The cache refuses what is too little to be worth a transfer; nothing is
+    /// begun if nobody waits for it any more.
     fn end_question(
         &mut self,
         cache: &mut RadixCache,
@@ -96,11 +102,9 @@ impl<D: DevicePool, S: PageStore> Tiers<D, S> {
         (ticket, deadline): (Option<u64>, Option<Instant>),
         hit_pages: usize,
     ) {
-        let wanted = ticket.is_some_and(|id| self.tickets.contains_key(&id));
-        let tokens = hit_pages * cache.shape().page_tokens();
-        if hit_pages == 0 || tokens < cache.config().prefetch_min_tokens || !wanted {
+        if !ticket.is_some_and(|id| self.tickets.contains_key(&id)) {
             self.count(Count::RevokedPrefetches, 1);
-            return self.give_prefetched(ticket, 0);
+            return;
         }
         if let Some(entry) = ticket.and_then(|id| self.tickets.get_mut(&id)) {
             entry.outcome = Outcome::Prefetching { hit_pages };
