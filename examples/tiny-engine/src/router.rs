@@ -307,19 +307,15 @@ impl<L: Lower> Router<L> {
         let mut runs = Vec::new();
         let mut budget = self.limits.batch_tokens.max(1);
         self.lower.poll(&mut self.cache);
-        let is_tight = self.plan_running(&mut budget, &mut runs);
-        if !is_tight {
-            self.warm_up();
-        }
+        self.plan_running(&mut budget, &mut runs);
+        self.warm_up();
         self.plan_warm(&mut budget, &mut runs);
         self.in_flight = !runs.is_empty();
         self.in_flight.then_some(Batch { runs })
     }
 
     /// Gives each running request its next tokens: those that generate first, and the older before the younger.
-    /// Returns whether somebody had to give way.
-    fn plan_running(&mut self, budget: &mut usize, runs: &mut Vec<Planned>) -> bool {
-        let mut is_tight = false;
+    fn plan_running(&mut self, budget: &mut usize, runs: &mut Vec<Planned>) {
         // A token that is generated must not wait for somebody's prompt.
         let (generating, reading): (Vec<RequestId>, Vec<RequestId>) = {
             let is_generating = |running: &&Running| running.computed >= running.sequence.prompt;
@@ -332,11 +328,9 @@ impl<L: Lower> Router<L> {
                 if *budget == 0 || self.plan_one(at, budget, runs) {
                     break;
                 }
-                is_tight = true;
                 self.give_way(runs);
             }
         }
-        is_tight
     }
 
     /// Plans one request's next tokens; `false` if there are no pages for them.

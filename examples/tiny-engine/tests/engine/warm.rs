@@ -111,6 +111,48 @@ proptest! {
     }
 }
 
+/// Answers everything; the answers in their order.
+fn drain(router: &mut Router<Slow>, executor: &mut TransformerExecutor) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    for _ in 0..500 {
+        answers.extend(step(router, executor));
+        if router.is_idle() {
+            return answers;
+        }
+    }
+    panic!("the router is stuck");
+}
+
+/// An engine of eight pages, four of which the tree has from this prompt.
+fn engine_that_knows(known: &[u32; 16], delays: Vec<u32>) -> (Router<Slow>, TransformerExecutor) {
+    let (mut router, mut executor) = engine(8, RouterLimits::default(), delays);
+    router.submit(ask(known, 1)).unwrap();
+    drain(&mut router, &mut executor);
+    assert_eq!(router.cache().stats().evictable_tokens, 16);
+    (router, executor)
+}
+
+#[test]
+fn who_only_waits_does_not_keep_pages_from_the_next() {
+    let known = [7; 16];
+    let (mut router, mut executor) = engine_that_knows(&known, vec![1]);
+    let long = router.submit(ask(&[8; 28], 1)).unwrap();
+    // It finds three pages, and with them the long one does not fit.
+    let short = router.submit(ask(&known, 1)).unwrap();
+    let order: Vec<_> = drain(&mut router, &mut executor).iter().map(|answer| answer.request).collect();
+    assert_eq!(order, [long, short]);
+}
+
+#[test]
+fn who_waits_gives_way_before_who_runs() {
+    let known = [7; 16];
+    let (mut router, mut executor) = engine_that_knows(&known, vec![1, 1, 60]);
+    let growing = router.submit(ask(&[8; 12], 13)).unwrap();
+    router.submit(ask(&known, 1)).unwrap();
+    let answers = drain(&mut router, &mut executor);
+    assert_eq!((answers[0].request, answers[0].retractions), (growing, 0));
+}
+
 #[test]
 fn who_is_warm_passes_who_is_not() {
     let (mut router, mut executor) = engine(32, RouterLimits::default(), vec![6, 1]);
