@@ -16,8 +16,6 @@ use std::time::Duration;
 
 pub(crate) const PAGE_TOKENS: usize = 4;
 pub(crate) const PAGE_BYTES: usize = 20_000;
-/// The deadline of every op.
-pub(crate) const OP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a test waits for something that must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Pages of one read or write.
@@ -109,6 +107,8 @@ impl DevicePool for Device {
 pub(crate) struct Setup {
     pub(crate) transport: Transport,
     pub(crate) stop: StopPolicy,
+    /// The deadline of every op.
+    pub(crate) op_timeout: Duration,
     pub(crate) gets: Arc<Watch>,
     pub(crate) copies: Arc<Watch>,
     /// Where transfers run, if not on threads of their own.
@@ -120,6 +120,7 @@ impl Default for Setup {
         Self {
             transport: Transport::Tcp,
             stop: StopPolicy::WaitComplete,
+            op_timeout: Duration::from_secs(2),
             gets: Arc::default(),
             copies: Arc::default(),
             runtime: None,
@@ -161,7 +162,7 @@ impl Engine {
             .servers(servers.join(","))
             .auth_key_hex(KEY)
             .transport(setup.transport)
-            .op_timeout(OP_TIMEOUT)
+            .op_timeout(setup.op_timeout)
             .build()
             .unwrap();
         let space = runtime.block_on(async {
