@@ -126,7 +126,7 @@ fn drain(router: &mut Router<Slow>, executor: &mut TransformerExecutor) -> Vec<A
 /// An engine of eight pages, four of which the tree has from this prompt.
 fn engine_that_knows(known: &[u32; 16], delays: Vec<u32>) -> (Router<Slow>, TransformerExecutor) {
     let (mut router, mut executor) = engine(8, RouterLimits::default(), delays);
-    router.submit(ask(known, 1)).unwrap();
+    router.submit(ask(known, 1)).expect("it fits");
     drain(&mut router, &mut executor);
     assert_eq!(router.cache().stats().evictable_tokens, 16);
     (router, executor)
