@@ -225,3 +225,25 @@ fn a_page_deleted_while_it_is_read_is_a_miss() {
     }
     assert_eq!(fetch(&engine, &space, b"k").map(|_| ()), None);
 }
+
+#[test]
+fn pages_on_their_way_to_a_drive_count_as_free_already() {
+    let (tiered, engine, space) = in_flight();
+    // More than the high mark: 8 MiB of slots of 20 KiB.
+    let mut stored = 0_u32;
+    while engine.status().used_slot_bytes < (8 << 20) * 99 / 100 {
+        put(&engine, &space, &stored.to_le_bytes(), &page(3)).unwrap();
+        stored += 1;
+    }
+    let flying = || engine.state.drives.as_ref().unwrap().writes.bytes();
+    let before = flying();
+    engine.evict_round(1);
+    let first = flying();
+    engine.evict_round(2);
+    let second = flying();
+    // Before anything can panic: an engine is not dropped while its drive holds writes back.
+    tiered.faults.release();
+    settle_writes(&engine);
+    assert!(first > before, "a round begins to make room");
+    assert_eq!(second, first, "the next one knows that the room is on its way");
+}
