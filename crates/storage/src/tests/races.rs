@@ -244,6 +244,7 @@ fn pages_on_their_way_to_a_drive_count_as_free_already() {
     // Before anything can panic: an engine is not dropped while its drive holds writes back.
     tiered.faults.release();
     settle_writes(&engine);
-    assert!(first > before, "a round begins to make room");
+    // From 99 % to the low mark of 95 %, and not again for each look at what is still in memory.
+    assert!(first > before && first - before < (8 << 20) / 16, "{before} to {first}");
     assert_eq!(second, first, "the next one knows that the room is on its way");
 }
