@@ -39,6 +39,8 @@ pub(crate) struct Server {
     sessions: AtomicU64,
     /// Of the pages that were put lately, how many were there already, in 1/1024.
     existing: AtomicU32,
+    /// The server takes pages together with their offer.
+    direct: AtomicBool,
 }
 
 /// Pages are put without asking first while fewer of them than this were there already, in 1/1024.
@@ -64,6 +66,7 @@ impl Server {
             broken: AtomicU64::new(0),
             sessions: AtomicU64::new(0),
             existing: AtomicU32::new(0),
+            direct: AtomicBool::new(false),
         }
     }
 
@@ -84,9 +87,9 @@ impl Server {
         taken
     }
 
-    /// Whether pages should be sent with their offer, because few were there already lately.
+    /// Whether pages should be sent with their offer: the server takes that, and few were there already lately.
     pub(crate) fn puts_direct(&self) -> bool {
-        self.existing.load(Relaxed) < DIRECT_BELOW
+        self.direct.load(Relaxed) && self.existing.load(Relaxed) < DIRECT_BELOW
     }
 
     /// Notes that `existing` of `pages` put pages were there already. Two ops that end at once may lose one note.
@@ -159,9 +162,10 @@ impl Server {
         self.reopen.swap(false, Relaxed)
     }
 
-    /// A session is accepted.
-    pub(crate) fn accepted(&self, node_id: &str, limits: Limits) {
+    /// A session is accepted; `direct` if the server takes pages together with their offer.
+    pub(crate) fn accepted(&self, node_id: &str, limits: Limits, direct: bool) {
         self.sessions.fetch_add(1, Relaxed);
+        self.direct.store(direct, Relaxed);
         *self.limits.lock() = limits;
         *self.node_id.lock() = Some(node_id.to_owned());
         self.breaker.lock().reset();

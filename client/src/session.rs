@@ -13,6 +13,7 @@ use crate::{Error, ErrorKind};
 use memkv_core::Limits;
 use memkv_proto::{PROTOCOL_VERSION, v1};
 use memkv_transport::auth::{AuthKey, SessionKey, SessionTranscript, same_secret};
+use memkv_transport::frame::CAPABILITY_DIRECT;
 use memkv_transport::frame::{Code, HEADER_BYTES, Header, Op};
 use memkv_transport::handshake::{self, Attach, AttachError, AttachStatus};
 use std::sync::Arc;
@@ -133,7 +134,7 @@ fn hello(shared: &Shared, client_nonce: &[u8; 32]) -> v1::Hello {
         client_nonce: client_nonce.to_vec(),
         client_name: format!("{} pid {}", shared.config.client_name, std::process::id()),
         client_version: env!("CARGO_PKG_VERSION").to_owned(),
-        capabilities: vec!["tcp".to_owned()],
+        capabilities: vec!["tcp".to_owned(), CAPABILITY_DIRECT.to_owned()],
     }
 }
 
@@ -187,7 +188,8 @@ async fn greet(shared: &Shared, server: &Arc<Server>) -> Result<Session, Error> 
     let session_id = challenge.session_id.as_slice().try_into();
     let session_id = session_id.map_err(|_| protocol("the session id does not have 16 bytes"))?;
     let limits = limits_of(accepted.limits.ok_or_else(|| protocol("the server announced no limits"))?)?;
-    server.accepted(&challenge.node_id, limits);
+    let direct = accepted.capabilities.iter().any(|name| name == CAPABILITY_DIRECT);
+    server.accepted(&challenge.node_id, limits, direct);
     let connections = shared.config.connections_per_server.min(limits.session_connections_max);
     let generation = server.pool.begin_session(connections);
     let attacher = Attacher {

@@ -7,7 +7,9 @@ use memkv_core::page::key_digest;
 use memkv_core::{Key, Limits, PageHasher, PageMeta, SpaceDescription};
 use memkv_proto::v1;
 use memkv_transport::auth::{AuthKey, SessionKey, SessionTranscript};
-use memkv_transport::frame::{Code, FLAG_DIRECT, FLAG_EXACT, FLAG_PREFIX, HEADER_BYTES, Header, Op};
+use memkv_transport::frame::{
+    CAPABILITY_DIRECT, Code, FLAG_DIRECT, FLAG_EXACT, FLAG_PREFIX, HEADER_BYTES, Header, Op,
+};
 use memkv_transport::handshake::{self, ATTACH_BYTES, Attach, AttachStatus, PROOF_BYTES};
 use memkv_transport::records::{self, PAGE_RECORD_BYTES};
 use std::collections::HashMap;
@@ -49,6 +51,8 @@ pub(crate) struct State {
     pub(crate) ended: watch::Sender<usize>,
     /// Calls of OpenSpace so far.
     pub(crate) opened_spaces: watch::Sender<usize>,
+    /// What it says that it can do, to new sessions.
+    pub(crate) capabilities: Mutex<Vec<String>>,
     pub(crate) attached: AtomicUsize,
     /// Bytes of bodies that came.
     pub(crate) body_bytes: AtomicU64,
@@ -91,6 +95,7 @@ impl Fake {
             requests: watch::Sender::new(0),
             ended: watch::Sender::new(0),
             opened_spaces: watch::Sender::new(0),
+            capabilities: Mutex::new(vec![CAPABILITY_DIRECT.to_owned()]),
             attached: AtomicUsize::new(0),
             body_bytes: AtomicU64::new(0),
             forgetful: AtomicBool::new(false),
@@ -217,6 +222,7 @@ impl v1::session_server::Session for Control {
             let accepted = v1::Accepted {
                 limits: Some((&state.limits).into()),
                 ping_interval_ms: 1000,
+                capabilities: state.capabilities.lock().unwrap().clone(),
                 ..Default::default()
             };
             send(Heard::Accepted(accepted)).await;

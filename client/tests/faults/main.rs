@@ -343,6 +343,15 @@ fn pages_are_sent_unasked_while_they_are_seldom_there() {
 }
 
 #[test]
+fn a_server_that_takes_no_unasked_pages_is_asked() {
+    let fake = Fake::start();
+    fake.state.capabilities.lock().unwrap().clear();
+    let (_client, space) = connect(&[&fake]);
+    assert_eq!(put(&space, &["a".to_owned()], &[page(0, 10)]), [PageOutcome::Stored]);
+    assert_eq!(*fake.state.requests.borrow(), 2, "an offer and its page");
+}
+
+#[test]
 fn long_batches_are_cut_and_pipelined() {
     let limits = Limits { batch_keys_max: 3, frame_meta_bytes_max: 45, ..Limits::default() };
     let fake = Fake::with(None, limits);

@@ -56,8 +56,10 @@ pub const FLAG_EXACT: u16 = 1;
 /// Exists: bits after the first absent key are zero, present or not.
 pub const FLAG_PREFIX: u16 = 2;
 
-/// Put: the pages follow the offer at once.
+/// Put: the pages follow the offer at once. Only on sessions whose sides both have [`CAPABILITY_DIRECT`].
 pub const FLAG_DIRECT: u16 = 4;
+/// What a side that knows [`FLAG_DIRECT`] says in the session's handshake.
+pub const CAPABILITY_DIRECT: &str = "put-direct";
 
 const KNOWN_FLAGS: u16 = FLAG_EXACT | FLAG_PREFIX | FLAG_DIRECT;
 const REPLY_BIT: u8 = 0x80;

@@ -10,6 +10,7 @@ use memkv_proto::v1::client_message::Message as FromClient;
 use memkv_proto::v1::server_message::Message as ToClient;
 use memkv_proto::{Invalid, PROTOCOL_VERSION, v1};
 use memkv_transport::auth::{SECRET_BYTES, SessionTranscript, same_secret};
+use memkv_transport::frame::CAPABILITY_DIRECT;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 /// What this server can do beside gRPC.
-const CAPABILITIES: [&str; 1] = ["tcp"];
+const CAPABILITIES: [&str; 2] = ["tcp", CAPABILITY_DIRECT];
 /// Messages that wait for a client that does not read them.
 const OUTBOX: usize = 8;
 /// Longest client name and version, bytes.
