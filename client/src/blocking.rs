@@ -1,6 +1,7 @@
 //! The same client for code without a runtime.
 //!
-//! Ops on pages run on the caller's own thread, which waits in `poll(2)`: no other thread touches a page. Calls
+//! Ops on pages run on the caller's own thread, which waits in `poll(2)`; a batch of 4 MiB and more also on threads that
+//! it starts and joins, so that no thread touches a page when the call has returned. Calls
 //! about servers and spaces, and the gRPC transport, run in the background while the caller's thread sleeps.
 //! Everything here may be called from any thread, also from inside an asynchronous runtime if blocking that thread
 //! is acceptable.

@@ -19,13 +19,16 @@ use tokio::runtime::{Builder, Handle, Runtime};
 /// What a client's background tasks share with it. Does not keep the client alive.
 pub(crate) struct Shared {
     pub(crate) config: Config,
+    /// Processors that this process may use.
+    pub(crate) cores: usize,
     spaces: Mutex<BTreeMap<SpaceId, SpaceDescription>>,
     this: std::sync::Weak<Shared>,
 }
 
 impl Shared {
     fn new(config: Config) -> Arc<Self> {
-        Arc::new_cyclic(|this| Self { config, spaces: Mutex::default(), this: this.clone() })
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Arc::new_cyclic(|this| Self { config, cores, spaces: Mutex::default(), this: this.clone() })
     }
 
     /// All spaces that were opened with this client.

@@ -1,4 +1,7 @@
 //! The two ways to wait for a batch op's sockets: `poll(2)` on the caller's thread, or readiness in a task.
+//!
+//! A blocking batch with much to move divides its exchanges over a few threads, scoped to the op: one thread cannot
+//! keep two connections busy. They end by the op's deadline, as it does.
 
 use crate::PageOutcome;
 use crate::exchange::{Batch, Exchange, Step};
@@ -6,13 +9,16 @@ use crate::pool::{Lease, Taken};
 use crate::server::Server;
 use event_listener::Listener as _;
 use memkv_transport::frame::Op;
+use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use std::future::Future as _;
 use std::io;
 use std::net::TcpStream;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll};
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::Handle;
@@ -21,8 +27,6 @@ use tokio::runtime::Handle;
 const SPLIT_BYTES: usize = 2 << 20;
 /// A batch is moved by several threads from this many bytes on: starting one takes about 20 µs.
 const THREAD_BYTES: usize = 4 << 20;
-/// The most threads that move one batch.
-const THREADS_MAX: usize = 4;
 /// Sockets that are waited for without allocating.
 const FEW: usize = 32;
 
@@ -151,25 +155,25 @@ fn run(batch: &mut Batch<'_>, exchanges: &mut [Exchange]) {
     let mut outcomes = vec![batch.outcomes.to_vec(); threads];
     let size = exchanges.len().div_ceil(threads);
     let lanes = crate::raw::lanes(batch, &mut outcomes);
-    let seen = std::thread::scope(|scope| {
-        let mut parts = lanes.into_iter().zip(exchanges.chunks_mut(size));
-        let own = parts.next();
-        let others: Vec<_> = parts
-            .map(|(mut lane, part)| {
-                scope.spawn(move || {
-                    poll_until_done(&mut lane, part);
-                    lane.seen_len
-                })
-            })
-            .collect();
-        let mut seen = 0;
-        if let Some((mut lane, part)) = own {
+    let shares: Vec<_> =
+        lanes.into_iter().zip(exchanges.chunks_mut(size)).map(Some).map(Mutex::new).collect();
+    let seen = AtomicU32::new(0);
+    let work = |share: &Mutex<Option<(Batch<'_>, &mut [Exchange])>>| {
+        let taken = share.lock().take();
+        if let Some((mut lane, part)) = taken {
             poll_until_done(&mut lane, part);
-            seen = lane.seen_len;
+            seen.fetch_max(lane.seen_len, Relaxed);
         }
-        others.into_iter().fold(seen, |seen, other| seen.max(other.join().unwrap_or(0)))
+    };
+    std::thread::scope(|scope| {
+        for share in &shares[1..] {
+            // Without a thread, the share is left for this one.
+            Builder::new().name("memkv-mover".to_owned()).spawn_scoped(scope, || work(share)).ok();
+        }
+        shares.iter().for_each(&work);
     });
-    batch.seen_len = batch.seen_len.max(seen);
+    drop(shares);
+    batch.seen_len = batch.seen_len.max(seen.into_inner());
     for (outcomes, part) in outcomes.iter().zip(exchanges.chunks(size)) {
         for exchange in part {
             exchange.take_outcomes(batch, outcomes);
@@ -179,7 +183,7 @@ fn run(batch: &mut Batch<'_>, exchanges: &mut [Exchange]) {
 
 /// How many threads are worth their start.
 fn threads(batch: &Batch<'_>, exchanges: &[Exchange]) -> usize {
-    if exchanges.len() < 2 || !matches!(batch.op, Op::Get | Op::Put) {
+    if batch.threads_max < 2 || exchanges.len() < 2 || !matches!(batch.op, Op::Get | Op::Put) {
         return 1;
     }
     let mut bytes = 0;
@@ -190,8 +194,7 @@ fn threads(batch: &Batch<'_>, exchanges: &[Exchange]) -> usize {
     if !large {
         return 1;
     }
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    cores.min(exchanges.len()).min(THREADS_MAX)
+    batch.threads_max.min(exchanges.len())
 }
 
 /// Advances the exchanges until all are done or the deadline has passed.

@@ -7,7 +7,8 @@
 //! - a page that an op reports as [`PageOutcome::Hit`] has the bytes that were put under that key in that space;
 //! - no op takes longer than the configured `op_timeout`, and no op waits for a connect;
 //! - a server that fails costs only its own keys: its pages are reported, the others keep their results;
-//! - the caller's memory is touched only on the thread or task that called, and never after the call has ended.
+//! - the caller's memory is touched only while the call runs: on the thread or task that called, and by threads that a
+//!   large blocking batch starts and joins.
 //!
 //! Deliberately absent: retries of data ops (a miss is fine, KV can be computed again), any order between two
 //! calls, and global state: every [`Client`] owns its connections and its one background thread.

@@ -11,6 +11,9 @@ use crate::{BatchReport, Error, PageOutcome, SpaceId, blocking, drive, grpc};
 use memkv_transport::frame::Op;
 use std::time::Instant;
 
+/// The most threads that move one batch.
+const THREADS_MAX: usize = 4;
+
 /// A batch op's arguments.
 pub(crate) struct Call<'a> {
     pub(crate) op: Op,
@@ -127,6 +130,7 @@ impl Inner {
             deadline: started + limit,
             deadline_ms: u32::try_from(limit.as_millis()).unwrap_or(u32::MAX),
             seen_len: 0,
+            threads_max: self.shared.cores.min(THREADS_MAX),
         }
     }
 

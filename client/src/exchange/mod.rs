@@ -43,6 +43,8 @@ pub(crate) struct Batch<'a> {
     pub(crate) deadline_ms: u32,
     /// The length of the last page that a server told of.
     pub(crate) seen_len: u32,
+    /// The most threads that may move its pages.
+    pub(crate) threads_max: usize,
 }
 
 impl Batch<'_> {
