@@ -9,6 +9,7 @@ mod optimum;
 mod replay;
 mod report;
 mod shapes;
+mod suite;
 #[cfg(test)]
 mod tests;
 mod trace;
@@ -20,9 +21,10 @@ use replay::Room;
 use report::{Report, Row};
 use shapes::Shape;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use suite::Suite;
 use trace::Trace;
 
 /// Shares of a trace's different blocks that a store has room for, if none are given.
@@ -31,8 +33,18 @@ const CAPACITIES: &str = "1%,2%,5%,10%,25%,50%";
 #[derive(Args)]
 pub(crate) struct SimulateArgs {
     /// The trace: one request a line, in the Mooncake format.
-    #[arg(long)]
-    trace: PathBuf,
+    #[arg(long, required_unless_present = "suite")]
+    trace: Option<PathBuf>,
+    /// Compare the default policy with the best of the classics on made-up traffic of every shape, and on the trace if
+    /// one is given. The policies are then always the same.
+    #[arg(long, conflicts_with = "policy")]
+    suite: bool,
+    /// The seeds of the suite.
+    #[arg(long, requires = "suite", value_delimiter = ',', default_value = "1,2,3")]
+    seeds: Vec<u64>,
+    /// The number of requests in each trace of the suite.
+    #[arg(long, requires = "suite", default_value_t = 1500)]
+    requests: usize,
     /// Policies to replay it through; LRU is always among them.
     #[arg(long, value_delimiter = ',', default_values_t = PolicyKind::ALL)]
     policy: Vec<PolicyKind>,
@@ -67,9 +79,11 @@ pub(crate) fn simulate_command(args: SimulateArgs) -> anyhow::Result<()> {
         [low, high] if 0.0 < low && low <= high && high <= 1.0 => Room::Watermarks { low, high },
         _ => bail!("the watermarks are not valid; use two shares with 0 < low <= high <= 1"),
     };
-    let path = args.trace.display();
-    let text = std::fs::read_to_string(&args.trace).with_context(|| format!("read the trace {path}"))?;
-    let trace = Trace::parse(&text).with_context(|| format!("read the trace {path}"))?;
+    let trace = args.trace.as_deref().map(read).transpose()?;
+    if args.suite {
+        return suite_command(args, trace.as_ref(), room);
+    }
+    let trace = trace.context("there is no trace to replay; use --trace FILE")?;
     let mut policies = vec![PolicyKind::Lru];
     policies.extend(args.policy.iter().filter(|policy| **policy != PolicyKind::Lru));
     policies.dedup();
@@ -78,6 +92,23 @@ pub(crate) fn simulate_command(args: SimulateArgs) -> anyhow::Result<()> {
         println!("{}", serde_json::to_string_pretty(&report).context("write JSON")?);
     } else {
         println!("{}", report::table(&report));
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> anyhow::Result<Trace> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("read the trace {}", path.display()))?;
+    Trace::parse(&text).with_context(|| format!("read the trace {}", path.display()))
+}
+
+fn suite_command(args: SimulateArgs, given: Option<&Trace>, room: Room) -> anyhow::Result<()> {
+    ensure!(args.requests > 0, "a trace has at least one request");
+    let suite = Suite { seeds: args.seeds, requests: args.requests, shares: args.capacity };
+    let cells = suite::run(&suite, given.map(|trace| ("trace", trace)), room)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&cells).context("write JSON")?);
+    } else {
+        println!("{}", suite::table(&cells));
     }
     Ok(())
 }

@@ -26,13 +26,18 @@ pub(super) struct Row {
 }
 
 impl Row {
-    fn of(&self, policy: &str) -> Option<f64> {
+    pub(super) fn of(&self, policy: &str) -> Option<f64> {
         self.hit_ratio.iter().find(|(name, _)| name == policy).map(|(_, ratio)| *ratio)
+    }
+
+    /// The best of the classics that were replayed.
+    pub(super) fn best_classic(&self) -> f64 {
+        CLASSICS.iter().filter_map(|name| self.of(name)).fold(0.0, f64::max)
     }
 
     /// How much of the way from the best of the classics to the optimum a policy goes.
     pub(super) fn gap_closed(&self, policy: &str) -> Option<f64> {
-        let best = CLASSICS.iter().filter_map(|name| self.of(name)).fold(0.0, f64::max);
+        let best = self.best_classic();
         (self.optimum > best).then_some((self.of(policy)? - best) / (self.optimum - best))
     }
 }

@@ -8,8 +8,9 @@
 
 use super::age::{self, BUCKETS};
 
-/// Classes of uses: 1, 2, more. The gaps tell the popular from the very popular.
-const USE_CLASSES: usize = 3;
+/// Classes of uses: 1, 2, 3 or 4, more. Finer ones see too little in a small store, coarser ones do not tell a shared
+/// prompt from a conversation.
+const USE_CLASSES: usize = 4;
 /// Classes of gaps: four to an octave would be too fine to learn, one is fine.
 pub(crate) const GAP_CLASSES: usize = BUCKETS / age::PER_OCTAVE / 2;
 /// All classes.
@@ -45,7 +46,7 @@ impl Known {
 
     /// Pages of a class are taken to behave alike.
     pub(crate) fn class(self) -> usize {
-        let uses = usize::from(self.uses) - 1;
+        let uses = usize::from(self.uses).next_power_of_two().trailing_zeros() as usize;
         let gap = usize::from(self.mean_gap) / (2 * age::PER_OCTAVE);
         uses.min(USE_CLASSES - 1) * GAP_CLASSES + gap.min(GAP_CLASSES - 1)
     }
