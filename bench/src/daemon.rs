@@ -96,8 +96,10 @@ pub(crate) fn find_server(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     let folder = own.parent().context("find this program's folder")?;
     let target = folder.parent().unwrap_or(folder);
     let places = [target.join("daemon"), folder.to_owned()].map(|folder| folder.join("memkv-server"));
-    let found = places.iter().find(|path| path.exists());
-    found.cloned().context(
+    // The newest: one of an earlier build would be measured in the place of this one.
+    let built = |path: &PathBuf| std::fs::metadata(path).and_then(|file| file.modified()).ok();
+    let found = places.into_iter().filter(|path| path.exists()).max_by_key(built);
+    found.context(
         "memkv-server is not beside memkv-bench; build it with: cargo build --release -p memkv-server, \
          or name it with --server",
     )
