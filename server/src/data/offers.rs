@@ -195,6 +195,10 @@ impl Receiving {
         let mut skip_bytes = self.progress.offset;
         let (mut used, mut room) = (0, READ_BYTES);
         for (record, page) in self.records[first..].iter_mut().zip(&mut self.held[first..]) {
+            if room == 0 {
+                // The page before may be cut short here: what follows it is not next.
+                return used;
+            }
             let Some(filling) = page.filling.as_mut() else {
                 // An unwanted page: its record, then as much of it as the sink takes at once.
                 if std::mem::take(&mut skip_pieces) == 0 {
@@ -324,11 +328,11 @@ mod tests {
     const LENS: [u32; 4] = [5, 41, 1, 33];
 
     /// Slots for one page of each length, and the body that brings them.
-    fn offered(engine: &Engine) -> (Vec<Held>, Vec<u8>) {
+    fn offered(engine: &Engine, lens: &[u32]) -> (Vec<Held>, Vec<u8>) {
         let space = engine.open_space(SpaceDescription::named("split").unwrap()).unwrap();
         engine.clear(&space);
         let (mut held, mut body) = (Vec::new(), Vec::new());
-        for (name, len) in (b'a'..).zip(LENS) {
+        for (name, len) in (b'a'..).zip(lens.iter().copied()) {
             let name = [name];
             let key = HashedKey::new(space.id(), Key::new(&name).unwrap());
             let bytes = vec![name[0]; len as usize];
@@ -343,11 +347,11 @@ mod tests {
     #[test]
     fn pages_are_stored_wherever_the_reads_end() {
         let engine = Engine::new(EngineConfig::with_dram(64 << 20)).unwrap();
-        let total = offered(&engine).1.len();
+        let total = offered(&engine, &LENS).1.len();
         let unwanted = 1;
         for first in 0..=total {
             for second in first..=total {
-                let (mut held, body) = offered(&engine);
+                let (mut held, body) = offered(&engine, &LENS);
                 held[unwanted] = Held::unwanted(Code::Exists, LENS[unwanted]);
                 let mut pages = Receiving::new(held, 0);
                 for part in [&body[..first], &body[first..second], &body[second..]] {
@@ -358,6 +362,22 @@ mod tests {
                 expected[unwanted] = Code::Exists as u8;
                 assert_eq!(pages.verdicts, expected, "cut at {first} and {second}");
             }
+        }
+    }
+
+    #[test]
+    fn an_unwanted_page_may_follow_one_that_is_longer_than_a_read() {
+        let engine = Engine::new(EngineConfig::with_dram(256 << 20)).unwrap();
+        // The second page ends behind what one read takes, and at its very end.
+        for over in [-1, 0, 1, 1000] {
+            let whole = u32::try_from(READ_BYTES as i64 - 2 * PAGE_RECORD_BYTES as i64 + over).unwrap();
+            let lens = [700, whole - 700, 65, 9];
+            let (mut held, body) = offered(&engine, &lens);
+            held[2] = Held::unwanted(Code::Exists, lens[2]);
+            let mut pages = Receiving::new(held, 0);
+            assert_eq!(pages.copy_from(&body), Ok(body.len()));
+            let [ok, exists] = [Code::Ok as u8, Code::Exists as u8];
+            assert_eq!(pages.verdicts, [ok, ok, exists, ok], "{over} bytes more than a read");
         }
     }
 }
