@@ -7,13 +7,13 @@ use crate::PageOutcome;
 use crate::exchange::{Batch, Exchange, Step};
 use crate::pool::{Lease, Taken};
 use crate::server::Server;
+use crate::wire::Wire;
 use event_listener::Listener as _;
 use memkv_transport::frame::Op;
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use std::future::Future as _;
 use std::io;
-use std::net::TcpStream;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -305,7 +305,7 @@ pub(crate) async fn before(handle: &Handle, deadline: Instant, future: impl Futu
 /// Advances the exchanges until all are done or the deadline has passed.
 async fn ready_until_done(handle: &Handle, batch: &mut Batch<'_>, exchanges: &mut [Exchange]) {
     // Sockets are registered for the length of the op only: an idle or blocking one must not wake the runtime.
-    let mut sockets: Vec<Option<AsyncFd<Arc<TcpStream>>>> = exchanges.iter().map(|_| None).collect();
+    let mut sockets: Vec<Option<AsyncFd<Arc<Wire>>>> = exchanges.iter().map(|_| None).collect();
     let sleep = {
         let _context = handle.enter();
         tokio::time::sleep_until(batch.deadline.into())
@@ -326,7 +326,7 @@ fn poll_exchange(
     handle: &Handle,
     batch: &mut Batch<'_>,
     exchange: &mut Exchange,
-    socket: &mut Option<AsyncFd<Arc<TcpStream>>>,
+    socket: &mut Option<AsyncFd<Arc<Wire>>>,
 ) -> Poll<()> {
     if exchange.step() == Step::Done {
         return Poll::Ready(());

@@ -332,7 +332,7 @@ impl Task {
                 let message = v1::TouchRequest { space_id, keys };
                 client.touch(self.request("/memkv.v1.Kv/Touch", message)?).await?.into_inner().present
             }
-            Op::Exists | Op::Get | Op::Put | Op::PutData | Op::Ping => {
+            Op::Exists | Op::Get | Op::Put | Op::PutData | Op::Ping | Op::Bind | Op::Release => {
                 let message = v1::ExistsRequest { space_id, keys };
                 client.exists(self.request("/memkv.v1.Kv/Exists", message)?).await?.into_inner().present
             }

@@ -3,11 +3,12 @@
 //! A link belongs to one op at a time. It is put back into its pool only when no exchange is unfinished on it, so
 //! the next op starts at a frame boundary. Buffers grow to what ops need and are then reused.
 
+use crate::mover::Bound;
 use crate::raw::{BodyCursor, BodyPage, Pieces};
+use crate::wire::Wire;
 use memkv_core::Limits;
 use memkv_transport::frame::{Code, FrameError, HEADER_BYTES, Header};
-use std::io::{self, Read as _};
-use std::net::TcpStream;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -35,7 +36,9 @@ pub(crate) enum LinkError {
 
 /// One ready, authenticated data connection.
 pub(crate) struct Link {
-    stream: Arc<TcpStream>,
+    stream: Arc<Wire>,
+    /// How pages move on it.
+    pub(crate) mover: Bound,
     /// The bounds of the session it belongs to.
     pub(crate) limits: Limits,
     /// The session it belongs to, counted by the pool.
@@ -57,9 +60,10 @@ pub(crate) struct Link {
 
 impl Link {
     /// Wraps a nonblocking stream that has finished its handshake.
-    pub(crate) fn new(stream: TcpStream, limits: Limits, generation: u64) -> Self {
+    pub(crate) fn new(stream: Wire, mover: Bound, limits: Limits, generation: u64) -> Self {
         Self {
             stream: Arc::new(stream),
+            mover,
             limits,
             generation,
             replied: false,
@@ -74,7 +78,7 @@ impl Link {
         }
     }
 
-    pub(crate) fn stream(&self) -> &Arc<TcpStream> {
+    pub(crate) fn stream(&self) -> &Arc<Wire> {
         &self.stream
     }
 
@@ -209,8 +213,7 @@ impl Link {
             if self.input.len() < target {
                 self.input.resize(target, 0);
             }
-            let mut reader = &*self.stream;
-            match reader.read(&mut self.input[self.filled..target]) {
+            match self.stream.read(&mut self.input[self.filled..target]) {
                 Ok(0) => return Err(LinkError::Closed),
                 Ok(came) => {
                     self.filled += came;

@@ -59,7 +59,7 @@ pub struct BatchReport {
 /// Whether an op of the data plane reads, so that an unknown space is only a miss.
 fn reads(op: Op) -> bool {
     match op {
-        Op::Exists | Op::Get | Op::Delete | Op::Touch | Op::Ping => true,
+        Op::Exists | Op::Get | Op::Delete | Op::Touch | Op::Ping | Op::Bind | Op::Release => true,
         Op::Put | Op::PutData => false,
     }
 }

@@ -8,6 +8,7 @@
 
 use crate::link::Link;
 use crate::server::Server;
+use crate::way::Way;
 use event_listener::Event;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ struct State {
     /// Connections being opened.
     opening: u32,
     max: u32,
+    /// Connections of lesser ways are closed when they come back.
+    best: Way,
     /// Whether an op would have taken one more connection than there was.
     short: bool,
 }
@@ -68,10 +71,16 @@ impl Pool {
 
     fn put_back(&self, link: Box<Link>) {
         let mut state = self.state.lock();
-        if state.ready && link.generation == state.generation {
+        let current = link.generation == state.generation;
+        let mut lesser = None;
+        if state.ready && current && link.mover.way() >= state.best {
             state.idle.push(link);
+        } else {
+            state.total = state.total.saturating_sub(u32::from(current));
+            lesser = Some(link);
         }
         drop(state);
+        drop(lesser);
         self.returned.notify(1);
     }
 
@@ -87,6 +96,7 @@ impl Pool {
         let mut state = self.state.lock();
         state.generation += 1;
         state.max = max.max(1);
+        state.best = Way::Tcp;
         state.total = 0;
         state.opening = 0;
         state.short = false;
@@ -109,6 +119,11 @@ impl Pool {
         drop(state);
         drop(idle);
         self.returned.notify(usize::MAX);
+    }
+
+    /// The way of the connections opened last.
+    pub(crate) fn best(&self) -> Way {
+        self.state.lock().best
     }
 
     pub(crate) fn is_ready(&self) -> bool {
@@ -149,17 +164,25 @@ impl Pool {
         drop(idle);
     }
 
-    /// Adds an opened connection, unless there are enough by now.
+    /// Adds an opened connection, unless there are enough by now. Idle ones of a lesser way make room for it.
     pub(crate) fn opened(&self, link: Box<Link>) {
         let mut state = self.state.lock();
+        let mut closed = Vec::new();
         if link.generation == state.generation {
             state.opening = state.opening.saturating_sub(1);
+            state.best = link.mover.way();
+            let best = state.best;
+            let (keep, lesser) =
+                std::mem::take(&mut state.idle).into_iter().partition(|idle| idle.mover.way() >= best);
+            (state.idle, closed) = (keep, lesser);
+            state.total = state.total.saturating_sub(closed.len() as u32);
             if state.total < state.max {
                 state.total += 1;
                 state.idle.push(link);
             }
         }
         drop(state);
+        drop(closed);
         self.returned.notify(1);
     }
 

@@ -13,14 +13,14 @@
 use crate::exchange::Batch;
 use crate::ops::check_raw;
 use crate::plan::KeyList;
+use crate::wire::Wire;
 use crate::{BatchReport, Error, PageOutcome, Space, blocking};
 use memkv_core::PageHasher;
 use memkv_transport::frame::Op;
 use memkv_transport::iov::IOV_MAX;
 use rustix::net::{SendAncillaryBuffer, SendFlags};
-use std::io::{self, IoSlice, IoSliceMut, Read as _};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
-use std::net::TcpStream;
 use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
 
@@ -202,7 +202,7 @@ impl<'a> Pieces<'a> {
     /// Returns how many came and how many there was room for.
     pub(crate) fn read_body(
         &mut self,
-        stream: &TcpStream,
+        stream: &Wire,
         body: &[BodyPage],
         cursor: BodyCursor,
         bytes_max: usize,
@@ -227,15 +227,14 @@ impl<'a> Pieces<'a> {
                 break;
             }
         }
-        let mut reader = stream;
-        reader.read_vectored(&mut slices[..used]).map(|came| (came, room))
+        stream.read_vectored(&mut slices[..used]).map(|came| (came, room))
     }
 
     /// Writes `head`, then the next bytes of a body (record, page, record, page …) straight from the pages, at most
     /// about `bytes_max` at once. Returns how many went and how many were offered.
     pub(crate) fn write_body(
         &self,
-        stream: &TcpStream,
+        stream: &Wire,
         head: &[u8],
         body: &[BodyPage],
         cursor: BodyCursor,
@@ -325,7 +324,7 @@ pub(crate) fn lanes<'b>(batch: &'b mut Batch<'_>, outcomes: &'b mut [Vec<PageOut
 }
 
 /// Registers a connection with the runtime whose context this is called in.
-pub(crate) fn register(stream: Arc<TcpStream>) -> io::Result<AsyncFd<Arc<TcpStream>>> {
+pub(crate) fn register(stream: Arc<Wire>) -> io::Result<AsyncFd<Arc<Wire>>> {
     // SAFETY: the descriptor is owned by the stream, which the registration keeps alive and never replaces, so
     // it stays open and the same until it is deregistered.
     Ok(unsafe { AsyncFd::register(stream) }?)

@@ -3,6 +3,7 @@
 use crate::breaker::{Breaker, Failure, random_jitter};
 use crate::config::Transport;
 use crate::pool::{Pool, Taken};
+use crate::way::Ways;
 use crate::{Error, ServerAddress, ServerState, ServerStats, ServerView};
 use memkv_core::Limits;
 use parking_lot::Mutex;
@@ -26,6 +27,7 @@ pub(crate) struct Server {
     pub(crate) address: ServerAddress,
     pub(crate) channel: Channel,
     pub(crate) pool: Pool,
+    pub(crate) ways: Ways,
     pub(crate) attempt: watch::Sender<Attempt>,
     limits: Mutex<Limits>,
     breaker: Mutex<Breaker>,
@@ -54,6 +56,7 @@ impl Server {
             address,
             channel,
             pool: Pool::default(),
+            ways: Ways::default(),
             attempt: watch::Sender::new(Attempt::None),
             limits: Mutex::new(Limits::default()),
             breaker: Mutex::new(Breaker::new()),

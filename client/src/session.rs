@@ -7,8 +7,11 @@ use crate::client::Shared;
 use crate::config::Transport;
 use crate::control;
 use crate::link::Link;
+use crate::mover::Bound;
 use crate::outcome;
 use crate::server::{Attempt, Server};
+use crate::way::Way;
+use crate::wire::Wire;
 use crate::{Error, ErrorKind};
 use memkv_core::Limits;
 use memkv_proto::{PROTOCOL_VERSION, v1};
@@ -71,7 +74,9 @@ struct Session {
 
 /// What it takes to open a data connection of a session.
 #[derive(Clone)]
-struct Attacher {
+pub(crate) struct Attacher {
+    pub(crate) server: Arc<Server>,
+    transport: Transport,
     host: String,
     port: u16,
     session_id: [u8; 16],
@@ -192,7 +197,10 @@ async fn greet(shared: &Shared, server: &Arc<Server>) -> Result<Session, Error> 
     server.accepted(&challenge.node_id, limits, direct);
     let connections = shared.config.connections_per_server.min(limits.session_connections_max);
     let generation = server.pool.begin_session(connections);
+    server.ways.begin_session();
     let attacher = Attacher {
+        server: server.clone(),
+        transport: shared.config.transport,
         host: server.address.host.clone(),
         port: server.address.port,
         session_id,
@@ -247,8 +255,14 @@ async fn next(hear: &mut Streaming<v1::ServerMessage>) -> Result<Option<Heard>, 
 
 /// Serves a session until it ends; returns why.
 async fn serve(shared: &Shared, server: &Arc<Server>, mut session: Session) -> Error {
-    let mut work =
-        Work { shared, server, attacher: session.attacher, running: JoinSet::new(), pause_until: None };
+    let mut work = Work {
+        shared,
+        server,
+        attacher: session.attacher,
+        running: JoinSet::new(),
+        pause_until: None,
+        climbing: false,
+    };
     let mut ping = tokio::time::interval(session.ping_interval);
     ping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut sequence, mut answered) = (0_u64, Instant::now());
@@ -290,6 +304,7 @@ async fn serve(shared: &Shared, server: &Arc<Server>, mut session: Session) -> E
 /// What a session's small tasks came to.
 enum Done {
     Attached(Result<Box<Link>, Error>),
+    Climbed(Option<Box<Link>>),
     Probed(Result<Box<Link>, Error>),
     Reopened(Result<(), Error>),
 }
@@ -301,6 +316,7 @@ struct Work<'a> {
     attacher: Attacher,
     running: JoinSet<Done>,
     pause_until: Option<Instant>,
+    climbing: bool,
 }
 
 impl Work<'_> {
@@ -325,6 +341,12 @@ impl Work<'_> {
             self.server.pool.reserve_one();
             self.running.spawn(async move { Done::Probed(attacher.probe().await) });
         }
+        if !self.climbing && self.next_climb().is_some_and(|at| at <= now) {
+            self.climbing = true;
+            let attacher = self.attacher.clone();
+            self.server.pool.reserve_one();
+            self.running.spawn(async move { Done::Climbed(attacher.climb().await) });
+        }
         if self.pause_until.is_some_and(|until| now < until) {
             return;
         }
@@ -339,7 +361,13 @@ impl Work<'_> {
     fn next_timer(&self) -> Instant {
         let later = Instant::now() + Duration::from_secs(60);
         let probe = self.server.with_breaker(|breaker| breaker.probe_at());
-        [probe, self.pause_until].into_iter().flatten().fold(later, Instant::min)
+        let climb = if self.climbing { None } else { self.next_climb() };
+        [probe, self.pause_until, climb].into_iter().flatten().fold(later, Instant::min)
+    }
+
+    /// When a better way than the connections' is to be tried again.
+    fn next_climb(&self) -> Option<Instant> {
+        self.server.ways.next_climb(self.shared.config.transport, self.server.pool.best(), Instant::now())
     }
 
     /// Takes a task's result; an error ends the session.
@@ -347,6 +375,13 @@ impl Work<'_> {
         let generation = self.attacher.generation;
         match done {
             Ok(Done::Attached(Ok(link))) => self.server.pool.opened(link),
+            Ok(Done::Climbed(link)) => {
+                self.climbing = false;
+                match link {
+                    Some(link) => self.server.pool.opened(link),
+                    None => self.server.pool.not_opened(generation),
+                }
+            }
             Ok(Done::Attached(Err(error))) => {
                 self.server.pool.not_opened(generation);
                 self.pause_until = Some(Instant::now() + ATTACH_PAUSE);
@@ -380,10 +415,52 @@ impl Work<'_> {
 }
 
 impl Attacher {
-    /// Opens one data connection.
+    /// Opens one data connection, by the best way that works.
     async fn attach(&self) -> Result<Box<Link>, Error> {
-        let stream = timeout(self.timeout, self.handshake()).await.map_err(|_| no_answer(self.timeout))??;
-        self.link(stream)
+        let mut last = no_answer(self.timeout);
+        for way in self.server.ways.due(self.transport, Instant::now()) {
+            match self.attach_by(way).await {
+                Ok(link) => return Ok(link),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Opens one data connection by a better way than the present ones have, if one works by now.
+    async fn climb(&self) -> Option<Box<Link>> {
+        let present = self.server.pool.best();
+        for way in self.server.ways.due(self.transport, Instant::now()).filter(|way| *way > present) {
+            if let Ok(link) = self.attach_by(way).await {
+                tracing::info!(server = %self.server.address.id, %way, "pages take a better way again");
+                return Some(link);
+            }
+        }
+        None
+    }
+
+    async fn attach_by(&self, way: Way) -> Result<Box<Link>, Error> {
+        let attached = timeout(self.timeout, async {
+            match way {
+                Way::Tcp => self.link(self.handshake().await?),
+                Way::Shm => crate::shm::attach(self).await,
+                Way::Rdma => crate::rdma::attach(self).await,
+            }
+        });
+        let attached = attached.await.unwrap_or_else(|_| Err(no_answer(self.timeout)));
+        match &attached {
+            Ok(_) => self.server.ways.worked(way),
+            // That TCP does not work says nothing about the way pages take.
+            Err(_) if way == Way::Tcp => {}
+            Err(error) => {
+                let lasting = error.kind() == ErrorKind::NotSupported;
+                let (text, now) = (error.to_string(), Instant::now());
+                if self.server.ways.failed(way, &text, lasting, now, random_jitter()) {
+                    tracing::info!(server = %self.server.address.id, %way, reason = text, "pages take another way");
+                }
+            }
+        }
+        attached
     }
 
     /// Opens one data connection and sees whether the server answers a request on it.
@@ -406,13 +483,16 @@ impl Attacher {
             Ok(stream)
         };
         let stream = timeout(self.timeout, ping).await.map_err(|_| no_answer(self.timeout))??;
-        self.link(stream)
+        match self.server.ways.due(self.transport, Instant::now()).next() {
+            Some(Way::Tcp) => self.link(stream),
+            _ => self.attach().await,
+        }
     }
 
     fn link(&self, stream: TcpStream) -> Result<Box<Link>, Error> {
         // A tokio stream is nonblocking already, and stays so.
         let stream = stream.into_std().map_err(broken)?;
-        Ok(Box::new(Link::new(stream, self.limits, self.generation)))
+        Ok(Box::new(Link::new(Wire::Tcp(stream), Bound::None, self.limits, self.generation)))
     }
 
     async fn handshake(&self) -> Result<TcpStream, Error> {

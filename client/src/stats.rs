@@ -145,7 +145,7 @@ impl Counters {
     /// Adds one finished call.
     pub(crate) fn add(&self, op: Op, tally: &Tally, ok: usize, bytes: u64, spent: Duration) {
         let counters = match op {
-            Op::Exists | Op::Ping => &self.exists,
+            Op::Exists | Op::Ping | Op::Bind | Op::Release => &self.exists,
             Op::Get => &self.get,
             Op::Put | Op::PutData => &self.put,
             Op::Delete => &self.delete,

@@ -103,7 +103,7 @@ impl Accept {
         let moved = stream.into_std();
         self.data.spawn(async move {
             match moved.and_then(TcpStream::from_std) {
-                Ok(stream) => data::serve(node, stream).await,
+                Ok(stream) => data::serve(node, data::Wire::Tcp(stream)).await,
                 Err(error) => tracing::debug!(%error, "data connection failed at once"),
             }
             drop(place);

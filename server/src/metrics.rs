@@ -62,7 +62,7 @@ const GAUGES: &[Series] = &[
     ("memkv_ready", "1 while the server takes requests", |m| &m.sampled.ready),
 ];
 
-const OPS: [(Op, &str); 7] = [
+const OPS: [(Op, &str); 9] = [
     (Op::Exists, "exists"),
     (Op::Get, "get"),
     (Op::Put, "put"),
@@ -70,6 +70,8 @@ const OPS: [(Op, &str); 7] = [
     (Op::Delete, "delete"),
     (Op::Touch, "touch"),
     (Op::Ping, "ping"),
+    (Op::Bind, "bind"),
+    (Op::Release, "release"),
 ];
 
 /// Values that exist only while somebody looks.

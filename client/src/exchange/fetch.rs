@@ -62,7 +62,14 @@ impl Fetch {
                     let page = batch.page(at);
                     match batch.op {
                         Op::Get => records::push_wanted(meta, batch.wire_len(page), batch.key(page)),
-                        Op::Exists | Op::Touch | Op::Delete | Op::Put | Op::PutData | Op::Ping => {
+                        Op::Exists
+                        | Op::Touch
+                        | Op::Delete
+                        | Op::Put
+                        | Op::PutData
+                        | Op::Ping
+                        | Op::Bind
+                        | Op::Release => {
                             records::push_key(meta, batch.key(page));
                         }
                     }
@@ -182,6 +189,6 @@ fn reply_bytes(op: Op, count: usize) -> usize {
         Op::Exists | Op::Touch | Op::Delete => records::bitmap_bytes(count),
         Op::Get => count * PAGE_RECORD_BYTES,
         Op::Put | Op::PutData => count,
-        Op::Ping => 0,
+        Op::Ping | Op::Bind | Op::Release => 0,
     }
 }

@@ -91,7 +91,7 @@ impl Batch<'_> {
     /// Where the sub-batch that begins at `from` ends, so that it keeps to all bounds. At least one page.
     pub(crate) fn cut(&self, from: usize, to: usize, limits: &Limits) -> usize {
         let (record, moves_pages) = match self.op {
-            Op::Exists | Op::Touch | Op::Delete | Op::Ping => (2, false),
+            Op::Exists | Op::Touch | Op::Delete | Op::Ping | Op::Bind | Op::Release => (2, false),
             Op::Get => (6, true),
             Op::Put | Op::PutData => (10, true),
         };
@@ -151,7 +151,9 @@ enum Machine {
 impl Machine {
     fn new(op: Op, from: usize, to: usize, direct: bool) -> Self {
         match op {
-            Op::Exists | Op::Get | Op::Delete | Op::Touch | Op::Ping => Self::Fetch(Fetch::new(from, to)),
+            Op::Exists | Op::Get | Op::Delete | Op::Touch | Op::Ping | Op::Bind | Op::Release => {
+                Self::Fetch(Fetch::new(from, to))
+            }
             Op::Put | Op::PutData => Self::Put(Put::new(from, to, direct)),
         }
     }

@@ -185,7 +185,7 @@ impl Put {
                 _ => Err(LinkError::Unexpected("it answers another offer")),
             },
             Op::PutData => self.take_sending(header, link, batch),
-            Op::Exists | Op::Get | Op::Delete | Op::Touch | Op::Ping => {
+            Op::Exists | Op::Get | Op::Delete | Op::Touch | Op::Ping | Op::Bind | Op::Release => {
                 Err(LinkError::Unexpected("it answers another request"))
             }
         }

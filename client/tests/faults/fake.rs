@@ -392,7 +392,7 @@ fn answer(state: &State, header: &Header, meta: &[u8], body: &[u8], offers: &mut
             offers.insert(header.request_id, wanted);
         }
         Op::PutData => out = take_pages(&mut pages, &offers.remove(&header.request_id).unwrap(), body),
-        Op::Ping => {}
+        Op::Ping | Op::Bind | Op::Release => {}
     }
     let count = if header.op == Op::PutData { out.len() } else { header.count as usize };
     let mut reply = Header::reply_to(header, Code::Ok, count as u32);

@@ -8,7 +8,7 @@
 //! | 0  | 4  | magic       | `4d 4b 46 31` ("MKF1") |
 //! | 4  | 1  | version     | layout of this header: 1 |
 //! | 5  | 1  | op          | [`Op`]; a reply has bit 7 set |
-//! | 6  | 2  | flags       | [`FLAG_EXACT`], [`FLAG_PREFIX`], [`FLAG_DIRECT`] |
+//! | 6  | 2  | flags       | [`FLAG_EXACT`], [`FLAG_PREFIX`], [`FLAG_DIRECT`], [`FLAG_REMOTE`] |
 //! | 8  | 8  | request_id  | chosen by the client, returned in every reply |
 //! | 16 | 16 | space       | the space's identity; zero in replies |
 //! | 32 | 4  | count       | records in the meta section |
@@ -31,6 +31,11 @@
 //! | put, direct | offered pages | for each page, in order: page record, bytes | one verdict byte a page | – |
 //! | put-data | – (count = pages that follow) | for each wanted page, in order: page record, bytes | one verdict byte a page | – |
 //! | ping     | – | – | – | – |
+//! | bind     | mover, token | – | depends on the mover | – |
+//! | get, remote, rdma | wanted pages with spans | – | page records | – |
+//! | get, remote, shm  | wanted pages | – | page records, then a `u64` offset a page | – |
+//! | put, remote | offered pages with records and spans | – | one verdict byte a page | – |
+//! | release  | – | – | no reply | |
 //!
 //! A put is an offer; the server answers which pages it wants ([`Code::Want`]) and holds a slot for each. The
 //! client then sends one put-data frame with the same request id and exactly the wanted pages. If it wants
@@ -38,6 +43,12 @@
 //!
 //! With [`FLAG_DIRECT`] a put brings all its pages with the offer, which saves the round trip. The server reads over the
 //! bytes of pages that it does not want. A client does so while its pages are seldom there already.
+//!
+//! A bind ties a payload mover ([`Mover`]) to the connection. From then on requests may have [`FLAG_REMOTE`]: their pages
+//! move beside the connection, between the server's memory and the spans ([`crate::records`]) that the request names
+//! (rdma; put over shm), or by the client's own reading of the memory that it shares with the server (get over shm; the
+//! server keeps those pages where they are until a release with the same request id, or any later request on this
+//! connection). The meaning of get and put stays the same: one round trip, verdicts and records as without the flag.
 //!
 //! Requests on one connection may follow each other without waiting (a put-data frame comes after its
 //! verdicts, with any frames between them); the server answers them in order. A reply whose status is not [`Code::Ok`] has no
@@ -61,7 +72,36 @@ pub const FLAG_DIRECT: u16 = 4;
 /// What a side that knows [`FLAG_DIRECT`] says in the session's handshake.
 pub const CAPABILITY_DIRECT: &str = "put-direct";
 
-const KNOWN_FLAGS: u16 = FLAG_EXACT | FLAG_PREFIX | FLAG_DIRECT;
+/// Get and put: the pages move beside the connection, by the mover that is bound to it.
+pub const FLAG_REMOTE: u16 = 8;
+/// What a side that knows [`Mover::Shm`] says in the session's handshake.
+pub const CAPABILITY_SHM: &str = "shm";
+/// What a side that knows [`Mover::Rdma`] says in the session's handshake.
+pub const CAPABILITY_RDMA: &str = "rdma";
+
+/// How pages move beside a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Mover {
+    /// Through memory that both processes map; the connection is a Unix socket.
+    Shm = 1,
+    /// By RDMA that the server issues.
+    Rdma = 2,
+}
+
+impl Mover {
+    /// Reads a mover from the wire.
+    #[must_use]
+    pub fn from_wire(value: u8) -> Option<Self> {
+        match value {
+            1 => Some(Self::Shm),
+            2 => Some(Self::Rdma),
+            _ => None,
+        }
+    }
+}
+
+const KNOWN_FLAGS: u16 = FLAG_EXACT | FLAG_PREFIX | FLAG_DIRECT | FLAG_REMOTE;
 const REPLY_BIT: u8 = 0x80;
 
 /// What a frame asks for.
@@ -82,6 +122,10 @@ pub enum Op {
     Touch = 6,
     /// Nothing: measures the way and keeps it open.
     Ping = 7,
+    /// Ties a payload mover to the connection.
+    Bind = 8,
+    /// The pages of an earlier get over shared memory are read. Has no reply.
+    Release = 9,
 }
 
 impl Op {
@@ -94,6 +138,8 @@ impl Op {
             5 => Self::Delete,
             6 => Self::Touch,
             7 => Self::Ping,
+            8 => Self::Bind,
+            9 => Self::Release,
             _ => return None,
         })
     }

@@ -5,18 +5,121 @@
 //! | keys          | `u16 key_len`, key |
 //! | wanted pages  | `u32 dst_len`, `u16 key_len`, key |
 //! | offered pages | `u32 page_len`, `u32 position`, `u16 key_len`, key |
+//! | wanted pages with spans  | wanted page, `u16 spans`, spans |
+//! | offered pages with records and spans | offered page, page record, `u16 spans`, spans |
+//! | span          | `u32 region`, `u32 len`, `u64 offset` (16 bytes) |
+//! | mover, token  | `u8 mover`, 7 zero bytes, 16 bytes of token |
 //! | page record   | `u8 code`, `u8 codec`, `u16 flags`, `u32 len`, `u64 checksum` (16 bytes) |
 //! | verdict       | `u8 code` |
 //! | bitmap        | bit `i % 8` of byte `i / 8` belongs to key `i` |
 //!
 //! `dst_len` is the room at the reader in bytes. `position` counts pages from the start of the prefix chain,
 //! from 1; 0 means unknown.
+//!
+//! A span is a piece of the client's memory: `len` bytes at `offset` inside a registered region, or, with
+//! [`REGION_OWN`], at that address of the client's process. The spans of a page are its bytes, in order; they add up to the
+//! room (wanted) or to the page (offered).
 
-use crate::frame::{Code, FrameError};
+use crate::frame::{Code, FrameError, Mover};
 use memkv_core::{Key, PageMeta};
 
 /// Bytes of a page record.
 pub const PAGE_RECORD_BYTES: usize = 16;
+
+/// Bytes of a span.
+pub const SPAN_BYTES: usize = 16;
+/// The region that is the client's whole address space; over shared memory only.
+pub const REGION_OWN: u32 = u32::MAX;
+/// Bytes of a bind's records.
+pub const BIND_BYTES: usize = 24;
+
+/// A piece of the client's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The region it lies in.
+    pub region: u32,
+    /// Bytes.
+    pub len: u32,
+    /// Where it begins in the region, in bytes.
+    pub offset: u64,
+}
+
+/// Appends a span.
+pub fn push_span(meta: &mut Vec<u8>, span: Span) {
+    meta.extend_from_slice(&span.region.to_le_bytes());
+    meta.extend_from_slice(&span.len.to_le_bytes());
+    meta.extend_from_slice(&span.offset.to_le_bytes());
+}
+
+/// Appends a span list, whose length precedes it.
+///
+/// # Panics
+///
+/// If there are more than 65,535. Senders cut pages into fewer pieces.
+pub fn push_spans(meta: &mut Vec<u8>, spans: impl ExactSizeIterator<Item = Span>) {
+    let count = u16::try_from(spans.len()).expect("a page has fewer than 65,536 pieces");
+    meta.extend_from_slice(&count.to_le_bytes());
+    spans.for_each(|span| push_span(meta, span));
+}
+
+/// The spans of one page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spans<'a>(&'a [[u8; SPAN_BYTES]]);
+
+impl<'a> Spans<'a> {
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// One after the other.
+    pub fn iter(self) -> impl ExactSizeIterator<Item = Span> + 'a {
+        self.0.iter().map(|bytes| Span {
+            region: u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+            len: u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
+            offset: u64::from_le_bytes([
+                bytes[8], bytes[9], bytes[10], bytes[11], bytes[12], bytes[13], bytes[14], bytes[15],
+            ]),
+        })
+    }
+
+    /// Bytes of all.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        self.iter().map(|span| u64::from(span.len)).sum()
+    }
+}
+
+/// A bind's records.
+#[must_use]
+pub fn bind(mover: Mover, token: &[u8; 16]) -> [u8; BIND_BYTES] {
+    let mut out = [0; BIND_BYTES];
+    out[0] = mover as u8;
+    out[8..].copy_from_slice(token);
+    out
+}
+
+/// Reads a bind's records.
+///
+/// # Errors
+///
+/// [`FrameError::Records`] if they are not that.
+pub fn read_bind(meta: &[u8]) -> Result<(Mover, [u8; 16]), FrameError> {
+    let mut reader = Reader { rest: meta };
+    let mover = Mover::from_wire(reader.u8()?).ok_or(FrameError::Records)?;
+    if reader.array::<7>()? != [0; 7] {
+        return Err(FrameError::Records);
+    }
+    let token = reader.array()?;
+    if reader.rest.is_empty() { Ok((mover, token)) } else { Err(FrameError::Records) }
+}
 
 /// Appends a key of a key list.
 pub fn push_key(meta: &mut Vec<u8>, key: Key<'_>) {
@@ -117,6 +220,26 @@ pub struct Wanted<'a> {
     pub key: Key<'a>,
 }
 
+/// An offered page whose bytes are fetched from its spans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemoteOffered<'a> {
+    /// What is offered.
+    pub page: Offered<'a>,
+    /// Length, encoding and checksum.
+    pub meta: PageMeta,
+    /// Where the bytes are.
+    pub spans: Spans<'a>,
+}
+
+/// A wanted page whose bytes go to its spans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemoteWanted<'a> {
+    /// What is wanted.
+    pub page: Wanted<'a>,
+    /// Where the bytes go.
+    pub spans: Spans<'a>,
+}
+
 /// Reads the records of a list one by one. Iteration ends after the first error.
 pub struct Records<'a, T> {
     reader: Reader<'a>,
@@ -147,6 +270,41 @@ pub fn offered(meta: &[u8], count: u32) -> Records<'_, Offered<'_>> {
         reader: Reader { rest: meta },
         left: count,
         read: |r| Ok(Offered { len: r.u32()?, position: r.u32()?, key: r.key()? }),
+    }
+}
+
+/// The wanted pages of a remote get.
+#[must_use]
+pub fn remote_wanted(meta: &[u8], count: u32) -> Records<'_, RemoteWanted<'_>> {
+    Records {
+        reader: Reader { rest: meta },
+        left: count,
+        read: |r| {
+            let page = Wanted { dst_len: r.u32()?, key: r.key()? };
+            let spans = r.spans()?;
+            if spans.bytes() != u64::from(page.dst_len) {
+                return Err(FrameError::Records);
+            }
+            Ok(RemoteWanted { page, spans })
+        },
+    }
+}
+
+/// The offered pages of a remote put.
+#[must_use]
+pub fn remote_offered(meta: &[u8], count: u32) -> Records<'_, RemoteOffered<'_>> {
+    Records {
+        reader: Reader { rest: meta },
+        left: count,
+        read: |r| {
+            let page = Offered { len: r.u32()?, position: r.u32()?, key: r.key()? };
+            let (code, meta) = read_page_record(&r.array()?)?;
+            let spans = r.spans()?;
+            if code != Code::Ok || meta.len != page.len || spans.bytes() != u64::from(page.len) {
+                return Err(FrameError::Records);
+            }
+            Ok(RemoteOffered { page, meta, spans })
+        },
     }
 }
 
@@ -189,6 +347,11 @@ impl<'a> Reader<'a> {
         let mut out = [0; N];
         out.copy_from_slice(self.bytes(N)?);
         Ok(out)
+    }
+
+    fn spans(&mut self) -> Result<Spans<'a>, FrameError> {
+        let count = usize::from(self.u16()?);
+        Ok(Spans(self.bytes(count * SPAN_BYTES)?.as_chunks().0))
     }
 
     fn u8(&mut self) -> Result<u8, FrameError> {
@@ -258,6 +421,47 @@ mod tests {
     }
 
     #[test]
+    fn remote_pages_round_trip_and_must_add_up() {
+        let spans =
+            [Span { region: 3, len: 40, offset: 1 << 40 }, Span { region: REGION_OWN, len: 24, offset: 7 }];
+        let page = PageMeta { len: 64, checksum: 9, ..PageMeta::default() };
+        let offer = |len, with: &[Span]| {
+            let mut meta = Vec::new();
+            push_offered(&mut meta, len, 5, key(b"k"));
+            meta.extend_from_slice(&page_record(Code::Ok, page));
+            push_spans(&mut meta, with.iter().copied());
+            meta
+        };
+        let meta = offer(64, &spans);
+        let read: Vec<_> = remote_offered(&meta, 1).collect::<Result<_, _>>().unwrap();
+        assert_eq!((read[0].page, read[0].meta), (Offered { len: 64, position: 5, key: key(b"k") }, page));
+        assert_eq!(read[0].spans.iter().collect::<Vec<_>>(), spans);
+        for bad in [offer(63, &spans), offer(64, &spans[..1])] {
+            assert_eq!(remote_offered(&bad, 1).next(), Some(Err(FrameError::Records)));
+        }
+        let mut meta = Vec::new();
+        push_wanted(&mut meta, 64, key(b"k"));
+        push_spans(&mut meta, spans.into_iter());
+        let read: Vec<_> = remote_wanted(&meta, 1).collect::<Result<_, _>>().unwrap();
+        assert_eq!(read[0].page, Wanted { dst_len: 64, key: key(b"k") });
+        assert_eq!(read[0].spans.iter().collect::<Vec<_>>(), spans);
+        meta[0] = 65;
+        assert_eq!(remote_wanted(&meta, 1).next(), Some(Err(FrameError::Records)));
+    }
+
+    #[test]
+    fn binds_round_trip() {
+        let meta = bind(Mover::Rdma, &[7; 16]);
+        assert_eq!(read_bind(&meta), Ok((Mover::Rdma, [7; 16])));
+        assert_eq!(read_bind(&meta[..23]), Err(FrameError::Records));
+        for at in 0..8 {
+            let mut other = meta;
+            other[at] = 9;
+            assert_eq!(read_bind(&other), Err(FrameError::Records), "byte {at}");
+        }
+    }
+
+    #[test]
     fn page_records_round_trip() {
         let meta = PageMeta { len: 1 << 20, codec: 2, flags: 3, checksum: u64::MAX - 1 };
         assert_eq!(read_page_record(&page_record(Code::Miss, meta)), Ok((Code::Miss, meta)));
@@ -279,6 +483,9 @@ mod tests {
             let _ = keys(&meta, count).count();
             let _ = wanted(&meta, count).count();
             let _ = offered(&meta, count).count();
+            let _ = remote_wanted(&meta, count).count();
+            let _ = remote_offered(&meta, count).count();
+            read_bind(&meta).ok();
         }
     }
 }

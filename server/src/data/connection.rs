@@ -2,18 +2,19 @@
 
 use super::desk::{Desk, Taken};
 use super::inbox::Inbox;
+use super::movers::Bound;
 use super::offers::{Held, Offer, Offers, PIECES, Receiving};
 use super::transfer::{Broken, Patience, read_exact, read_some, write_reply};
+use super::wire::Wire;
 use crate::metrics::Metrics;
 use crate::node::{Node, Phase};
 use crate::sessions::Attachment;
 use memkv_storage::Space;
-use memkv_transport::frame::{Code, FLAG_DIRECT, FrameError, HEADER_BYTES, Header, Op};
+use memkv_transport::frame::{Code, FLAG_DIRECT, FLAG_REMOTE, FrameError, HEADER_BYTES, Header, Op};
 use std::io::IoSliceMut;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 /// How long the last reply of a broken connection may take to leave.
@@ -25,10 +26,11 @@ const LAST_BYTES: usize = 1 << 20;
 pub(crate) struct Connection {
     node: Arc<Node>,
     attachment: Attachment,
-    stream: TcpStream,
+    stream: Wire,
     inbox: Inbox,
     desk: Desk,
     offers: Offers,
+    mover: Bound,
 }
 
 /// What to do after a request.
@@ -41,10 +43,18 @@ enum Next {
 
 impl Connection {
     /// A connection that has finished its handshake.
-    pub(crate) fn new(node: Arc<Node>, attachment: Attachment, stream: TcpStream) -> Self {
+    pub(crate) fn new(node: Arc<Node>, attachment: Attachment, stream: Wire) -> Self {
         node.metrics.data_connections.fetch_add(1, Ordering::Relaxed);
         let desk = Desk::new(Arc::clone(&node));
-        Self { node, attachment, stream, inbox: Inbox::new(), desk, offers: Offers::default() }
+        Self {
+            node,
+            attachment,
+            stream,
+            inbox: Inbox::new(),
+            desk,
+            offers: Offers::default(),
+            mover: Bound::None,
+        }
     }
 
     /// Serves requests until the connection ends.
@@ -143,6 +153,9 @@ impl Connection {
             self.skip(header.body_len, &self.patience()).await?;
             return self.reply(&reply).await;
         }
+        if header.flags & FLAG_REMOTE != 0 {
+            return self.remote(&header).await;
+        }
         if is_direct(&header) {
             let taken = self.desk.take_direct(&header, &meta, &self.offers);
             self.inbox.recycle(meta);
@@ -166,6 +179,7 @@ impl Connection {
             }
             Op::Get => self.desk.get(&header, &meta, now_ms).await,
             Op::Put => self.desk.offer(&header, &meta, &mut self.offers, deadline),
+            Op::Bind | Op::Release => Err(FrameError::Records),
             Op::Ping | Op::PutData => Ok(self.desk.refuse(&header, Code::Ok, "")),
         };
         self.inbox.recycle(meta);
@@ -175,6 +189,15 @@ impl Connection {
                 self.reply(&reply).await
             }
             Err(error) => self.protocol_error(Some(&header), error).await,
+        }
+    }
+
+    /// A request whose pages move beside the connection.
+    async fn remote(&mut self, header: &Header) -> Result<Next, Broken> {
+        match &self.mover {
+            Bound::Shm(shm) => match *shm {},
+            Bound::Rdma(rdma) => match *rdma {},
+            Bound::None => self.protocol_error(Some(header), FrameError::Records).await,
         }
     }
 
@@ -290,7 +313,7 @@ impl Connection {
         // Slots that were held are free from here on.
         self.offers = Offers::default();
         let stream = &self.stream;
-        if socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write).is_err() {
+        if stream.shutdown_write().is_err() {
             return;
         }
         let patience = Patience { stall: LAST_WORD, until: Instant::now() + LAST_WORD };

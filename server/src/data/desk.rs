@@ -70,7 +70,7 @@ impl Desk {
             match header.op {
                 Op::Touch => engine.touch_batch(&space, &keys, &mut self.found, now_ms),
                 Op::Delete => engine.delete_batch(&space, &keys, &mut self.found),
-                Op::Exists | Op::Get | Op::Put | Op::PutData | Op::Ping => {
+                Op::Exists | Op::Get | Op::Put | Op::PutData | Op::Ping | Op::Bind | Op::Release => {
                     engine.exists_batch(&space, &keys, &mut self.found);
                 }
             }
@@ -97,7 +97,7 @@ impl Desk {
                 Metrics::add(&metrics.exists_hits, found);
             }
             Op::Delete => Metrics::add(&metrics.deleted, found),
-            Op::Touch | Op::Get | Op::Put | Op::PutData | Op::Ping => {}
+            Op::Touch | Op::Get | Op::Put | Op::PutData | Op::Ping | Op::Bind | Op::Release => {}
         }
     }
 

@@ -4,8 +4,8 @@
 //! straight from the socket to their slots.
 
 use super::transfer::{Broken, Patience, read_exact, read_some};
+use super::wire::Wire;
 use memkv_transport::frame::HEADER_BYTES;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 /// Bytes read ahead at most.
@@ -41,7 +41,7 @@ impl Inbox {
     }
 
     /// Waits for the first byte of a frame, however long that takes. Dropping the future loses nothing.
-    pub(crate) async fn wait(&mut self, stream: &TcpStream, only_header: bool) -> Result<(), Broken> {
+    pub(crate) async fn wait(&mut self, stream: &Wire, only_header: bool) -> Result<(), Broken> {
         while !self.has_bytes() {
             stream.readable().await.map_err(|_| Broken::Closed)?;
             (self.start, self.end) = (0, 0);
@@ -60,7 +60,7 @@ impl Inbox {
     /// The next frame's header.
     pub(crate) async fn header(
         &mut self,
-        stream: &TcpStream,
+        stream: &Wire,
         patience: &Patience,
         only_header: bool,
     ) -> Result<[u8; HEADER_BYTES], Broken> {
@@ -83,7 +83,7 @@ impl Inbox {
     /// The next `len` bytes as a meta section. The caller has checked `len` against its limit.
     pub(crate) async fn meta(
         &mut self,
-        stream: &TcpStream,
+        stream: &Wire,
         patience: &Patience,
         len: usize,
     ) -> Result<Vec<u8>, Broken> {

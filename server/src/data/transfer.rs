@@ -3,12 +3,12 @@
 //! Reads and writes use the socket's readiness and go straight from and to the given memory, so dropping a
 //! future at any await leaves nothing behind in the kernel.
 
+use super::wire::Wire;
 use memkv_storage::PagePin;
 use memkv_transport::iov::Progress;
 use std::future::Future;
 use std::io::{self, ErrorKind, IoSlice};
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 /// Pieces of one vectored write.
@@ -47,9 +47,9 @@ impl Patience {
 
 /// Runs one non-blocking read until it yields bytes.
 pub(crate) async fn read_some(
-    stream: &TcpStream,
+    stream: &Wire,
     patience: &Patience,
-    mut read: impl FnMut(&TcpStream) -> io::Result<usize>,
+    mut read: impl FnMut(&Wire) -> io::Result<usize>,
 ) -> Result<usize, Broken> {
     loop {
         match read(stream) {
@@ -67,11 +67,7 @@ pub(crate) async fn read_some(
 }
 
 /// Fills `buf`.
-pub(crate) async fn read_exact(
-    stream: &TcpStream,
-    patience: &Patience,
-    buf: &mut [u8],
-) -> Result<(), Broken> {
+pub(crate) async fn read_exact(stream: &Wire, patience: &Patience, buf: &mut [u8]) -> Result<(), Broken> {
     let mut filled = 0;
     while filled < buf.len() {
         filled += read_some(stream, patience, |s| s.try_read(&mut buf[filled..])).await?;
@@ -82,7 +78,7 @@ pub(crate) async fn read_exact(
 /// Writes `head`, `meta` and then all pages straight from their slots. A page's pin is dropped as soon as the
 /// kernel has taken the page, the others with the call's end at the latest.
 pub(crate) async fn write_reply(
-    stream: &TcpStream,
+    stream: &Wire,
     patience: &Patience,
     head: &[u8],
     meta: &[u8],
@@ -95,7 +91,7 @@ pub(crate) async fn write_reply(
 }
 
 async fn write_pieces(
-    stream: &TcpStream,
+    stream: &Wire,
     patience: &Patience,
     head: &[u8],
     meta: &[u8],

@@ -1,0 +1,48 @@
+//! The socket under a data connection: TCP, or a Unix socket on the same host.
+
+use std::io::{self, IoSliceMut, Read as _};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+/// A nonblocking stream socket.
+#[derive(Debug)]
+pub(crate) enum Wire {
+    /// To another host, or to this one.
+    Tcp(TcpStream),
+    /// To this host only.
+    Unix(UnixStream),
+}
+
+impl Wire {
+    /// Reads what is there.
+    pub(crate) fn read(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => (&mut &*stream).read(bytes),
+            Self::Unix(stream) => (&mut &*stream).read(bytes),
+        }
+    }
+
+    /// Reads what is there into several places.
+    pub(crate) fn read_vectored(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => (&mut &*stream).read_vectored(slices),
+            Self::Unix(stream) => (&mut &*stream).read_vectored(slices),
+        }
+    }
+}
+
+impl AsFd for Wire {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+impl AsRawFd for Wire {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
+    }
+}

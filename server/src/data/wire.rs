@@ -1,0 +1,72 @@
+//! The socket under a data connection: TCP, or a Unix socket on the same host.
+//!
+//! Everything above reads and writes through this and does not know which one it is.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+use tokio::net::{TcpStream, UnixStream};
+
+/// A nonblocking stream socket.
+#[derive(Debug)]
+pub(crate) enum Wire {
+    /// From another host, or from this one.
+    Tcp(TcpStream),
+    /// From this host only.
+    Unix(UnixStream),
+}
+
+macro_rules! each {
+    ($wire:expr, $stream:ident => $act:expr) => {
+        match $wire {
+            Wire::Tcp($stream) => $act,
+            Wire::Unix($stream) => $act,
+        }
+    };
+}
+
+impl Wire {
+    /// Waits until bytes may be there.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        each!(self, stream => stream.readable().await)
+    }
+
+    /// Waits until there may be room for bytes.
+    pub(crate) async fn writable(&self) -> io::Result<()> {
+        each!(self, stream => stream.writable().await)
+    }
+
+    /// Reads what is there.
+    pub(crate) fn try_read(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        each!(self, stream => stream.try_read(bytes))
+    }
+
+    /// Reads what is there into several places.
+    pub(crate) fn try_read_vectored(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        each!(self, stream => stream.try_read_vectored(slices))
+    }
+
+    /// Writes as much as there is room for.
+    pub(crate) fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        each!(self, stream => stream.try_write_vectored(slices))
+    }
+
+    /// Says that nothing more will be written.
+    pub(crate) fn shutdown_write(&self) -> io::Result<()> {
+        socket2::SockRef::from(self).shutdown(Shutdown::Write)
+    }
+
+    /// Who is at the other end, if it has an address.
+    pub(crate) fn peer_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+impl AsFd for Wire {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        each!(self, stream => stream.as_fd())
+    }
+}
