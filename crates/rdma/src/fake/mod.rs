@@ -1,0 +1,291 @@
+//! A network of simulated NICs in one process, for faults that no NIC makes on demand.
+//!
+//! Bytes really move, by copying between registered regions. Keys, bounds, rights, protection domains and the room in
+//! send queues are checked as a NIC checks them. Without a script all work completes at once, inside `post`. With
+//! [`Fabric::hold`] it stays under way until the test delivers it, in the order that the test wants.
+//!
+//! What is only alike: queue pairs keep their order, so [`Order::Newest`] reorders work of different queue pairs only,
+//! as in a real network; and a message moves at once, whole or not at all.
+//!
+//! Deliberately absent: threads, time, and chance. What a test does is all that happens.
+
+mod memory;
+mod network;
+#[cfg(test)]
+mod tests;
+
+use crate::error::{Errno, RdmaError};
+use crate::info::{GidInfo, GidKind, Link, NicInfo, NicLimits, Place, PortInfo};
+use crate::nic::{Access, Address, Completion, Nic, QueuePair, Region, Timing, Verbs, Work, WorkError};
+use memory::Memory;
+use network::{NewPair, State};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The network. Its clones are the same one; every NIC reaches every other and itself.
+#[derive(Clone, Debug)]
+pub struct Fabric {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+}
+
+/// What the network holds back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hold {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Bytes move at once; their completions wait.
+    Completions,
+    /// Nothing moves and nothing completes.
+    Transfers,
+}
+
+/// In which order held work goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// As it was posted.
+    Oldest,
+    /// The queue pair with the newest first piece goes first.
+    Newest,
+}
+
+/// What there is, and what was done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Regions that are registered.
+    pub regions: usize,
+    /// Queue pairs that exist.
+    pub queue_pairs: usize,
+    /// Pieces of work that are under way.
+    pub held: usize,
+    /// Calls of `post`.
+    pub doorbells: u64,
+    /// Pieces of work posted.
+    pub posted: u64,
+    /// Bytes moved.
+    pub moved_bytes: u64,
+}
+
+impl Fabric {
+    /// A network with `nics` NICs `fake0`, `fake1`, …, on NUMA nodes 0, 1, ….
+    #[must_use]
+    pub fn new(nics: u8) -> Self {
+        Self::with((0..nics).map(fake_nic).collect())
+    }
+
+    /// A network with these NICs. Each has at least one port, with a GID that no other has.
+    #[must_use]
+    pub fn with(nics: Vec<NicInfo>) -> Self {
+        Self { shared: Arc::new(Shared { state: Mutex::new(State::new(nics)) }) }
+    }
+
+    /// Sets what is held back from now on. [`Hold::Nothing`] delivers everything that was.
+    pub fn hold(&self, hold: Hold) {
+        self.shared.lock().set_hold(hold);
+    }
+
+    /// Lets up to `most` pieces of held work go on. Returns how many did.
+    pub fn deliver(&self, most: usize, order: Order) -> usize {
+        self.shared.lock().deliver(most, order)
+    }
+
+    /// Fails one piece of work: the one that is carried out after `after` others.
+    pub fn fail_work(&self, after: usize, error: WorkError) {
+        self.shared.lock().script_failure(after, error);
+    }
+
+    /// Refuses the next registrations, for want of memory that may be locked.
+    pub fn refuse_registrations(&self, times: usize) {
+        self.shared.lock().script_refusals(times);
+    }
+
+    /// Takes a NIC away: its queue pairs fail, and every call says that it is gone.
+    pub fn remove(&self, nic: &str) {
+        self.shared.lock().set_present(nic, false);
+    }
+
+    /// Puts a NIC back. Its queue pairs stay failed.
+    pub fn restore(&self, nic: &str) {
+        self.shared.lock().set_present(nic, true);
+    }
+
+    /// What there is, and what was done so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.shared.lock().counts()
+    }
+}
+
+fn fake_nic(number: u8) -> NicInfo {
+    let gid = std::net::Ipv4Addr::new(10, 0, 0, number + 1).to_ipv6_mapped().octets();
+    let port = PortInfo {
+        number: 1,
+        active: true,
+        link: Link::Ethernet,
+        mtu_bytes: 4096,
+        lid: 0,
+        message_bytes: network::MESSAGE_BYTES,
+        gids: vec![GidInfo { index: 0, gid, kind: GidKind::RoceV2, netdev: None }],
+    };
+    let limits = NicLimits {
+        queue_pairs: 1 << 16,
+        work_requests: 1 << 14,
+        spans: 30,
+        reads: 16,
+        region_bytes: 1 << 40,
+        regions: 1 << 20,
+    };
+    NicInfo { name: format!("fake{number}"), numa: Some(number.into()), ports: vec![port], limits }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Verbs for Fabric {
+    fn nics(&self) -> Result<Vec<NicInfo>, RdmaError> {
+        let state = self.shared.lock();
+        let mut nics: Vec<NicInfo> =
+            state.nics.iter().filter(|nic| nic.present).map(|nic| nic.info.clone()).collect();
+        nics.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(nics)
+    }
+
+    fn open(&self, place: &Place) -> Result<Arc<dyn Nic>, RdmaError> {
+        let mut state = self.shared.lock();
+        let found = state.nics.iter().position(|nic| nic.present && nic.info.name == place.nic);
+        let Some(index) = found else {
+            return Err(RdmaError::NoSuchDevice { wanted: place.nic.clone(), present: "others".into() });
+        };
+        let info = state.nics[index].info.clone();
+        let port = info.port(place.port);
+        let gid = port.and_then(|port| port.gids.iter().find(|gid| gid.index == place.gid_index));
+        let Some(gid) = gid.map(|gid| gid.gid) else {
+            let (nic, port, index) = (place.nic.clone(), place.port, place.gid_index);
+            return Err(RdmaError::NoSuchGid { nic, port, index });
+        };
+        let domain = state.new_name();
+        let shared = Arc::clone(&self.shared);
+        Ok(Arc::new(FakeNic { shared, index, info, place: place.clone(), gid, domain }))
+    }
+}
+
+#[derive(Debug)]
+struct FakeNic {
+    shared: Arc<Shared>,
+    index: usize,
+    info: NicInfo,
+    place: Place,
+    gid: [u8; 16],
+    domain: u32,
+}
+
+#[allow(unsafe_code, reason = "the trait's function is unsafe to call")]
+impl Nic for FakeNic {
+    fn info(&self) -> &NicInfo {
+        &self.info
+    }
+
+    fn place(&self) -> &Place {
+        &self.place
+    }
+
+    unsafe fn register(
+        &self,
+        start: NonNull<u8>,
+        len: usize,
+        access: Access,
+    ) -> Result<Box<dyn Region>, RdmaError> {
+        // SAFETY: the caller keeps the memory until the region is dropped, and that drops this.
+        let memory = unsafe { Memory::new(start, len) };
+        let name = self.shared.lock().register(self.index, self.domain, memory, len as u64, access)?;
+        Ok(Box::new(FakeRegion { shared: Arc::clone(&self.shared), name }))
+    }
+
+    fn queue_pair(&self, depth: u32, access: Access) -> Result<Box<dyn QueuePair>, RdmaError> {
+        use rustix::event::{EventfdFlags, eventfd};
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|errno| RdmaError::System { call: "eventfd", errno: Errno(errno.raw_os_error()) })?;
+        let event = Arc::new(event);
+        let (nic, domain, gid) = (self.index, self.domain, self.gid);
+        let new = NewPair { nic, domain, access, depth, gid, event: Arc::clone(&event) };
+        let address = self.shared.lock().add_pair(new)?;
+        Ok(Box::new(FakePair { shared: Arc::clone(&self.shared), address, event }))
+    }
+}
+
+#[derive(Debug)]
+struct FakeRegion {
+    shared: Arc<Shared>,
+    name: u32,
+}
+
+impl Region for FakeRegion {
+    fn local_key(&self) -> u32 {
+        self.name * 2
+    }
+
+    fn remote_key(&self) -> u32 {
+        self.name * 2 + 1
+    }
+}
+
+impl Drop for FakeRegion {
+    fn drop(&mut self) {
+        self.shared.lock().deregister(self.name);
+    }
+}
+
+#[derive(Debug)]
+struct FakePair {
+    shared: Arc<Shared>,
+    address: Address,
+    event: Arc<OwnedFd>,
+}
+
+#[allow(unsafe_code, reason = "the trait's function is unsafe to call")]
+impl QueuePair for FakePair {
+    fn address(&self) -> Address {
+        self.address
+    }
+
+    fn connect(&mut self, peer: &Address, _timing: Timing) -> Result<(), RdmaError> {
+        self.shared.lock().connect(self.address.qpn, peer)
+    }
+
+    unsafe fn post(&mut self, work: &[Work]) -> Result<(), RdmaError> {
+        self.shared.lock().post(self.address.qpn, work)
+    }
+
+    fn poll(&mut self, out: &mut Vec<Completion>) -> Result<(), RdmaError> {
+        self.shared.lock().poll(self.address.qpn, out);
+        Ok(())
+    }
+
+    fn arm(&mut self) -> Result<(), RdmaError> {
+        self.shared.lock().arm(self.address.qpn);
+        Ok(())
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.event.as_fd())
+    }
+
+    fn fail(&mut self) {
+        self.shared.lock().fail_pair(self.address.qpn);
+    }
+}
+
+impl Drop for FakePair {
+    fn drop(&mut self) {
+        self.shared.lock().remove_pair(self.address.qpn);
+    }
+}
