@@ -13,15 +13,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("memkv-eviction", &["memkv-core"]),
     ("memkv-rdma", &[]),
     ("memkv-memory", &["memkv-core"]),
+    ("memkv-shm", &[]),
     ("memkv-nvme", &["memkv-core", "memkv-memory"]),
     ("memkv-proto", &["memkv-core"]),
     ("memkv-transport", &["memkv-core", "memkv-memory"]),
     ("memkv-storage", &["memkv-core", "memkv-eviction", "memkv-memory", "memkv-nvme"]),
     (
         "memkv-server",
-        &["memkv-core", "memkv-proto", "memkv-memory", "memkv-rdma", "memkv-transport", "memkv-storage"],
+        &["memkv-core", "memkv-proto", "memkv-memory", "memkv-rdma", "memkv-shm", "memkv-transport", "memkv-storage"],
     ),
-    ("memkv-client", &["memkv-core", "memkv-proto", "memkv-memory", "memkv-rdma", "memkv-transport"]),
+    (
+        "memkv-client",
+        &["memkv-core", "memkv-proto", "memkv-memory", "memkv-rdma", "memkv-shm", "memkv-transport"],
+    ),
     ("memkv-cli", &["memkv-client", "memkv-proto", "memkv-core", "memkv-codec", "memkv-rdma"]),
     (
         "memkv-bench",

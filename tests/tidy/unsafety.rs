@@ -19,6 +19,7 @@ const ALLOWED: &[Place] = &[
     Place { path: "crates/memory/", why: "mappings and slots", most: 36 },
     Place { path: "crates/nvme/src/io/uring.rs", why: "telling the kernel addresses", most: 1 },
     Place { path: "crates/rdma/", why: "a NIC moves memory by address", most: 99 },
+    Place { path: "crates/shm/", why: "memory of another process", most: 9 },
     Place { path: "client/src/raw.rs", why: "the caller's raw memory", most: 23 },
     Place { path: "sglang-plugin/src/raw.rs", why: "host pools by address", most: 2 },
 ];
