@@ -9,6 +9,7 @@ use crate::handle::{ReservedSlot, SlotPin};
 use crate::map::{Backing, Mapping};
 use crate::record::{PageView, SlotId, meta_of};
 use crate::recover::{self, Recovered};
+use crate::share::{self, Share, Shared};
 use crate::slot::Slot;
 use crate::state::Doomed;
 use crate::sync::{AtomicBool, Mutex, Ordering};
@@ -16,6 +17,8 @@ use crate::tables::{Layout, Tables};
 use crate::warm::Warmer;
 use crate::{SLOT_ALIGN, class, numa};
 use memkv_core::PageMeta;
+use std::fs::File;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -71,6 +74,8 @@ pub struct MemoryStatus {
     pub interleaved: bool,
     /// Left out of core dumps.
     pub undumped: bool,
+    /// Whether other processes may map it.
+    pub shared: Shared,
 }
 
 /// One mapping, cut into chunks and slots. See the crate's documentation.
@@ -86,6 +91,8 @@ pub struct Arena {
     closed: AtomicBool,
     /// Absent if all memory is resident from the start.
     warmer: Option<Warmer>,
+    /// What others map the memory by, if they may.
+    shared: Option<File>,
     /// Dropped last, and with it the lock on the file.
     file: Option<ArenaFile>,
 }
@@ -143,12 +150,13 @@ impl Arena {
             |align| Layout::new(chunk_bytes, chunks, align).ok_or(ArenaError::TooLarge(config.bytes));
         let mut books = Books::new(chunk_bytes, chunks);
         let mut memory = MemoryStatus::default();
+        let mut shared = None;
         let (data, tables, layout, opened) = match &config.backing {
             ArenaBacking::Anonymous => {
                 let layout = layout(1)?;
-                let (tables, bytes) = (Tables::anonymous(layout)?, layout.data_len());
-                let data = Mapping::anonymous(to_usize(bytes), config.huge_pages);
-                let mut data = data.map_err(|reason| ArenaError::Map { bytes, reason })?;
+                let tables = Tables::anonymous(layout)?;
+                let mut data;
+                (data, shared) = map_memory(layout.data_len(), &config, &mut memory)?;
                 prepare(&mut data, &config, &mut memory, || Ok(()))?;
                 (data, tables, layout, None)
             }
@@ -174,6 +182,9 @@ impl Arena {
                 let clean = past == Past::Clean;
                 let counts = recover::repair((&file, &layout), &tables, &mut data, &mut books, clean);
                 memory.file = Some(file.path().to_owned());
+                if config.share != Share::Off {
+                    memory.shared = Shared::No(FILE_IS_NOT_SHARED.to_owned());
+                }
                 memory.file_system = Some(file.system.text());
                 (data, tables, layout, Some((file, past, counts)))
             }
@@ -195,6 +206,7 @@ impl Arena {
             memory,
             closed: AtomicBool::new(false),
             warmer,
+            shared,
             file,
         });
         let recovered = found.map(|(past, counts)| Recovered::new(Arc::clone(&arena), past, counts));
@@ -259,6 +271,13 @@ impl Arena {
     #[must_use]
     pub fn pin(self: &Arc<Self>, id: SlotId) -> Option<SlotPin> {
         self.tables.slots().get(id.0 as usize)?.state.pin().then(|| SlotPin::new(Arc::clone(self), id))
+    }
+
+    /// Where all slots lie: the start of the memory and its bytes. Both stay as they are, and the memory stays mapped, as
+    /// long as the arena; for devices that want to know it in advance.
+    #[must_use]
+    pub fn memory(&self) -> (NonNull<u8>, usize) {
+        (self.data.start(), self.data.len())
     }
 
     /// Takes a published page out of circulation; its slot is free once no reader holds it.
@@ -424,6 +443,13 @@ impl Arena {
         self.layout.data_len()
     }
 
+    /// What other processes map the memory by, to read it, and how long it is in bytes; `None` if they may not. A page is
+    /// at [`SlotPin::offset`].
+    #[must_use]
+    pub fn shared(&self) -> Option<(BorrowedFd<'_>, u64)> {
+        self.shared.as_ref().map(|file| (file.as_fd(), self.data.len() as u64))
+    }
+
     /// The arena as a whole.
     #[must_use]
     pub fn status(&self) -> ArenaStatus {
@@ -478,6 +504,30 @@ impl Arena {
 
 fn to_usize(bytes: u64) -> usize {
     usize::try_from(bytes).expect("the layout's length fits usize")
+}
+
+/// Why a file's memory is not shared.
+const FILE_IS_NOT_SHARED: &str = "memory in a file (memory.backing) cannot be sealed against its own user's processes, so it is not shared; pages go \
+     through the socket";
+
+/// Maps memory that ends with the process, so that others may map it if the configuration says so.
+fn map_memory(
+    bytes: u64,
+    config: &ArenaConfig<'_>,
+    memory: &mut MemoryStatus,
+) -> Result<(Mapping, Option<File>), ArenaError> {
+    if config.share != Share::Off {
+        match share::map(to_usize(bytes), config.huge_pages, config.share) {
+            Ok((data, file)) => {
+                memory.shared = Shared::Yes;
+                return Ok((data, Some(file)));
+            }
+            Err(why) if config.share == Share::On => return Err(ArenaError::Share(why)),
+            Err(why) => memory.shared = Shared::No(why),
+        }
+    }
+    let data = Mapping::anonymous(to_usize(bytes), config.huge_pages);
+    Ok((data.map_err(|reason| ArenaError::Map { bytes, reason })?, None))
 }
 
 fn map_file(file: &ArenaFile, layout: &Layout) -> Result<(Tables, Mapping), ArenaError> {

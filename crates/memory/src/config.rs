@@ -1,6 +1,7 @@
 //! What an arena is made with, and why there may be none.
 
 use crate::map::HugePages;
+use crate::share::Share;
 use rustix::io::Errno;
 use std::fmt;
 use std::io;
@@ -25,6 +26,8 @@ pub struct ArenaConfig<'a> {
     pub huge_pages: HugePages,
     /// What the memory is made of.
     pub backing: ArenaBacking,
+    /// Whether other processes may map the memory to read it. A file's memory never is shared.
+    pub share: Share,
     /// Make all memory resident and keep it there: it is never swapped out.
     pub mlock: bool,
     /// What to do on a machine with several memory nodes.
@@ -43,6 +46,7 @@ impl ArenaConfig<'_> {
             prefault: false,
             huge_pages: HugePages::Auto,
             backing: ArenaBacking::Anonymous,
+            share: Share::Off,
             mlock: false,
             numa: Numa::Auto,
             progress: None,
@@ -100,6 +104,9 @@ pub enum ArenaError {
         /// The kernel's error.
         reason: Errno,
     },
+    /// The memory must be shared and cannot be.
+    #[error("{0}; or set memory.share to auto")]
+    Share(String),
     /// The kernel could not make the memory resident.
     #[error(
         "the kernel could not provide {bytes} bytes of memory ({reason}); give less memory or turn prefaulting off"

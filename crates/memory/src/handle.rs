@@ -158,6 +158,13 @@ impl SlotPin {
         self.id
     }
 
+    /// Where the page begins in the memory that [`Arena::shared`] tells of, in bytes.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        let (_, offset, _) = self.arena.place(self.id);
+        offset as u64
+    }
+
     /// The page's bytes and the zeroes that follow up to the next multiple of 4 KiB, for devices that move whole
     /// blocks.
     #[must_use]

@@ -30,6 +30,7 @@ mod map;
 mod numa;
 mod record;
 mod recover;
+mod share;
 mod slot;
 mod state;
 mod sync;
@@ -44,6 +45,7 @@ pub use handle::{ReservedSlot, SealedSlot, SlotPin};
 pub use map::{Backing, HugePages};
 pub use record::{PageRecord, PageView, SlotId};
 pub use recover::{Recovered, RecoveredPage};
+pub use share::{Share, Shared};
 
 /// Slots start at, and are multiples of, this many bytes.
 pub const SLOT_ALIGN: u32 = 4096;

@@ -17,6 +17,7 @@ use std::thread;
 pub(crate) const HUGE_BYTES: usize = 2 << 20;
 const PAGE_BYTES: usize = 4096;
 const FREE_HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+/// The kernel's setting for huge pages of anonymous memory.
 const TRANSPARENT: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 /// Prefaulting is bound by the kernel's zeroing; more threads than this add nothing.
 const PREFAULT_THREADS_MAX: usize = 16;
@@ -62,6 +63,8 @@ enum Populate {
     Write,
     /// A file of memory: written, but never by this program, because it has content.
     WriteShared,
+    /// A file of memory that gets huge pages only when asked for each.
+    Collapse,
     /// A file on a drive: only read, or all of it would be written back.
     ReadShared,
 }
@@ -118,7 +121,11 @@ impl Mapping {
         let reserved = MapFlags::PRIVATE | MapFlags::NORESERVE;
         let mut mapping = Self::aligned(len, align, ProtFlags::empty(), reserved, populate)?;
         mapping.backing = backing;
-        let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // Explicit huge pages of a memory file are reserved by the mapping, or there is none: a later access cannot fail.
+        let reserve =
+            if memory && backing == Backing::Huge { MapFlags::empty() } else { MapFlags::NORESERVE };
+        let flags = MapFlags::SHARED | reserve;
         let start = mapping.start.as_ptr().cast();
         // SAFETY: the range was reserved by this mapping just now and nobody has its address.
         unsafe { mmap(start, len, access, flags | MapFlags::FIXED, file, offset) }?;
@@ -126,6 +133,38 @@ impl Mapping {
             mapping.advise(Advice::LinuxHugepage);
         }
         Ok(mapping)
+    }
+
+    /// Asks for huge pages for a new mapping of a memory file: page by page if the kernel does that, else by advice, if
+    /// `advice_counts`.
+    pub(crate) fn want_huge(&mut self, advice_counts: bool) {
+        let advised = self.advise(Advice::LinuxHugepage);
+        if self.len >= HUGE_BYTES && self.collapse(0).is_ok() {
+            (self.populate, self.backing) = (Populate::Collapse, Backing::Transparent);
+        } else if advised && advice_counts {
+            self.backing = Backing::Transparent;
+        }
+    }
+
+    /// Whether anonymous memory gets huge pages if it asks.
+    pub(crate) fn anonymous_is_huge() -> bool {
+        allowed(TRANSPARENT)
+    }
+
+    /// Makes the huge page at `at` resident as one, whatever part of it is there and in use.
+    fn collapse(&self, at: usize) -> Result<(), Errno> {
+        assert!(at < self.len && HUGE_BYTES <= self.len - at, "the range is inside the mapping");
+        // SAFETY: `at` is inside the mapping.
+        let start = unsafe { self.start.add(at) };
+        let start = start.as_ptr().cast();
+        // The kernel collapses what has begun to exist.
+        // SAFETY: the range lies inside the mapping, and populating it does not change what it holds.
+        unsafe { madvise(start, PAGE_BYTES, Advice::LinuxPopulateWrite) }?;
+        // SAFETY: as above; collapsing moves what the memory holds without changing it.
+        match unsafe { libc::madvise(start.cast(), HUGE_BYTES, libc::MADV_COLLAPSE) } {
+            0 => Ok(()),
+            _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)),
+        }
     }
 
     fn aligned(
@@ -147,9 +186,8 @@ impl Mapping {
     /// Tries the kernel's pool of explicit huge pages. Without `NORESERVE`: the pages are ours or we get none,
     /// so a later access cannot fail.
     fn explicit_huge(len: usize) -> Option<Self> {
-        let free: usize = fs::read_to_string(FREE_HUGE_PAGES).ok()?.trim().parse().ok()?;
         let mapped_len = len.checked_next_multiple_of(HUGE_BYTES)?;
-        if free < mapped_len / HUGE_BYTES {
+        if !explicit_huge_are_free(mapped_len) {
             return None;
         }
         let access = ProtFlags::READ | ProtFlags::WRITE;
@@ -255,10 +293,17 @@ impl Mapping {
     /// Makes pages resident without changing them, also while others use them. Stays inside the mapping.
     pub(crate) fn warm(&self, at: usize, len: usize) -> Result<(), Errno> {
         assert!(at <= self.len && len <= self.len - at, "the range is inside the mapping");
+        if self.populate == Populate::Collapse {
+            let (first, end) = (at.next_multiple_of(HUGE_BYTES), (at + len) / HUGE_BYTES * HUGE_BYTES);
+            // Without a free huge page there are small ones, below.
+            for at in (first..end).step_by(HUGE_BYTES) {
+                let _small = self.collapse(at);
+            }
+        }
         // SAFETY: `at` is inside the mapping.
         let start = unsafe { self.start.add(at) };
         let advice = match self.populate {
-            Populate::Write | Populate::WriteShared => Advice::LinuxPopulateWrite,
+            Populate::Write | Populate::WriteShared | Populate::Collapse => Advice::LinuxPopulateWrite,
             Populate::ReadShared => Advice::LinuxPopulateRead,
         };
         // SAFETY: the range lies inside the mapping, and populating it does not change what it holds.
@@ -300,6 +345,17 @@ impl Drop for Mapping {
 /// Whether a setting of the kernel allows what it is about.
 fn allowed(setting: &str) -> bool {
     fs::read_to_string(setting).is_ok_and(|text| !text.contains("[never]"))
+}
+
+/// Whether a setting of the kernel allows huge pages for shared memory that asks for them.
+pub(crate) fn allowed_for(setting: &str) -> bool {
+    allowed(setting) && fs::read_to_string(setting).is_ok_and(|text| !text.contains("[deny]"))
+}
+
+/// Whether the kernel's pool has explicit huge pages for this many bytes.
+pub(crate) fn explicit_huge_are_free(bytes: usize) -> bool {
+    let free = fs::read_to_string(FREE_HUGE_PAGES).ok().and_then(|text| text.trim().parse::<usize>().ok());
+    free.is_some_and(|free| free >= bytes / HUGE_BYTES)
 }
 
 fn map_anonymous(len: usize, access: ProtFlags, flags: MapFlags) -> Result<NonNull<u8>, Errno> {

@@ -1,7 +1,7 @@
 //! What an engine is made with.
 
 use memkv_eviction::PolicyKind;
-use memkv_memory::{ArenaError, HugePages, Numa};
+use memkv_memory::{ArenaError, HugePages, Numa, Share};
 use memkv_nvme::{DriveConfig, IoChoice, LogError};
 use std::path::PathBuf;
 
@@ -33,6 +33,8 @@ pub struct EngineConfig {
     /// Directory of the file that holds the memory for pages, so that they survive a restart; without one the memory
     /// ends with the process.
     pub backing: Option<PathBuf>,
+    /// Whether other processes may map the memory to read it.
+    pub share: Share,
     /// Whether to lock the memory.
     pub mlock: bool,
     /// Where the memory lies on a machine with several memory nodes.
@@ -117,6 +119,7 @@ impl EngineConfig {
             huge_pages: HugePages::Auto,
             policy: PolicyKind::Lru,
             backing: None,
+            share: Share::Off,
             mlock: false,
             numa: Numa::Auto,
             nvme: None,

@@ -14,6 +14,8 @@ use crate::status::{Cleared, Evicted, RecoveryReport, count};
 use memkv_core::{SpaceDescription, SpaceId};
 use memkv_memory::ReservedSlot;
 use parking_lot::Mutex;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -87,6 +89,19 @@ impl Engine {
     #[must_use]
     pub fn page_bytes_max(&self) -> u32 {
         self.state.arena.page_bytes_max()
+    }
+
+    /// Where the memory of all DRAM slots lies: its start and its bytes. It stays mapped as long as the engine; for
+    /// devices that want to know it in advance.
+    #[must_use]
+    pub fn memory(&self) -> (NonNull<u8>, usize) {
+        self.state.arena.memory()
+    }
+
+    /// What other processes map the memory for pages by, to read it, and its length in bytes; `None` if they may not.
+    #[must_use]
+    pub fn shared_memory(&self) -> Option<(BorrowedFd<'_>, u64)> {
+        self.state.arena.shared()
     }
 
     /// Opens a space, or finds it if it is open. A new space is noted beside what outlives the process before it is

@@ -58,7 +58,7 @@ pub use index::HashedKey;
 pub use keep::{KeepReport, KeptInfo};
 pub use list::{BadCursor, KeyInfo, Listing};
 pub use memkv_eviction::{PolicyKind, UnknownPolicy};
-pub use memkv_memory::{Backing, ClassStatus, HugePages, MemoryStatus, Numa};
+pub use memkv_memory::{Backing, ClassStatus, HugePages, MemoryStatus, Numa, Share, Shared};
 pub use memkv_nvme::{
     DriveConfig, DriveState, DriveStatus, DroppedCounts, IoBackend, IoChoice, LogStatus, SegmentState,
     SegmentStatus,

@@ -190,6 +190,13 @@ impl PagePin {
         self.0.is_verified()
     }
 
+    /// Where the page begins in the memory that [`Engine::shared_memory`](crate::Engine::shared_memory) tells of, in
+    /// bytes.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.0.offset()
+    }
+
     /// Where the page is.
     pub(crate) fn slot(&self) -> SlotId {
         self.0.id()

@@ -220,6 +220,7 @@ pub(crate) fn start(
     let (arena, recovered) = Arena::open(ArenaConfig {
         prefault: config.prefault,
         huge_pages: config.huge_pages,
+        share: config.share,
         mlock: config.mlock,
         numa: config.numa,
         backing: config.backing.clone().map_or(ArenaBacking::Anonymous, ArenaBacking::File),
