@@ -3,6 +3,7 @@
 use crate::config::Transport;
 use crate::plan::ScratchPool;
 use crate::server::{Attempt, Server};
+use crate::spin::Spin;
 use crate::stats::Counters;
 use crate::{ClientStats, Config, Error, ErrorKind, ServerAddress, Space, control, drive, session};
 use memkv_core::page::key_digest;
@@ -21,6 +22,7 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     /// Processors that this process may use.
     pub(crate) cores: usize,
+    pub(crate) spin: Spin,
     spaces: Mutex<BTreeMap<SpaceId, SpaceDescription>>,
     this: std::sync::Weak<Shared>,
 }
@@ -28,7 +30,13 @@ pub(crate) struct Shared {
 impl Shared {
     fn new(config: Config) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Arc::new_cyclic(|this| Self { config, cores, spaces: Mutex::default(), this: this.clone() })
+        Arc::new_cyclic(|this| Self {
+            config,
+            cores,
+            spin: Spin::default(),
+            spaces: Mutex::default(),
+            this: this.clone(),
+        })
     }
 
     /// All spaces that were opened with this client.

@@ -7,6 +7,7 @@ use crate::PageOutcome;
 use crate::exchange::{Batch, Exchange, Step};
 use crate::pool::{Lease, Taken};
 use crate::server::Server;
+use crate::spin::Spin;
 use crate::wire::Wire;
 use event_listener::Listener as _;
 use memkv_transport::frame::Op;
@@ -208,7 +209,7 @@ fn poll_until_done(batch: &mut Batch<'_>, exchanges: &mut [Exchange]) {
         if left.is_zero() {
             return;
         }
-        let ready = match wait(exchanges, waiting, left) {
+        let ready = match wait(exchanges, waiting, left, batch.spin) {
             Ok(ready) => ready,
             Err(error) => {
                 exchanges.iter_mut().filter(|e| e.step() != Step::Done).for_each(|e| e.fail(&error));
@@ -229,7 +230,7 @@ fn poll_until_done(batch: &mut Batch<'_>, exchanges: &mut [Exchange]) {
 }
 
 /// Waits for any of the unfinished exchanges; returns which of the first [`FEW`] are ready, as a mask.
-fn wait(exchanges: &[Exchange], waiting: usize, left: Duration) -> io::Result<u32> {
+fn wait(exchanges: &[Exchange], waiting: usize, left: Duration, spin: Option<&Spin>) -> io::Result<u32> {
     let interest = |exchange: &Exchange| match exchange.step() {
         Step::Wait { write: true } => PollFlags::IN | PollFlags::OUT,
         Step::Wait { write: false } | Step::Done => PollFlags::IN,
@@ -250,12 +251,36 @@ fn wait(exchanges: &[Exchange], waiting: usize, left: Duration) -> io::Result<u3
         many.extend(unfinished.map(|e| PollFd::from_borrowed_fd(e.lease().shared_link().fd(), interest(e))));
         &mut many
     };
-    match rustix::event::poll(fds, Some(&left)) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => {}
-        Err(error) => return Err(error.into()),
+    if !spin.is_some_and(|spin| look(fds, spin)) {
+        match rustix::event::poll(fds, Some(&left)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     let mask = fds.iter().take(FEW).enumerate();
     Ok(mask.fold(0, |mask, (place, fd)| mask | u32::from(!fd.revents().is_empty()) << place))
+}
+
+/// Looks for readiness for a moment, without sleeping; whether there is any.
+fn look(fds: &mut [PollFd<'_>], spin: &Spin) -> bool {
+    let limit = spin.limit();
+    if limit.is_zero() {
+        return false;
+    }
+    let started = Instant::now();
+    loop {
+        // What goes wrong here shows again when the caller sleeps.
+        if rustix::event::poll(fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0) {
+            spin.caught();
+            return true;
+        }
+        if started.elapsed() >= limit {
+            spin.missed();
+            return false;
+        }
+        // The server may be waiting for this very processor.
+        std::thread::yield_now();
+    }
 }
 
 /// Runs a whole batch in the caller's task. Sockets and timers are registered with the client's own runtime, so any

@@ -39,6 +39,7 @@ mod server;
 mod session;
 mod shm;
 mod space;
+mod spin;
 mod stats;
 #[allow(dead_code, reason = "shown by inspect soon")]
 mod way;

@@ -11,6 +11,9 @@ use crate::{BatchReport, Error, PageOutcome, SpaceId, blocking, drive, grpc};
 use memkv_transport::frame::Op;
 use std::time::Instant;
 
+/// The most pages of a brief op, and the most bytes.
+const BRIEF_PAGES: usize = 4;
+const BRIEF_BYTES: usize = 512 << 10;
 /// The most threads that move one batch.
 const THREADS_MAX: usize = 4;
 
@@ -32,6 +35,18 @@ pub(crate) struct Finished {
     pub(crate) report: BatchReport,
     /// The length of the last page that a server told of.
     pub(crate) seen_len: u32,
+}
+
+/// Whether an op moves so little that its time is mostly that of waking the two sides.
+fn is_brief(call: &Call<'_>) -> bool {
+    let count = call.keys.count();
+    match call.op {
+        Op::Get | Op::Put => {
+            count <= BRIEF_PAGES
+                && (0..count).map(|page| call.pieces.page_len(page)).sum::<usize>() <= BRIEF_BYTES
+        }
+        _ => true,
+    }
 }
 
 /// Refuses lists of different lengths.
@@ -114,9 +129,17 @@ impl Inner {
         Ok(finished)
     }
 
-    fn batch<'a>(&self, call: Call<'a>, digests: &'a [u64], order: &'a [u32], started: Instant) -> Batch<'a> {
+    fn batch<'a>(
+        &'a self,
+        call: Call<'a>,
+        digests: &'a [u64],
+        order: &'a [u32],
+        started: Instant,
+    ) -> Batch<'a> {
         let limit = self.shared.config.op_timeout;
         call.outcomes.fill(PageOutcome::Unavailable);
+        // With one processor, who looks keeps the server from answering.
+        let spin = (self.shared.cores > 1 && is_brief(&call)).then_some(&self.shared.spin);
         Batch {
             op: call.op,
             flags: call.flags,
@@ -131,6 +154,7 @@ impl Inner {
             deadline_ms: u32::try_from(limit.as_millis()).unwrap_or(u32::MAX),
             seen_len: 0,
             threads_max: self.shared.cores.min(THREADS_MAX),
+            spin,
         }
     }
 

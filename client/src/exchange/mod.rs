@@ -16,6 +16,7 @@ use crate::plan::KeyList;
 use crate::pool::Lease;
 use crate::raw::Pieces;
 use crate::server::Server;
+use crate::spin::Spin;
 use fetch::Fetch;
 use memkv_core::{Key, Limits, SpaceId};
 use memkv_transport::frame::{Code, Header, Op};
@@ -45,6 +46,8 @@ pub(crate) struct Batch<'a> {
     pub(crate) seen_len: u32,
     /// The most threads that may move its pages.
     pub(crate) threads_max: usize,
+    /// Whether its waits may begin with looking; without it they sleep at once.
+    pub(crate) spin: Option<&'a Spin>,
 }
 
 impl Batch<'_> {

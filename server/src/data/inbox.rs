@@ -6,12 +6,21 @@
 use super::transfer::{Broken, Patience, read_exact, read_some};
 use super::wire::Wire;
 use memkv_transport::frame::HEADER_BYTES;
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// Bytes read ahead at most.
 const BUFFER_BYTES: usize = 32 << 10;
 /// A meta buffer that grew beyond this is given back after its request.
 const META_KEPT_BYTES: usize = 256 << 10;
+
+/// How long to look for the next frame before sleeping: about what it takes to wake a processor.
+const LOOK: Duration = Duration::from_micros(50);
+/// A request that took longer than this ends no wait that looking would shorten.
+const LOOK_AFTER: Duration = Duration::from_micros(500);
+/// After so many waits in a row that outlasted it, looking stops, and is tried again after as many waits as `RETRY`.
+const MISSES_MAX: u32 = 8;
+const RETRY: u32 = 64;
 
 /// Bytes that were received and not yet used.
 #[derive(Debug)]
@@ -21,13 +30,15 @@ pub(crate) struct Inbox {
     end: usize,
     filled_at: Instant,
     meta: Vec<u8>,
+    /// Waits in a row in which looking was in vain, and waits since without looking.
+    misses: u32,
 }
 
 impl Inbox {
     /// An empty buffer.
     pub(crate) fn new() -> Self {
         let buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
-        Self { buffer, start: 0, end: 0, filled_at: Instant::now(), meta: Vec::new() }
+        Self { buffer, start: 0, end: 0, filled_at: Instant::now(), meta: Vec::new(), misses: 0 }
     }
 
     /// Whether bytes of a next frame are here.
@@ -42,8 +53,17 @@ impl Inbox {
 
     /// Waits for the first byte of a frame, however long that takes. Dropping the future loses nothing.
     pub(crate) async fn wait(&mut self, stream: &Wire, only_header: bool) -> Result<(), Broken> {
+        let mut look = self.look();
         while !self.has_bytes() {
-            stream.readable().await.map_err(|_| Broken::Closed)?;
+            match look {
+                Some(until) if Instant::now() < until => tokio::task::yield_now().await,
+                Some(_) => {
+                    look = None;
+                    self.misses = (self.misses + 1).min(MISSES_MAX);
+                    continue;
+                }
+                None => stream.readable().await.map_err(|_| Broken::Closed)?,
+            }
             (self.start, self.end) = (0, 0);
             let most = if only_header { HEADER_BYTES } else { BUFFER_BYTES };
             match stream.try_read(&mut self.buffer[..most]) {
@@ -54,7 +74,24 @@ impl Inbox {
                 Err(_) => return Err(Broken::Closed),
             }
         }
+        if look.is_some() {
+            self.misses = 0;
+        }
         Ok(())
+    }
+
+    /// Until when to look for the next frame before sleeping: a client that asks again at once is answered without the
+    /// wake of a processor. A connection whose frames come later than that is not looked at, but for a try now
+    /// and then.
+    fn look(&mut self) -> Option<Instant> {
+        if self.has_bytes() || self.filled_at.elapsed() > LOOK_AFTER {
+            return None;
+        }
+        if self.misses >= MISSES_MAX {
+            self.misses = if self.misses >= MISSES_MAX + RETRY { MISSES_MAX - 1 } else { self.misses + 1 };
+            return None;
+        }
+        Some(Instant::now() + LOOK)
     }
 
     /// The next frame's header.
