@@ -26,6 +26,8 @@ mod info;
 #[allow(unsafe_code, reason = "declares what is unsafe to call")]
 mod nic;
 mod register;
+#[cfg(feature = "verbs")]
+mod verbs;
 
 pub use choose::{choose, nearest_first};
 pub use error::{Errno, RdmaError};
@@ -44,5 +46,8 @@ use std::sync::Arc;
 /// The reason why there are none: built without them, no library, no kernel support. A machine without a device is
 /// not an error here: [`Verbs::nics`] answers with an empty list, and [`choose`] says so.
 pub fn system() -> Result<Arc<dyn Verbs>, RdmaError> {
+    #[cfg(feature = "verbs")]
+    return Ok(Arc::new(verbs::System::new()?));
+    #[cfg(not(feature = "verbs"))]
     Err(RdmaError::NotBuilt)
 }

@@ -32,6 +32,14 @@ pub trait Nic: Send + Sync + Debug {
     /// Which port and GID its queue pairs use.
     fn place(&self) -> &Place;
 
+    /// Whether the device and its port still work, as far as it has told. Cheap: meant to be asked before a queue pair
+    /// is made, and when work fails.
+    ///
+    /// # Errors
+    ///
+    /// [`RdmaError::Gone`] for good: open the NIC again. [`RdmaError::PortDown`] until the port is up again.
+    fn health(&self) -> Result<(), RdmaError>;
+
     /// Makes memory known to the NIC. It is pinned: pages are faulted in, and count against the memlock limit.
     ///
     /// # Safety
@@ -46,6 +54,25 @@ pub trait Nic: Send + Sync + Debug {
         &self,
         start: NonNull<u8>,
         len: usize,
+        access: Access,
+    ) -> Result<Box<dyn Region>, RdmaError>;
+
+    /// Makes a buffer known to the NIC that another device shares as a dma-buf, such as memory of a GPU. Peers and work
+    /// name its bytes from `address` on, which need not be mapped.
+    ///
+    /// # Safety
+    ///
+    /// While it is registered, the NIC may read and write the buffer as in [`Nic::register`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Nic::register`]; also when the NIC, its driver or the verbs library cannot do this.
+    unsafe fn register_dmabuf(
+        &self,
+        buffer: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        address: u64,
         access: Access,
     ) -> Result<Box<dyn Region>, RdmaError>;
 

@@ -198,6 +198,10 @@ impl Nic for FakeNic {
         &self.place
     }
 
+    fn health(&self) -> Result<(), RdmaError> {
+        self.shared.lock().check_present(self.index)
+    }
+
     unsafe fn register(
         &self,
         start: NonNull<u8>,
@@ -208,6 +212,18 @@ impl Nic for FakeNic {
         let memory = unsafe { Memory::new(start, len) };
         let name = self.shared.lock().register(self.index, self.domain, memory, len as u64, access)?;
         Ok(Box::new(FakeRegion { shared: Arc::clone(&self.shared), name }))
+    }
+
+    unsafe fn register_dmabuf(
+        &self,
+        _buffer: BorrowedFd<'_>,
+        _offset: u64,
+        len: usize,
+        _address: u64,
+        _access: Access,
+    ) -> Result<Box<dyn Region>, RdmaError> {
+        let errno = Errno(rustix::io::Errno::OPNOTSUPP.raw_os_error());
+        Err(RdmaError::Register { bytes: len as u64, errno })
     }
 
     fn queue_pair(&self, depth: u32, access: Access) -> Result<Box<dyn QueuePair>, RdmaError> {

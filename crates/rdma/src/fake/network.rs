@@ -107,7 +107,7 @@ impl State {
         self.next_name
     }
 
-    fn check_present(&self, nic: usize) -> Result<(), RdmaError> {
+    pub(super) fn check_present(&self, nic: usize) -> Result<(), RdmaError> {
         let nic = &self.nics[nic];
         if nic.present { Ok(()) } else { Err(RdmaError::Gone { nic: nic.info.name.clone() }) }
     }
