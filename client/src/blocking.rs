@@ -60,6 +60,15 @@ impl Client {
         block_on(crate::Client::connect(config)).map(|inner| Self { inner })
     }
 
+    /// See [`crate::Client::connect_with`].
+    ///
+    /// # Errors
+    ///
+    /// See [`crate::Client::connect_with`].
+    pub fn connect_with(config: Config, verbs: Option<Arc<dyn memkv_rdma::Verbs>>) -> Result<Self, Error> {
+        block_on(crate::Client::connect_with(config, verbs)).map(|inner| Self { inner })
+    }
+
     /// The asynchronous form of the same client.
     #[must_use]
     pub fn asynchronous(&self) -> &crate::Client {

@@ -5,10 +5,12 @@ use crate::plan::ScratchPool;
 use crate::server::{Attempt, Server};
 use crate::spin::Spin;
 use crate::stats::Counters;
-use crate::{ClientStats, Config, Error, ErrorKind, ServerAddress, Space, control, drive, session};
+use crate::way::Way;
+use crate::{ClientStats, Config, Error, ErrorKind, ServerAddress, Space, control, drive, rdma, session};
 use memkv_core::page::key_digest;
 use memkv_core::route::{self, Node};
 use memkv_core::{Key, Limits, SpaceDescription, SpaceId};
+use memkv_rdma::Verbs;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
@@ -23,17 +25,20 @@ pub(crate) struct Shared {
     /// Processors that this process may use.
     pub(crate) cores: usize,
     pub(crate) spin: Spin,
+    /// The NICs, if there are any to use.
+    pub(crate) rdma: Option<Arc<rdma::Context>>,
     spaces: Mutex<BTreeMap<SpaceId, SpaceDescription>>,
     this: std::sync::Weak<Shared>,
 }
 
 impl Shared {
-    fn new(config: Config) -> Arc<Self> {
+    fn new(config: Config, rdma: Option<Arc<rdma::Context>>) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new_cyclic(|this| Self {
             config,
             cores,
             spin: Spin::default(),
+            rdma,
             spaces: Mutex::default(),
             this: this.clone(),
         })
@@ -124,7 +129,7 @@ pub(crate) fn closed() -> Error {
 }
 
 /// Checks a configuration and settles the transport.
-fn settle(mut config: Config) -> Result<Config, Error> {
+fn settle(config: Config) -> Result<Config, Error> {
     if config.servers.is_empty() {
         let text = "no server is configured; set MEMKV_SERVERS, for example MEMKV_SERVERS=10.0.0.5:9900,10.0.0.6:9900";
         return Err(Error::new(ErrorKind::Config, text));
@@ -143,25 +148,31 @@ fn settle(mut config: Config) -> Result<Config, Error> {
             "all servers have weight 0, so none takes keys; give one a weight",
         ));
     }
-    config.transport = match config.transport {
-        Transport::Auto => {
-            tracing::debug!("transport auto: tcp");
-            Transport::Tcp
-        }
-        chosen @ (Transport::Tcp | Transport::Grpc) => chosen,
-        reserved @ (Transport::Rdma | Transport::Shm) => {
-            let text = format!(
-                "the transport {reserved} is not in this release; set MEMKV_TRANSPORT to auto, tcp or grpc"
-            );
-            return Err(Error::new(ErrorKind::NotSupported, text));
-        }
-    };
     Ok(config)
 }
 
+/// Opens the NICs, if the transport may use them.
+fn open_rdma(config: &Config, verbs: Option<Arc<dyn Verbs>>) -> Result<Option<Arc<rdma::Context>>, Error> {
+    if !matches!(config.transport, Transport::Auto | Transport::Rdma) {
+        return Ok(None);
+    }
+    match rdma::Context::open(config, verbs) {
+        Ok(context) => {
+            tracing::info!(nics = context.names(), "pages may move by rdma");
+            Ok(Some(context))
+        }
+        Err(error) if config.transport == Transport::Rdma => Err(rdma::not_supported(&error)),
+        Err(error) => {
+            tracing::info!(reason = %error, fix = error.fix(), "no rdma; pages take another way");
+            Ok(None)
+        }
+    }
+}
+
 impl Inner {
-    fn new(config: Config) -> Result<Self, Error> {
+    fn new(config: Config, verbs: Option<Arc<dyn Verbs>>) -> Result<Self, Error> {
         let config = settle(config)?;
+        let rdma = open_rdma(&config, verbs)?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("memkv-client")
@@ -172,7 +183,7 @@ impl Inner {
                 Error::new(ErrorKind::Unavailable, text).with_source(error)
             })?;
         let handle = runtime.handle().clone();
-        let shared = Shared::new(config);
+        let shared = Shared::new(config, rdma);
         let inner = Self {
             nodes: shared.config.servers.iter().map(|s| Node::new(s.id.as_str(), s.weight)).collect(),
             servers: Vec::new(),
@@ -194,7 +205,11 @@ impl Inner {
         let _context = context.enter();
         for address in &self.shared.config.servers {
             let channel = control::channel(address, self.shared.config.connect_timeout)?;
-            self.servers.push(Arc::new(Server::new(address.clone(), channel)));
+            let server = Server::new(address.clone(), channel);
+            if self.shared.rdma.is_none() {
+                server.ways.set_missing(Way::Rdma);
+            }
+            self.servers.push(Arc::new(server));
         }
         for server in &self.servers {
             self.handle.spawn(session::run(self.shared.clone(), server.clone()));
@@ -236,7 +251,7 @@ impl Drop for Inner {
         // In a forked child the background thread does not exist, and locks that it held stay locked for ever. The
         // parent's things are left alone; the child is the poorer by their memory.
         let runtime = self.runtime.try_lock().and_then(|mut runtime| runtime.take());
-        let _left = ManuallyDrop::new((runtime, std::mem::take(&mut self.servers)));
+        let _left = ManuallyDrop::new((runtime, std::mem::take(&mut self.servers), self.shared.rdma.clone()));
     }
 }
 
@@ -252,7 +267,16 @@ impl Client {
     /// [`ErrorKind::Unauthenticated`], [`ErrorKind::VersionMismatch`] or `NotSupported` if a server answered
     /// and will never take this client.
     pub async fn connect(config: Config) -> Result<Self, Error> {
-        let client = Self { inner: Arc::new(Inner::new(config)?) };
+        Self::connect_with(config, None).await
+    }
+
+    /// Like [`Client::connect`], with these verbs in place of the machine's; for tests with simulated ones.
+    ///
+    /// # Errors
+    ///
+    /// See [`Client::connect`].
+    pub async fn connect_with(config: Config, verbs: Option<Arc<dyn Verbs>>) -> Result<Self, Error> {
+        let client = Self { inner: Arc::new(Inner::new(config, verbs)?) };
         let inner = &client.inner;
         let deadline = Instant::now() + inner.shared.config.connect_timeout;
         for server in &inner.servers {
@@ -289,7 +313,8 @@ impl Client {
     /// A snapshot of the counters.
     #[must_use]
     pub fn stats(&self) -> ClientStats {
-        self.inner.counters.read(self.inner.servers.iter().map(|server| server.stats()).collect())
+        let rdma = self.inner.shared.rdma.as_ref().map(|rdma| rdma.stats()).unwrap_or_default();
+        self.inner.counters.read(self.inner.servers.iter().map(|server| server.stats()).collect(), rdma)
     }
 
     /// What the client sees of its servers now.
@@ -339,7 +364,7 @@ mod tests {
     #[test]
     fn after_a_fork_it_refuses_to_work_and_leaves_the_parents_things_alone() {
         let config = Config::builder().without_environment().servers("127.0.0.1:1").build().unwrap();
-        let mut inner = Inner::new(config).unwrap();
+        let mut inner = Inner::new(config, None).unwrap();
         assert!(inner.check().is_ok());
         inner.pid = inner.pid.wrapping_add(1);
         let error = inner.check().unwrap_err();

@@ -56,5 +56,6 @@ pub use memkv_proto::v1;
 pub use memkv_transport::auth::AuthKey;
 pub use outcome::{BatchReport, PageOutcome};
 pub use raw::RawPieces;
+pub use rdma::{RdmaStats, Region};
 pub use space::Space;
 pub use stats::{ClientStats, OpStats, ServerStats};

@@ -86,6 +86,11 @@ impl Link {
         self.stream.as_fd()
     }
 
+    /// Whether the peer has closed it. Only while no reply is due.
+    pub(crate) fn is_closed(&self) -> bool {
+        !matches!(self.stream.read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
     /// Prepares for the next op.
     pub(crate) fn begin(&mut self) {
         self.replied = false;
@@ -120,6 +125,11 @@ impl Link {
         fill(&mut self.out);
         let (head, meta) = self.out[start..].split_at_mut(HEADER_BYTES);
         head.copy_from_slice(&header.encode(meta));
+    }
+
+    /// Queues a frame whose meta section is there already.
+    pub(crate) fn queue_meta(&mut self, header: &Header, meta: &[u8]) {
+        self.queue(header, |out| out.extend_from_slice(meta));
     }
 
     /// Whether queued frames wait to be written.

@@ -16,6 +16,7 @@ use crate::plan::KeyList;
 use crate::wire::Wire;
 use crate::{BatchReport, Error, PageOutcome, Space, blocking};
 use memkv_core::PageHasher;
+use memkv_shm::View;
 use memkv_transport::frame::Op;
 use memkv_transport::iov::IOV_MAX;
 use rustix::net::{SendAncillaryBuffer, SendFlags};
@@ -23,6 +24,9 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
+
+/// Bytes that are copied and then hashed, so that they are still in the core's cache.
+const COPY_BYTES: usize = 128 << 10;
 
 /// The caller's raw memory: page `i` is the pieces `i * per_page .. (i + 1) * per_page`, one after the other.
 #[derive(Clone, Copy, Debug)]
@@ -293,6 +297,83 @@ impl<'a> Pieces<'a> {
             true
         });
         rest.is_empty()
+    }
+
+    /// Calls `each` with address and length of the pieces of a page, in order, until it returns false. Returns whether it
+    /// never did.
+    pub(crate) fn places(&self, page: usize, mut each: impl FnMut(usize, usize) -> bool) -> bool {
+        // A NIC will move bytes there and back while this process does not look, so the address is exposed.
+        self.parts(page, 0, usize::MAX, |start, len| each(start.expose_provenance(), len))
+    }
+
+    /// Copies the first `len` bytes of a page to `to`.
+    ///
+    /// # Safety
+    ///
+    /// `to` must be valid for writes of `len` bytes that are none of the page's.
+    pub(crate) unsafe fn copy_to(&self, page: usize, len: usize, mut to: *mut u8) {
+        self.parts(page, 0, len, |start, part| {
+            // SAFETY: `parts` stays inside a piece, which the constructor's borrow or contract makes readable, and the
+            // parts of a call add up to at most `len`, for which the caller answers.
+            unsafe { std::ptr::copy_nonoverlapping(start, to, part) };
+            to = to.wrapping_add(part);
+            true
+        });
+    }
+
+    /// Copies `len` bytes at `from` to the beginning of a page.
+    ///
+    /// # Safety
+    ///
+    /// `from` must be valid for reads of `len` bytes that are none of the page's.
+    pub(crate) unsafe fn copy_from(&mut self, page: usize, len: usize, mut from: *const u8) {
+        assert!(!matches!(self.memory, Memory::Sources(_)), "a get writes to its destinations only");
+        self.parts(page, 0, len, |start, part| {
+            // SAFETY: `parts` stays inside a piece that is ours to write: by the exclusive borrow of `targets`, or by
+            // the contract of `raw`. The parts of a call add up to at most `len`, for which the caller answers.
+            unsafe { std::ptr::copy_nonoverlapping(from, start, part) };
+            from = from.wrapping_add(part);
+            true
+        });
+    }
+
+    /// How many pieces a page has.
+    pub(crate) fn per_page(&self) -> usize {
+        self.per_page
+    }
+
+    /// Address and length of a page's pieces, as numbers.
+    pub(crate) fn addresses(&self, page: usize) -> impl ExactSizeIterator<Item = (u64, usize)> + '_ {
+        (0..self.per_page).map(move |k| {
+            let (start, len) = self.piece(page * self.per_page + k);
+            (start.expose_provenance() as u64, len)
+        })
+    }
+
+    /// Copies a page's first `len` bytes out of shared memory, and computes their checksum on the way, while they are in
+    /// the core's cache. `None` if the memory does not have them.
+    pub(crate) fn copy_shared(
+        &mut self,
+        view: &View,
+        offset: u64,
+        page: usize,
+        len: usize,
+        digest: u64,
+    ) -> Option<u64> {
+        assert!(!matches!(self.memory, Memory::Sources(_)), "a get writes to its destinations only");
+        let (mut hasher, mut at) = (PageHasher::new(digest), offset);
+        let whole = self.parts(page, 0, len, |start, part| {
+            // SAFETY: `parts` stays inside a piece that is ours to write until this closure ends: by the exclusive borrow
+            // of `targets`, or by the contract of `raw`. The view is other memory.
+            let part = unsafe { std::slice::from_raw_parts_mut(start, part) };
+            part.chunks_mut(COPY_BYTES).all(|chunk| {
+                let read = view.read(at, chunk);
+                at = at.wrapping_add(chunk.len() as u64);
+                hasher.update(chunk);
+                read
+            })
+        });
+        whole.then(|| hasher.finish())
     }
 
     /// Appends the bytes `from..to` of a page to `out`.

@@ -9,6 +9,7 @@ use crate::control;
 use crate::link::Link;
 use crate::mover::Bound;
 use crate::outcome;
+use crate::rdma::RdmaSession;
 use crate::server::{Attempt, Server};
 use crate::way::Way;
 use crate::wire::Wire;
@@ -16,12 +17,14 @@ use crate::{Error, ErrorKind};
 use memkv_core::Limits;
 use memkv_proto::{PROTOCOL_VERSION, v1};
 use memkv_transport::auth::{AuthKey, SessionKey, SessionTranscript, same_secret};
-use memkv_transport::frame::CAPABILITY_DIRECT;
-use memkv_transport::frame::{Code, HEADER_BYTES, Header, Op};
+use memkv_transport::frame::{
+    CAPABILITY_DIRECT, CAPABILITY_RDMA, CAPABILITY_SHM, Code, HEADER_BYTES, Header, Mover, Op,
+};
 use memkv_transport::handshake::{self, Attach, AttachError, AttachStatus};
+use memkv_transport::records;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -70,6 +73,8 @@ struct Session {
     hear: Streaming<v1::ServerMessage>,
     ping_interval: Duration,
     attacher: Attacher,
+    /// Tells the server of regions; ends with the session.
+    _announcer: JoinSet<()>,
 }
 
 /// What it takes to open a data connection of a session.
@@ -83,11 +88,17 @@ pub(crate) struct Attacher {
     key: SessionKey,
     limits: Limits,
     generation: u64,
-    timeout: Duration,
+    /// The server's life.
+    pub(crate) incarnation: u64,
+    /// Where to connect on the server's own host.
+    pub(crate) shm: Option<v1::ShmOffer>,
+    pub(crate) timeout: Duration,
     user_timeout: Duration,
+    /// Pages by RDMA, if both sides have it.
+    pub(crate) rdma: Option<Arc<RdmaSession>>,
 }
 
-fn random<const N: usize>() -> Result<[u8; N], Error> {
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], Error> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|error| {
         Error::new(ErrorKind::Unavailable, format!("the system has no random numbers: {error}"))
@@ -95,19 +106,20 @@ fn random<const N: usize>() -> Result<[u8; N], Error> {
     Ok(bytes)
 }
 
-fn protocol(text: &str) -> Error {
+pub(crate) fn protocol(text: &str) -> Error {
     Error::new(ErrorKind::Protocol, format!("{text}; is the address that of a memkv-server?"))
 }
 
 /// Opens a session with its spaces and first connections, and lets ops in.
 async fn open(shared: &Shared, server: &Arc<Server>) -> Result<Session, Error> {
     let limit = shared.config.connect_timeout;
-    let session = timeout(limit, greet(shared, server)).await.map_err(|_| no_answer(limit))??;
+    let mut session = timeout(limit, greet(shared, server)).await.map_err(|_| no_answer(limit))??;
     control::open_spaces(shared, server, &shared.all_spaces()).await?;
     if shared.config.transport != Transport::Grpc {
         let mut first = Err(no_answer(limit));
         for _ in 0..server.pool.reserve() {
-            let attached = session.attacher.attach().await;
+            let Session { attacher, hear, .. } = &mut session;
+            let attached = while_hearing(hear, attacher.rdma.as_deref(), attacher.attach()).await;
             match attached {
                 Ok(link) => {
                     server.pool.opened(link);
@@ -128,6 +140,25 @@ async fn open(shared: &Shared, server: &Arc<Server>) -> Result<Session, Error> {
     Ok(session)
 }
 
+/// Runs a future that may need what the server says about RDMA meanwhile.
+async fn while_hearing<T>(
+    hear: &mut Streaming<v1::ServerMessage>,
+    rdma: Option<&RdmaSession>,
+    future: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let Some(rdma) = rdma else { return future.await };
+    let mut future = std::pin::pin!(future);
+    loop {
+        tokio::select! {
+            done = &mut future => return done,
+            heard = next(hear) => if let Some(message) = heard? {
+                // What else it says, it will say again.
+                let _about_rdma = rdma.hear(message);
+            },
+        }
+    }
+}
+
 fn no_answer(limit: Duration) -> Error {
     Error::new(ErrorKind::Unavailable, format!("no answer within {limit:?}; is the server running?"))
 }
@@ -139,8 +170,13 @@ fn hello(shared: &Shared, client_nonce: &[u8; 32]) -> v1::Hello {
         client_nonce: client_nonce.to_vec(),
         client_name: format!("{} pid {}", shared.config.client_name, std::process::id()),
         client_version: env!("CARGO_PKG_VERSION").to_owned(),
-        capabilities: vec!["tcp".to_owned(), CAPABILITY_DIRECT.to_owned()],
+        capabilities: capabilities(shared),
     }
+}
+
+fn capabilities(shared: &Shared) -> Vec<String> {
+    let rdma = shared.rdma.as_ref().map(|_| CAPABILITY_RDMA);
+    ["tcp", CAPABILITY_DIRECT, CAPABILITY_SHM].into_iter().chain(rdma).map(str::to_owned).collect()
 }
 
 /// Says hello, checks the server's proof, proves the key.
@@ -198,6 +234,12 @@ async fn greet(shared: &Shared, server: &Arc<Server>) -> Result<Session, Error> 
     let connections = shared.config.connections_per_server.min(limits.session_connections_max);
     let generation = server.pool.begin_session(connections);
     server.ways.begin_session();
+    let offer = accepted.rdma.zip(shared.rdma.as_ref()).filter(|(offer, _)| !offer.nics.is_empty());
+    let rdma = offer.map(|(offer, context)| RdmaSession::new(context, offer, say.clone()));
+    let mut announcer = JoinSet::new();
+    if let Some(rdma) = &rdma {
+        announcer.spawn(rdma.clone().announce());
+    }
     let attacher = Attacher {
         server: server.clone(),
         transport: shared.config.transport,
@@ -207,11 +249,14 @@ async fn greet(shared: &Shared, server: &Arc<Server>) -> Result<Session, Error> 
         key: session_key,
         limits,
         generation,
+        incarnation: accepted.incarnation,
+        shm: accepted.shm,
         timeout: shared.config.connect_timeout,
         user_timeout: (shared.config.op_timeout * 2).max(Duration::from_secs(5)),
+        rdma,
     };
     let ping_interval = Duration::from_millis(u64::from(accepted.ping_interval_ms.clamp(100, 60_000)));
-    Ok(Session { say, hear, ping_interval, attacher })
+    Ok(Session { say, hear, ping_interval, attacher, _announcer: announcer })
 }
 
 /// The key of the session, if both sides have one or neither has.
@@ -278,6 +323,11 @@ async fn serve(shared: &Shared, server: &Arc<Server>, mut session: Session) -> E
                 }
                 Ok(Some(Heard::Pong(_) | Heard::Notice(_))) => {
                     return Error::new(ErrorKind::Unavailable, "the server is stopping");
+                }
+                Ok(Some(message @ (Heard::RdmaConnected(_) | Heard::RegionRegistered(_) | Heard::RegionForgotten(_)))) => {
+                    if let Some(rdma) = &work.attacher.rdma {
+                        rdma.hear(message);
+                    }
                 }
                 Ok(Some(Heard::Challenge(_) | Heard::Accepted(_)) | None) => {
                     return protocol("the server sent a message that has no place in an open session");
@@ -442,7 +492,7 @@ impl Attacher {
     async fn attach_by(&self, way: Way) -> Result<Box<Link>, Error> {
         let attached = timeout(self.timeout, async {
             match way {
-                Way::Tcp => self.link(self.handshake().await?),
+                Way::Tcp => self.tcp_link(self.handshake().await?),
                 Way::Shm => crate::shm::attach(self).await,
                 Way::Rdma => crate::rdma::attach(self).await,
             }
@@ -484,20 +534,51 @@ impl Attacher {
         };
         let stream = timeout(self.timeout, ping).await.map_err(|_| no_answer(self.timeout))??;
         match self.server.ways.due(self.transport, Instant::now()).next() {
-            Some(Way::Tcp) => self.link(stream),
+            Some(Way::Tcp) => self.tcp_link(stream),
             _ => self.attach().await,
         }
     }
 
-    fn link(&self, stream: TcpStream) -> Result<Box<Link>, Error> {
+    fn tcp_link(&self, stream: TcpStream) -> Result<Box<Link>, Error> {
         // A tokio stream is nonblocking already, and stays so.
         let stream = stream.into_std().map_err(broken)?;
-        Ok(Box::new(Link::new(Wire::Tcp(stream), Bound::None, self.limits, self.generation)))
+        Ok(self.link(Wire::Tcp(stream), Bound::None))
+    }
+
+    /// A connection of this session.
+    pub(crate) fn link(&self, stream: Wire, mover: Bound) -> Box<Link> {
+        Box::new(Link::new(stream, mover, self.limits, self.generation))
+    }
+
+    /// Opens one data connection over TCP and has the server tie a mover to it.
+    pub(crate) async fn bound(&self, mover: Mover, token: &[u8; 16]) -> Result<std::net::TcpStream, Error> {
+        let mut stream = self.handshake().await?;
+        let meta = records::bind(mover, token);
+        let mut request = Header::request(Op::Bind, u64::MAX, Default::default(), 0);
+        request.deadline_ms = u32::try_from(self.timeout.as_millis()).unwrap_or(u32::MAX);
+        let mut frame = request.encode(&meta).to_vec();
+        frame.extend_from_slice(&meta);
+        stream.write_all(&frame).await.map_err(broken)?;
+        let mut reply = [0; HEADER_BYTES];
+        stream.read_exact(&mut reply).await.map_err(broken)?;
+        let header = Header::decode(&reply).map_err(|error| protocol(&error.to_string()))?;
+        let fits = header.meta_len == 0 && header.verify(&reply, &[]).is_ok();
+        if !fits || header.op != Op::Bind || header.status != Code::Ok {
+            let text = format!("the server does not move pages by {mover:?} on this connection");
+            return Err(Error::new(ErrorKind::Unavailable, text));
+        }
+        stream.into_std().map_err(broken)
     }
 
     async fn handshake(&self) -> Result<TcpStream, Error> {
         let mut stream = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(broken)?;
         self.set_options(&stream).map_err(broken)?;
+        self.join(&mut stream).await?;
+        Ok(stream)
+    }
+
+    /// Joins the session: the handshake of a data connection.
+    pub(crate) async fn join<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut S) -> Result<(), Error> {
         let attach = Attach { session_id: self.session_id, client_nonce: random()? };
         stream.write_all(&attach.encode()).await.map_err(broken)?;
         let mut challenge = [0; handshake::CHALLENGE_BYTES];
@@ -506,8 +587,7 @@ impl Attacher {
         stream.write_all(&proof).await.map_err(broken)?;
         let mut welcome = [0; handshake::WELCOME_BYTES];
         stream.read_exact(&mut welcome).await.map_err(broken)?;
-        handshake::read_status(&welcome).map_err(attach_error)?;
-        Ok(stream)
+        handshake::read_status(&welcome).map_err(attach_error)
     }
 
     fn set_options(&self, stream: &TcpStream) -> std::io::Result<()> {
@@ -522,7 +602,7 @@ impl Attacher {
     }
 }
 
-fn broken(error: std::io::Error) -> Error {
+pub(crate) fn broken(error: std::io::Error) -> Error {
     Error::new(ErrorKind::Unavailable, format!("data connection: {error}")).with_source(error)
 }
 

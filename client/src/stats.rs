@@ -1,6 +1,6 @@
 //! Counters that the data path writes and anybody reads, without locks.
 
-use crate::PageOutcome;
+use crate::{PageOutcome, RdmaStats};
 use memkv_transport::frame::Op;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -51,6 +51,8 @@ pub struct ClientStats {
     pub timed_out: u64,
     /// Keys refused for lack of rights.
     pub denied: u64,
+    /// Pages by RDMA.
+    pub rdma: RdmaStats,
     /// Every server's part.
     pub servers: Vec<ServerStats>,
 }
@@ -163,7 +165,7 @@ impl Counters {
         }
     }
 
-    pub(crate) fn read(&self, servers: Vec<ServerStats>) -> ClientStats {
+    pub(crate) fn read(&self, servers: Vec<ServerStats>, rdma: RdmaStats) -> ClientStats {
         let outcome = |outcome| self.outcomes[slot(outcome)].load(Relaxed);
         ClientStats {
             exists: self.exists.read(),
@@ -180,6 +182,7 @@ impl Counters {
             unavailable: outcome(PageOutcome::Unavailable),
             timed_out: outcome(PageOutcome::TimedOut),
             denied: outcome(PageOutcome::Denied),
+            rdma,
             servers,
         }
     }

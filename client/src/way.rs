@@ -41,6 +41,16 @@ impl Way {
     }
 }
 
+impl From<Way> for Transport {
+    fn from(way: Way) -> Self {
+        match way {
+            Way::Tcp => Self::Tcp,
+            Way::Shm => Self::Shm,
+            Way::Rdma => Self::Rdma,
+        }
+    }
+}
+
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -58,6 +68,8 @@ struct Entry {
     backoff: Backoff,
     /// Why it does not work, for people; `None` while it does.
     reason: Option<String>,
+    /// This process does not have it.
+    missing: bool,
 }
 
 /// What is known of the ways to one server.
@@ -74,7 +86,9 @@ impl Ways {
             .into_iter()
             .filter(|way| way.is_allowed(transport))
             .filter(|way| {
-                transport != Transport::Auto || entries[*way as usize].until.is_none_or(|until| until <= now)
+                let entry = &entries[*way as usize];
+                transport != Transport::Auto
+                    || (!entry.missing && entry.until.is_none_or(|until| until <= now))
             })
             .collect();
         due.into_iter()
@@ -84,7 +98,13 @@ impl Ways {
     pub(crate) fn next_climb(&self, transport: Transport, current: Way, now: Instant) -> Option<Instant> {
         let entries = self.entries.lock();
         let better = Way::ALL.into_iter().filter(|way| *way > current && way.is_allowed(transport));
+        let better = better.filter(|way| !entries[*way as usize].missing);
         better.map(|way| entries[way as usize].until.unwrap_or(now)).min()
+    }
+
+    /// This process does not have a way, and never will.
+    pub(crate) fn set_missing(&self, way: Way) {
+        self.entries.lock()[way as usize].missing = true;
     }
 
     /// A connection was opened.
@@ -144,6 +164,16 @@ mod tests {
         ways.begin_session();
         assert_eq!(due(&ways, Transport::Auto, now), Way::ALL);
         assert_eq!(ways.reason(Way::Shm).as_deref(), Some("another host"));
+    }
+
+    #[test]
+    fn a_way_that_is_missing_is_never_tried() {
+        let (ways, now) = (Ways::default(), Instant::now());
+        ways.set_missing(Way::Rdma);
+        ways.begin_session();
+        assert_eq!(due(&ways, Transport::Auto, now), [Way::Shm, Way::Tcp]);
+        assert_eq!(ways.next_climb(Transport::Auto, Way::Shm, now), None);
+        assert_eq!(ways.next_climb(Transport::Auto, Way::Tcp, now), Some(now));
     }
 
     #[test]

@@ -9,9 +9,11 @@
 use crate::accept::Accept;
 use crate::background::{Worker, evictor, scrubber};
 use crate::config::{Config, units};
+use crate::data::Nics;
 use crate::metrics::Metrics;
 use crate::node::{Node, Phase};
-use crate::{control, http, opening, random};
+use crate::{control, http, near, opening, random};
+use memkv_rdma::Verbs;
 use memkv_storage::EngineError;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
@@ -68,6 +70,17 @@ pub enum StartError {
         /// What the system says.
         error: io::Error,
     },
+    /// The configuration requires RDMA.
+    #[error("rdma.mode is require, but there is no rdma: {0}; {fix}", fix = .0.fix())]
+    Rdma(#[from] memkv_rdma::RdmaError),
+    /// The socket for clients on the same host cannot be used.
+    #[error("cannot listen on the unix socket {name}: {error}; check shm.socket, or set it to off")]
+    Near {
+        /// Its name.
+        name: String,
+        /// What the system says.
+        error: io::Error,
+    },
     /// The system gives no threads or pollers.
     #[error("cannot start threads: {0}")]
     System(#[from] io::Error),
@@ -89,7 +102,7 @@ pub struct Server {
     admin_address: SocketAddr,
     places: Arc<Semaphore>,
     health: HealthReporter,
-    accept: Option<JoinHandle<()>>,
+    accept: Vec<JoinHandle<()>>,
     workers: Vec<Worker>,
     control: Option<Runtime>,
     data: Option<Runtime>,
@@ -102,6 +115,15 @@ impl Server {
     ///
     /// [`StartError`] if a port, the memory or threads cannot be had.
     pub fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_with(config, None)
+    }
+
+    /// Like [`Server::start`], with these verbs in place of the machine's; for tests with simulated ones.
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::start`].
+    pub fn start_with(config: Config, verbs: Option<Arc<dyn Verbs>>) -> Result<Self, StartError> {
         let (socket, address) = bind(config.listen, "listen")?;
         let (admin_socket, admin_address) = bind(config.admin_address(address), "admin_listen")?;
         let id = config.node_id.clone().unwrap_or_else(|| address.to_string());
@@ -112,7 +134,11 @@ impl Server {
             control.block_on(async { listen(admin_socket, admin_address, "admin_listen") })?;
         control.spawn(serve_admin(Arc::clone(&watched), admin_listener));
         let engine = opening::open(&config)?;
-        let node = Node::new(config, id, u64::from_le_bytes(random::bytes()), engine, Metrics::new());
+        let rdma = Nics::open(&config.rdma, verbs, &engine)?;
+        let incarnation = u64::from_le_bytes(random::bytes());
+        let local = near::open(&config.shm_socket, address.port(), incarnation)?;
+        let mut node = Node::new(config, id, incarnation, engine, rdma, Metrics::new());
+        node.shm_socket = local.as_ref().map(|(_, name)| name.clone());
         let node = Arc::new(node);
         let data = runtime("memkv-data", data_threads(&node.config))?;
         let mut workers = vec![evictor(&node)?];
@@ -138,13 +164,17 @@ impl Server {
             grpc,
             places: Arc::clone(&places),
         };
-        let accept = Some(control.spawn(accept.run(listener)));
+        let mut accepting = Vec::new();
+        if let Some((local, _)) = local {
+            accepting.push(control.spawn(accept.clone().run_near(local)));
+        }
+        accepting.push(control.spawn(accept.run(listener)));
         watched.serving(&node);
         control.spawn(upkeep(Arc::clone(&node)));
         drop(inside);
         log_start(&node, address, admin_address);
         let (control, data) = (Some(control), Some(data));
-        Ok(Self { node, address, admin_address, places, health, accept, workers, control, data })
+        Ok(Self { node, address, admin_address, places, health, accept: accepting, workers, control, data })
     }
 
     /// Where clients connect.
@@ -180,7 +210,7 @@ impl Server {
     ///
     /// If called inside an asynchronous context.
     pub fn stop(mut self, abort: impl Future<Output = ()>) -> Stopped {
-        let accept = self.accept.take();
+        let accept = std::mem::take(&mut self.accept);
         let deadline = Instant::now() + self.node.config.shutdown_timeout;
         tracing::info!(in_flight = self.node.in_flight.count(), "stopping");
         let stopped = self.block_on(async {
@@ -204,9 +234,9 @@ impl Server {
         stopped
     }
 
-    async fn drain(&self, accept: Option<JoinHandle<()>>) {
-        // The listener is gone before anybody is told, so that a client that hears it cannot come back here.
-        if let Some(accept) = accept {
+    async fn drain(&self, accept: Vec<JoinHandle<()>>) {
+        // The listeners are gone before anybody is told, so that a client that hears it cannot come back here.
+        for accept in accept {
             accept.abort();
             let _aborted = accept.await;
         }

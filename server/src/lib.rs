@@ -9,7 +9,7 @@
 //!
 //! Deliberately absent: routing between servers. Each server owns its pages and knows no other.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod accept;
 pub mod app;
@@ -21,6 +21,7 @@ mod data;
 mod http;
 pub mod logging;
 mod metrics;
+mod near;
 mod node;
 mod opening;
 mod random;

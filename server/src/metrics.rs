@@ -46,11 +46,22 @@ const COUNTERS: &[Series] = &[
     ("memkv_connections_accepted_total", "Connections accepted on the main port", |m| &m.accepted),
     ("memkv_connections_refused_total", "Connections closed because there were too many", |m| &m.refused),
     ("memkv_sessions_opened_total", "Sessions opened", |m| &m.sessions_opened),
+    ("memkv_rdma_write_bytes_total", "Bytes of pages written to clients by RDMA", |m| &m.rdma_write_bytes),
+    ("memkv_rdma_read_bytes_total", "Bytes of pages read from clients by RDMA", |m| &m.rdma_read_bytes),
+    ("memkv_rdma_work_requests_total", "RDMA work requests posted", |m| &m.rdma_work),
+    ("memkv_rdma_doorbells_total", "Chains of RDMA work requests posted", |m| &m.rdma_doorbells),
+    ("memkv_rdma_errors_total", "Queue pairs that failed while pages moved", |m| &m.rdma_errors),
+    ("memkv_rdma_out_of_bounds_total", "Requests with memory outside the client's regions", |m| {
+        &m.rdma_bounds
+    }),
 ];
 
 /// All gauges; those that are not kept here are sampled by [`Metrics::render`].
 const GAUGES: &[Series] = &[
     ("memkv_data_connections", "Data connections open", |m| &m.data_connections),
+    ("memkv_rdma_queue_pairs", "RDMA queue pairs that exist", |m| &m.rdma_queue_pairs),
+    ("memkv_rdma_regions", "Regions that clients registered", |m| &m.rdma_regions),
+    ("memkv_shm_lent_pages", "Pages that clients on this host are copying", |m| &m.shm_lent_pages),
     ("memkv_sessions", "Sessions open", |m| &m.sampled.sessions),
     ("memkv_spaces", "Spaces known", |m| &m.sampled.spaces),
     ("memkv_requests_in_flight", "Requests in flight", |m| &m.sampled.in_flight),
@@ -112,6 +123,15 @@ pub(crate) struct Metrics {
     pub(crate) refused: AtomicU64,
     pub(crate) sessions_opened: AtomicU64,
     pub(crate) data_connections: AtomicU64,
+    pub(crate) rdma_write_bytes: AtomicU64,
+    pub(crate) rdma_read_bytes: AtomicU64,
+    pub(crate) rdma_work: AtomicU64,
+    pub(crate) rdma_doorbells: AtomicU64,
+    pub(crate) rdma_errors: AtomicU64,
+    pub(crate) rdma_bounds: AtomicU64,
+    pub(crate) rdma_queue_pairs: AtomicU64,
+    pub(crate) rdma_regions: AtomicU64,
+    pub(crate) shm_lent_pages: AtomicU64,
     pub(crate) sampled: Sampled,
     auth_logged: Mutex<Option<Instant>>,
     exporter: Option<Exporter>,

@@ -3,6 +3,7 @@
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::storage::NvmeMode;
+use crate::data::Nics;
 use crate::metrics::Metrics;
 use crate::sessions::Sessions;
 use memkv_core::Limits;
@@ -32,6 +33,10 @@ pub(crate) struct Node {
     /// Random at every start.
     pub(crate) incarnation: u64,
     pub(crate) limits: Limits,
+    /// The Unix socket for clients on this host.
+    pub(crate) shm_socket: Option<String>,
+    /// The NICs by which pages may move.
+    pub(crate) rdma: Option<Nics>,
     pub(crate) engine: Arc<Engine>,
     pub(crate) clock: Clock,
     pub(crate) sessions: Arc<Sessions>,
@@ -47,6 +52,7 @@ impl Node {
         id: String,
         incarnation: u64,
         engine: Arc<Engine>,
+        rdma: Option<Nics>,
         metrics: Metrics,
     ) -> Self {
         Self {
@@ -55,6 +61,8 @@ impl Node {
             config,
             id,
             incarnation,
+            shm_socket: None,
+            rdma,
             engine,
             clock: Clock::start(),
             sessions: Arc::default(),

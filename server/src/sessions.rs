@@ -3,6 +3,7 @@
 //! A session lives as long as its gRPC stream. When the stream ends, [`Session::end`] wakes every data connection of
 //! it, and each drops what it holds: pins, reserved slots, its place in the limits.
 
+use crate::data::SessionRdma;
 use dashmap::DashMap;
 use memkv_transport::auth::SessionKey;
 use std::net::SocketAddr;
@@ -28,6 +29,8 @@ pub(crate) struct Session {
     pub(crate) sent_bytes: AtomicU64,
     /// Bytes of pages received.
     pub(crate) received_bytes: AtomicU64,
+    /// Pages by RDMA.
+    pub(crate) rdma: SessionRdma,
     connections: AtomicU32,
     ended: watch::Sender<bool>,
 }
@@ -50,6 +53,7 @@ impl Session {
             opened_ms,
             sent_bytes: AtomicU64::new(0),
             received_bytes: AtomicU64::new(0),
+            rdma: SessionRdma::default(),
             connections: AtomicU32::new(0),
             ended: watch::Sender::new(false),
         }
@@ -70,6 +74,7 @@ impl Session {
     /// Ends the session: all its connections close.
     pub(crate) fn end(&self) {
         self.ended.send_replace(true);
+        self.rdma.end();
     }
 
     /// Waits until the session has ended.

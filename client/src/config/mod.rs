@@ -30,7 +30,7 @@ pub enum Transport {
     Tcp,
     /// The gRPC API, for networks that let nothing else through. Several times slower.
     Grpc,
-    /// Reserved: refused at connect.
+    /// RDMA that the server issues; an error at connect without a device.
     Rdma,
     /// Reserved: refused at connect.
     Shm,
@@ -72,8 +72,12 @@ pub struct Config {
     pub auth_key: Option<AuthKey>,
     /// How pages move.
     pub transport: Transport,
-    /// RDMA devices; without effect in this release.
+    /// RDMA devices, in order of preference; empty for all.
     pub rdma_devices: Vec<String>,
+    /// Entry of the devices' GID tables; the best one if absent.
+    pub rdma_gid_index: Option<u32>,
+    /// Bytes of the buffer for pages that lie in no registered region.
+    pub rdma_bounce_bytes: usize,
     /// How long connect waits for first answers.
     pub connect_timeout: Duration,
     /// Deadline of one call.
@@ -92,6 +96,8 @@ impl Default for Config {
             auth_key: None,
             transport: Transport::Auto,
             rdma_devices: Vec::new(),
+            rdma_gid_index: None,
+            rdma_bounce_bytes: 64 << 20,
             connect_timeout: Duration::from_secs(3),
             op_timeout: Duration::from_secs(3),
             connections_per_server: 8,

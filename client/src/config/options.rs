@@ -40,13 +40,25 @@ pub const OPTIONS: &[OptionInfo] = &[
         name: "transport",
         env: "MEMKV_TRANSPORT",
         default: "auto",
-        doc: "How pages move: auto (tcp in this release), tcp, or grpc. rdma and shm are reserved and refused.",
+        doc: "How pages move: auto (the best that works with each server: rdma, then tcp), rdma (an error without a device), tcp, or grpc. shm is reserved and refused.",
     },
     OptionInfo {
         name: "rdma_devices",
         env: "MEMKV_RDMA_DEVICES",
         default: "",
-        doc: "RDMA devices to use, separated by commas. Read and kept, without effect in this release.",
+        doc: "RDMA devices to use, in order of preference, separated by commas, each as mlx5_0 or, for one port of it, mlx5_0:2. Empty: all.",
+    },
+    OptionInfo {
+        name: "rdma_gid_index",
+        env: "MEMKV_RDMA_GID_INDEX",
+        default: "",
+        doc: "Entry of the RDMA devices' GID tables. Empty: the best one, RoCE v2 before others.",
+    },
+    OptionInfo {
+        name: "rdma_bounce",
+        env: "MEMKV_RDMA_BOUNCE",
+        default: "64MiB",
+        doc: "Memory for pages that move by RDMA and lie in no registered region: they are copied through it. Allocated only where there is a device.",
     },
     OptionInfo {
         name: "connect_timeout",

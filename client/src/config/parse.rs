@@ -65,6 +65,8 @@ struct File {
     auth_key_file: Option<String>,
     transport: Option<String>,
     rdma_devices: Option<List>,
+    rdma_gid_index: Option<String>,
+    rdma_bounce: Option<String>,
     connect_timeout: Option<String>,
     op_timeout: Option<String>,
     connections_per_server: Option<String>,
@@ -98,6 +100,8 @@ impl Chosen {
             ("auth_key_file", file.auth_key_file),
             ("transport", file.transport),
             ("rdma_devices", file.rdma_devices.map(List::joined)),
+            ("rdma_gid_index", file.rdma_gid_index),
+            ("rdma_bounce", file.rdma_bounce),
             ("connect_timeout", file.connect_timeout),
             ("op_timeout", file.op_timeout),
             ("connections_per_server", file.connections_per_server),
@@ -136,6 +140,8 @@ impl Chosen {
             auth_key: self.auth_key(read_file)?,
             transport: self.read("transport", default.transport, str::parse::<Transport>)?,
             rdma_devices: self.read("rdma_devices", default.rdma_devices, |text| Ok(list(text)))?,
+            rdma_gid_index: self.read("rdma_gid_index", default.rdma_gid_index, index)?,
+            rdma_bounce_bytes: self.read("rdma_bounce", default.rdma_bounce_bytes, size)?,
             connect_timeout: self.read("connect_timeout", default.connect_timeout, duration)?,
             op_timeout: self.read("op_timeout", default.op_timeout, duration)?,
             connections_per_server: self.read(
@@ -184,6 +190,32 @@ fn connections(text: &str) -> Result<u32, String> {
         Ok(count @ 1..=64) => Ok(count),
         _ => Err(format!("{text:?} is not a whole number from 1 to 64")),
     }
+}
+
+/// Reads a whole number, or nothing.
+fn index(text: &str) -> Result<Option<u32>, String> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| format!("{text:?} is not a whole number"))
+}
+
+/// Reads `64MiB`, `512KiB` or `1GiB`; at least a block of 64 KiB and at most 64 GiB.
+fn size(text: &str) -> Result<usize, String> {
+    let bad = || format!("{text:?} is not a size; write a number and a unit, for example \"64MiB\"");
+    let trimmed = text.trim();
+    let digits = trimmed.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+    let number: u64 = trimmed[..digits].parse().map_err(|_| bad())?;
+    let unit: u64 = match trimmed[digits..].trim() {
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(bad()),
+    };
+    let bytes = number.checked_mul(unit).filter(|bytes| (64 << 10..=64 << 30).contains(bytes));
+    let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok());
+    bytes.ok_or_else(|| format!("{text:?} is out of range; write at least \"64KiB\" and at most \"64GiB\""))
 }
 
 fn client_name(text: &str) -> Result<String, String> {

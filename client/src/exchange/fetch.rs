@@ -7,6 +7,7 @@ use super::{Batch, Step, Sub};
 use crate::link::{Link, LinkError};
 use crate::outcome::{self, PageOutcome};
 use crate::raw::{BodyCursor, BodyPage};
+use memkv_core::PageMeta;
 use memkv_transport::frame::{Code, FLAG_EXACT, Header, Op};
 use memkv_transport::records::{self, PAGE_RECORD_BYTES};
 
@@ -163,14 +164,7 @@ impl Fetch {
             for entry in &link.body[self.verified..cursor.at] {
                 let page = entry.page as usize;
                 let (_, meta) = records::read_page_record(&entry.record)?;
-                let hash = batch.pieces.checksum(page, entry.len as usize, batch.digests[page]);
-                // Only raw bytes can be handed out; another codec is of another release.
-                let raw = meta.codec == 0 && meta.flags == 0;
-                batch.outcomes[page] = match (meta.checksum_of(hash) == meta.checksum, raw) {
-                    (_, false) => PageOutcome::Miss,
-                    (true, true) => PageOutcome::Hit,
-                    (false, true) => PageOutcome::Corrupt,
-                };
+                batch.outcomes[page] = verified(batch, page, meta);
             }
             self.verified = cursor.at;
             self.body = Some(cursor);
@@ -180,6 +174,18 @@ impl Fetch {
         }
         self.body = None;
         Ok(true)
+    }
+}
+
+/// What a page whose bytes are there is, by its record.
+pub(super) fn verified(batch: &Batch<'_>, page: usize, meta: PageMeta) -> PageOutcome {
+    let hash = batch.pieces.checksum(page, meta.len as usize, batch.digests[page]);
+    // Only raw bytes can be handed out; another codec is of another release.
+    let raw = meta.codec == 0 && meta.flags == 0;
+    match (meta.checksum_of(hash) == meta.checksum, raw) {
+        (_, false) => PageOutcome::Miss,
+        (true, true) => PageOutcome::Hit,
+        (false, true) => PageOutcome::Corrupt,
     }
 }
 

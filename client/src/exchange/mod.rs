@@ -7,7 +7,10 @@
 //! A batch that is too large for one frame is cut into sub-batches ([`Sub`]), which are pipelined.
 
 mod fetch;
+mod lend;
+mod near;
 mod put;
+mod remote;
 
 use crate::breaker::Failure;
 use crate::link::{Link, LinkError};
@@ -18,9 +21,12 @@ use crate::raw::Pieces;
 use crate::server::Server;
 use crate::spin::Spin;
 use fetch::Fetch;
+use lend::Lend;
 use memkv_core::{Key, Limits, SpaceId};
 use memkv_transport::frame::{Code, Header, Op};
+use near::Near;
 use put::Put;
+use remote::{Advanced, Remote};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -148,23 +154,49 @@ pub(crate) enum Step {
 
 enum Machine {
     Fetch(Fetch),
+    Near(Near),
     Put(Put),
+    Lend(Lend),
+    Remote(Box<Remote>),
 }
 
 impl Machine {
-    fn new(op: Op, from: usize, to: usize, direct: bool) -> Self {
-        match op {
+    fn new(batch: &Batch<'_>, lease: &mut Lease, from: usize, to: usize) -> Self {
+        let direct = lease.server().puts_direct();
+        let link = lease.link();
+        let frames = || match batch.op {
             Op::Exists | Op::Get | Op::Delete | Op::Touch | Op::Ping | Op::Bind | Op::Release => {
                 Self::Fetch(Fetch::new(from, to))
             }
             Op::Put | Op::PutData => Self::Put(Put::new(from, to, direct)),
-        }
+        };
+        let remote = || Remote::new(batch.op, from, to, link).map(Box::new).map(Self::Remote);
+        let beside = match batch.op {
+            Op::Get => Near::new(link, from, to).map(Self::Near).or_else(remote),
+            Op::Put => Lend::new(link, batch, from, to).map(Self::Lend).or_else(remote),
+            _ => None,
+        };
+        beside.unwrap_or_else(frames)
     }
 
     fn advance(&mut self, link: &mut Link, batch: &mut Batch<'_>) -> Result<Step, LinkError> {
         match self {
             Self::Fetch(fetch) => fetch.advance(link, batch),
+            Self::Near(near) => near.advance(link, batch),
             Self::Put(put) => put.advance(link, batch),
+            Self::Lend(lend) => lend.advance(link, batch),
+            Self::Remote(remote) => match remote.advance(link, batch)? {
+                Advanced::Step(step) => Ok(step),
+                Advanced::Frames { from } => {
+                    let to = remote.end();
+                    remote.note_frames(to - from);
+                    *self = match batch.op {
+                        Op::Put => Self::Put(Put::new(from, to, false)),
+                        _ => Self::Fetch(Fetch::new(from, to)),
+                    };
+                    self.advance(link, batch)
+                }
+            },
         }
     }
 }
@@ -182,9 +214,9 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     /// Places `from..to` of the batch's order, over a leased connection.
-    pub(crate) fn new(op: Op, mut lease: Lease, from: usize, to: usize) -> Self {
+    pub(crate) fn new(batch: &Batch<'_>, mut lease: Lease, from: usize, to: usize) -> Self {
         lease.link().begin();
-        let machine = Machine::new(op, from, to, lease.server().puts_direct());
+        let machine = Machine::new(batch, &mut lease, from, to);
         let step = Step::Wait { write: true };
         Self { lease, from, to, machine, retried: false, step, failure: None }
     }
@@ -216,7 +248,7 @@ impl Exchange {
         if stale && !self.retried && self.lease.replace() {
             self.retried = true;
             self.lease.link().begin();
-            self.machine = Machine::new(batch.op, self.from, self.to, self.lease.server().puts_direct());
+            self.machine = Machine::new(batch, &mut self.lease, self.from, self.to);
             return self.advance(batch);
         }
         self.lease.server().note_error(&error.to_string());

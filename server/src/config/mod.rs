@@ -6,6 +6,8 @@
 
 mod file;
 pub mod options;
+pub mod rdma;
+pub mod shm;
 pub mod storage;
 pub(crate) mod units;
 mod values;
@@ -15,6 +17,8 @@ use file::FileValues;
 use memkv_core::Limits;
 use memkv_transport::auth::AuthKey;
 use options::{OPTIONS, nearest};
+use rdma::RdmaConfig;
+use shm::ShmSocket;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -64,6 +68,10 @@ pub struct Config {
     pub ping_interval: Duration,
     /// Where pages rest and which of them go first.
     pub storage: StorageConfig,
+    /// Pages by RDMA.
+    pub rdma: RdmaConfig,
+    /// Where clients on the same host connect.
+    pub shm_socket: ShmSocket,
     /// Form of log lines.
     pub log_format: LogFormat,
     /// What is logged.
@@ -108,6 +116,8 @@ impl Default for Config {
             handshake_timeout: Duration::from_secs(5),
             ping_interval: Duration::from_secs(5),
             storage: StorageConfig::default(),
+            rdma: RdmaConfig::default(),
+            shm_socket: ShmSocket::default(),
             log_format: LogFormat::Text,
             log_filter: "info".to_owned(),
         }
@@ -322,6 +332,7 @@ impl Config {
         if self.data_threads > 1024 {
             return invalid(format!("data_threads is {}; it must be 0 to 1024", self.data_threads));
         }
+        self.rdma.check()?;
         self.storage.check()
     }
 

@@ -1,7 +1,9 @@
 //! The table of all options: the only list of them. File, environment, flags, help, `--print-config` and the
 //! reference in `docs/configuration-server.md` all follow it.
 
-use super::storage::{self, Io, Numa, NvmeMode};
+use super::rdma::{self, RdmaMode};
+use super::shm;
+use super::storage::{self, Io, Numa, NvmeMode, Share};
 use super::units::{parse_duration, parse_size, show_duration, show_size};
 use super::values::{
     address, count, from_str, log_filter, millis32, node_id, one_of, optional, put, quoted, size32,
@@ -194,6 +196,18 @@ pub const OPTIONS: &[Opt] = &[
         },
     },
     Opt {
+        key: "memory.share",
+        env: "MEMKV_SERVER_MEMORY_SHARE",
+        flag: Some("memory-share"),
+        value: "auto|on|off",
+        help: "Whether clients on the same host may map the memory for pages, to read it only. auto: where it costs no huge pages. Memory in a file (memory.backing) is never shared.",
+        set: |c, text| put(&mut c.storage.share, one_of(text, &Share::NAMES)),
+        show: |c| match c.storage.share {
+            Share::Auto => "auto".to_owned(),
+            on_or_off => quoted(on_or_off.text()),
+        },
+    },
+    Opt {
         key: "nvme.paths",
         env: "MEMKV_SERVER_NVME_PATHS",
         flag: Some("nvme-paths"),
@@ -363,6 +377,51 @@ pub const OPTIONS: &[Opt] = &[
         help: "How often clients ping; a session ends after three intervals of silence.",
         set: |c, text| put(&mut c.ping_interval, parse_duration(text)),
         show: |c| quoted(show_duration(c.ping_interval)),
+    },
+    Opt {
+        key: "rdma.mode",
+        env: "MEMKV_SERVER_RDMA_MODE",
+        flag: Some("rdma-mode"),
+        value: "auto|off|require",
+        help: "Whether pages may move by RDMA. auto: where there is a device that works. require: the server does not start without.",
+        set: |c, text| put(&mut c.rdma.mode, one_of(text, &RdmaMode::NAMES)),
+        show: |c| c.rdma.mode.text().to_owned(),
+    },
+    Opt {
+        key: "rdma.devices",
+        env: "MEMKV_SERVER_RDMA_DEVICES",
+        flag: Some("rdma-devices"),
+        value: "NAMES",
+        help: "RDMA devices to use, separated by commas, each as mlx5_0 or, for one port of it, mlx5_0:2. Empty: all.",
+        set: |c, text| put(&mut c.rdma.devices, rdma::names(text)),
+        show: |c| quoted(c.rdma.devices.join(",")),
+    },
+    Opt {
+        key: "rdma.gid_index",
+        env: "MEMKV_SERVER_RDMA_GID_INDEX",
+        flag: Some("rdma-gid-index"),
+        value: "INDEX",
+        help: "Entry of the devices' GID tables. Empty: the best one, RoCE v2 before others.",
+        set: |c, text| put(&mut c.rdma.gid_index, optional(text, count)),
+        show: |c| quoted(c.rdma.gid_index.map(|index| index.to_string()).unwrap_or_default()),
+    },
+    Opt {
+        key: "rdma.queue_depth",
+        env: "MEMKV_SERVER_RDMA_QUEUE_DEPTH",
+        flag: Some("rdma-queue-depth"),
+        value: "COUNT",
+        help: "Most work requests under way at once on one queue pair, 2 to 16384, as far as the device allows.",
+        set: |c, text| put(&mut c.rdma.queue_depth, count(text)),
+        show: |c| c.rdma.queue_depth.to_string(),
+    },
+    Opt {
+        key: "shm.socket",
+        env: "MEMKV_SERVER_SHM_SOCKET",
+        flag: Some("shm-socket"),
+        value: "auto|off|PATH|@NAME",
+        help: "Unix socket for clients on the same host: a path, or @NAME for an abstract one. auto: an abstract one whose name is new at every start. off: none.",
+        set: |c, text| put(&mut c.shm_socket, shm::socket(text)),
+        show: |c| quoted(c.shm_socket.text()),
     },
     Opt {
         key: "log.format",

@@ -2,6 +2,7 @@
 
 use super::status::Fault;
 use crate::accept::Peer;
+use crate::data::{Nics, rdma_session};
 use crate::metrics::Metrics;
 use crate::node::{Node, Phase};
 use crate::random;
@@ -10,7 +11,7 @@ use memkv_proto::v1::client_message::Message as FromClient;
 use memkv_proto::v1::server_message::Message as ToClient;
 use memkv_proto::{Invalid, PROTOCOL_VERSION, v1};
 use memkv_transport::auth::{SECRET_BYTES, SessionTranscript, same_secret};
-use memkv_transport::frame::CAPABILITY_DIRECT;
+use memkv_transport::frame::{CAPABILITY_DIRECT, CAPABILITY_RDMA, CAPABILITY_SHM};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,6 +87,7 @@ impl Stream {
                 let session = Arc::clone(&registered.session);
                 tracing::info!(client = session.client_name, peer = ?self.peer, "session opened");
                 let outcome = self.keep(&session).await;
+                session.rdma.regions.clear(&self.node.metrics.rdma_regions);
                 // From here on the session's data connections close.
                 drop(registered);
                 tracing::info!(client = session.client_name, peer = ?self.peer, "session ended");
@@ -147,7 +149,10 @@ impl Stream {
     }
 
     fn accepted(&self, offered: &[String]) -> v1::Accepted {
-        let both = CAPABILITIES.iter().filter(|ours| offered.iter().any(|theirs| theirs == *ours));
+        let offers = |ours: &str| offered.iter().any(|theirs| theirs == ours);
+        let both = CAPABILITIES.iter().filter(|ours| offers(ours));
+        let both =
+            both.chain(self.node.rdma.iter().filter(|_| offers(CAPABILITY_RDMA)).map(|_| &CAPABILITY_RDMA));
         let interval = self.node.config.ping_interval.as_millis();
         v1::Accepted {
             limits: Some(v1::ServerLimits::from(&self.node.limits)),
@@ -155,11 +160,18 @@ impl Stream {
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
             incarnation: self.node.incarnation,
             ping_interval_ms: u32::try_from(interval).unwrap_or(u32::MAX),
+            shm: self
+                .node
+                .shm_socket
+                .as_ref()
+                .filter(|_| offers(CAPABILITY_SHM))
+                .map(|socket| v1::ShmOffer { host_id: memkv_shm::socket::host_id(), socket: socket.clone() }),
+            rdma: self.node.rdma.as_ref().filter(|_| offers(CAPABILITY_RDMA)).map(Nics::offer),
         }
     }
 
     /// Answers pings until the stream ends or has been silent for too long.
-    async fn keep(&mut self, session: &Session) -> Result<(), Fault> {
+    async fn keep(&mut self, session: &Arc<Session>) -> Result<(), Fault> {
         let silence = self.node.config.ping_interval * SILENT_INTERVALS;
         let mut phases = self.node.phases();
         let mut told = Phase::Serving;
@@ -183,13 +195,42 @@ impl Stream {
                             let state = super::admin::state(phase).into();
                             self.send(ToClient::Pong(v1::Pong { sequence: ping.sequence, state })).await?;
                         }
-                        Ok(Some(_)) => return Err(Fault::Sequence("an open session takes pings only")),
+                        Ok(Some(v1::ClientMessage { message: Some(message) })) => self.rdma(session, message).await?,
+                        Ok(Some(_)) => return Err(Fault::Invalid(Invalid::Missing("message"))),
                         Ok(None) | Err(_) => return Ok(()),
                     }
                 }
                 _changed = phases.changed() => {}
                 () = session.wait_ended() => return Err(Fault::Stopping),
                 () = self.outbox.closed() => return Ok(()),
+            }
+        }
+    }
+
+    /// Messages about queue pairs and regions.
+    async fn rdma(&self, session: &Arc<Session>, message: FromClient) -> Result<(), Fault> {
+        let regions = &session.rdma.regions;
+        let gauge = &self.node.metrics.rdma_regions;
+        match message {
+            FromClient::RdmaConnect(asked) => {
+                let (node, session) = (Arc::clone(&self.node), Arc::clone(session));
+                // Making and connecting a queue pair are calls of the driver that may take their time.
+                let made =
+                    tokio::task::spawn_blocking(move || rdma_session::connect(&node, &session, &asked));
+                self.send(ToClient::RdmaConnected(made.await.map_err(|_| Fault::Stopping)?)).await
+            }
+            FromClient::RegisterRegion(asked) => {
+                let region = asked.region;
+                let added = if self.node.rdma.is_some() { regions.add(asked, gauge) } else { Err("no rdma") };
+                let refused = added.err().unwrap_or_default().to_owned();
+                self.send(ToClient::RegionRegistered(v1::RegionRegistered { region, refused })).await
+            }
+            FromClient::ForgetRegion(v1::ForgetRegion { region }) => {
+                regions.remove(region, gauge);
+                self.send(ToClient::RegionForgotten(v1::RegionForgotten { region })).await
+            }
+            FromClient::Hello(_) | FromClient::Proof(_) | FromClient::Ping(_) => {
+                Err(Fault::Sequence("the session is open already"))
             }
         }
     }

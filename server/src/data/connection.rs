@@ -1,5 +1,8 @@
 //! The loop of one data connection: a frame in, a reply out, in order.
 
+mod rdma;
+mod shm;
+
 use super::desk::{Desk, Taken};
 use super::inbox::Inbox;
 use super::movers::Bound;
@@ -10,7 +13,8 @@ use crate::metrics::Metrics;
 use crate::node::{Node, Phase};
 use crate::sessions::Attachment;
 use memkv_storage::Space;
-use memkv_transport::frame::{Code, FLAG_DIRECT, FLAG_REMOTE, FrameError, HEADER_BYTES, Header, Op};
+use memkv_transport::frame::{Code, FLAG_DIRECT, FLAG_REMOTE, FrameError, HEADER_BYTES, Header, Mover, Op};
+use memkv_transport::records;
 use std::io::IoSliceMut;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -105,11 +109,14 @@ impl Connection {
     async fn wait_for_frame(&mut self) -> Result<(), Broken> {
         loop {
             let only_header = !self.offers.is_empty();
-            let Some(expiry) = self.offers.next_expiry() else {
+            let expiries = [self.offers.next_expiry(), self.lent_until()];
+            let Some(expiry) = expiries.into_iter().flatten().min() else {
                 return self.inbox.wait(&self.stream, only_header).await;
             };
             match timeout_at(expiry, self.inbox.wait(&self.stream, only_header)).await {
                 Ok(outcome) => return outcome,
+                // The socket closes before the pages can change, so that the client can tell.
+                Err(_elapsed) if self.lent_until() == Some(expiry) => return Err(Broken::Stalled),
                 Err(_elapsed) => self.offers.expire(Instant::now()),
             }
         }
@@ -140,6 +147,11 @@ impl Connection {
     }
 
     async fn answer(&mut self, header: Header, meta: Vec<u8>, deadline: Instant) -> Result<Next, Broken> {
+        self.release();
+        if header.op == Op::Release && matches!(self.mover, Bound::Shm(_)) {
+            self.inbox.recycle(meta);
+            return Ok(Next::Go);
+        }
         if header.op == Op::PutData {
             let known = self.offers.take(header.request_id).filter(|_| meta.is_empty());
             self.inbox.recycle(meta);
@@ -153,8 +165,10 @@ impl Connection {
             self.skip(header.body_len, &self.patience()).await?;
             return self.reply(&reply).await;
         }
-        if header.flags & FLAG_REMOTE != 0 {
-            return self.remote(&header).await;
+        if header.flags & FLAG_REMOTE != 0 || header.op == Op::Bind {
+            let next = self.beside(&header, &meta, deadline).await;
+            self.inbox.recycle(meta);
+            return next;
         }
         if is_direct(&header) {
             let taken = self.desk.take_direct(&header, &meta, &self.offers);
@@ -192,11 +206,18 @@ impl Connection {
         }
     }
 
-    /// A request whose pages move beside the connection.
-    async fn remote(&mut self, header: &Header) -> Result<Next, Broken> {
+    /// A request about a mover, or one whose pages move beside the connection.
+    async fn beside(&mut self, header: &Header, meta: &[u8], deadline: Instant) -> Result<Next, Broken> {
+        if header.op == Op::Bind {
+            return match records::read_bind(meta) {
+                Ok((Mover::Rdma, token)) => self.bind_rdma(header, &token, deadline).await,
+                Ok((Mover::Shm, token)) => self.bind_shm(header, &token).await,
+                Err(error) => self.protocol_error(Some(header), error).await,
+            };
+        }
         match &self.mover {
-            Bound::Shm(shm) => match *shm {},
-            Bound::Rdma(rdma) => match *rdma {},
+            Bound::Shm(_) => self.remote_shm(header, meta).await,
+            Bound::Rdma(_) => self.remote_rdma(header, meta, deadline).await,
             Bound::None => self.protocol_error(Some(header), FrameError::Records).await,
         }
     }
@@ -255,7 +276,7 @@ impl Connection {
             return self.protocol_error(Some(&header), FrameError::Records).await;
         }
         session.received_bytes.fetch_add(header.body_len, Ordering::Relaxed);
-        self.count_put(&pages);
+        self.count_put(&pages.verdicts, pages.stored_bytes);
         self.node.persist(space, &pages.stored_keys(space.id())).await;
         self.desk.pins.clear();
         self.desk.meta.clear();
@@ -265,13 +286,12 @@ impl Connection {
         self.reply(&reply).await
     }
 
-    fn count_put(&self, pages: &Receiving) {
-        let count =
-            |code: Code| pages.verdicts.iter().filter(|verdict| **verdict == code as u8).count() as u64;
+    fn count_put(&self, verdicts: &[u8], stored_bytes: u64) {
+        let count = |code: Code| verdicts.iter().filter(|verdict| **verdict == code as u8).count() as u64;
         let metrics = &self.node.metrics;
         Metrics::add(&metrics.put_stored, count(Code::Ok));
         Metrics::add(&metrics.put_existing, count(Code::Exists));
-        Metrics::add(&metrics.put_bytes, pages.stored_bytes);
+        Metrics::add(&metrics.put_bytes, stored_bytes);
     }
 
     /// Throws away the next `len` bytes.
@@ -335,6 +355,11 @@ fn is_direct(header: &Header) -> bool {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        if self.lent_until().is_some() {
+            // The client sees that it was given up on before what it is copying can change.
+            let _closed = self.stream.shutdown_write();
+        }
+        self.release();
         self.node.metrics.data_connections.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -11,7 +11,7 @@ use crate::node::Node;
 use memkv_core::{Key, PageMeta, SpaceId};
 use memkv_storage::{HashedKey, PagePin, Refusal, Space};
 use memkv_transport::frame::{Code, FLAG_EXACT, FLAG_PREFIX, FrameError, Header, Op};
-use memkv_transport::records::{self, Wanted};
+use memkv_transport::records::{self, Offered, Wanted};
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -108,9 +108,35 @@ impl Desk {
         meta: &[u8],
         now_ms: u64,
     ) -> Result<Header, FrameError> {
+        let mut reply = Header::reply_to(header, Code::Ok, header.count);
+        reply.body_len = self.look_up(header, records::wanted(meta, header.count), now_ms).await?;
+        Ok(reply)
+    }
+
+    /// Answers a get whose pages go to spans: as [`Desk::get`], without a body.
+    pub(crate) async fn get_remote(
+        &mut self,
+        header: &Header,
+        meta: &[u8],
+        now_ms: u64,
+    ) -> Result<Header, FrameError> {
+        let wanted =
+            records::remote_wanted(meta, header.count).map(|wanted| wanted.map(|wanted| wanted.page));
+        self.look_up(header, wanted, now_ms).await?;
+        Ok(Header::reply_to(header, Code::Ok, header.count))
+    }
+
+    /// Pins the wanted pages that are there and have room, and writes the records of all. Returns the bytes of the
+    /// pinned ones.
+    async fn look_up<'m>(
+        &mut self,
+        header: &Header,
+        wanted: impl Iterator<Item = Result<Wanted<'m>, FrameError>>,
+        now_ms: u64,
+    ) -> Result<u64, FrameError> {
         let mut keys = recycle(std::mem::take(&mut self.keys));
         self.rooms.clear();
-        for wanted in records::wanted(meta, header.count) {
+        for wanted in wanted {
             let Wanted { dst_len, key } = wanted?;
             keys.push(HashedKey::new(header.space, key));
             self.rooms.push(dst_len);
@@ -139,9 +165,7 @@ impl Desk {
         Metrics::add(&metrics.get_keys, header.count.into());
         Metrics::add(&metrics.get_hits, hits);
         Metrics::add(&metrics.get_bytes, body_len);
-        let mut reply = Header::reply_to(header, Code::Ok, header.count);
-        reply.body_len = body_len;
-        Ok(reply)
+        Ok(body_len)
     }
 
     /// Answers put: one verdict per page, and slots in `offers` for the wanted ones.
@@ -152,7 +176,7 @@ impl Desk {
         offers: &mut Offers,
         expires: Instant,
     ) -> Result<Header, FrameError> {
-        let (space, mut held) = match self.take(header, meta, offers)? {
+        let (space, mut held) = match self.take(header, || records::offered(meta, header.count), offers)? {
             Taken::Pages(space, held) => (space, held),
             Taken::Refused(reply) => return Ok(reply),
         };
@@ -175,7 +199,7 @@ impl Desk {
         meta: &[u8],
         offers: &Offers,
     ) -> Result<Taken, FrameError> {
-        let taken = self.take(header, meta, offers)?;
+        let taken = self.take(header, || records::offered(meta, header.count), offers)?;
         match &taken {
             Taken::Pages(_, held) if super::offers::body_len(held) != header.body_len => {
                 Err(FrameError::Records)
@@ -184,10 +208,26 @@ impl Desk {
         }
     }
 
+    /// Prepares for the pages of a put that are to be fetched from spans: a slot for each that is wanted.
+    pub(crate) fn take_remote(
+        &mut self,
+        header: &Header,
+        meta: &[u8],
+        offers: &Offers,
+    ) -> Result<Taken, FrameError> {
+        let offered = || records::remote_offered(meta, header.count).map(|page| page.map(|page| page.page));
+        self.take(header, offered, offers)
+    }
+
     /// A slot, or a reason against it, for each page of a put.
-    fn take(&mut self, header: &Header, meta: &[u8], offers: &Offers) -> Result<Taken, FrameError> {
+    fn take<'m, I: Iterator<Item = Result<Offered<'m>, FrameError>>>(
+        &mut self,
+        header: &Header,
+        pages: impl Fn() -> I,
+        offers: &Offers,
+    ) -> Result<Taken, FrameError> {
         // All records are read before the first slot is taken.
-        for offered in records::offered(meta, header.count) {
+        for offered in pages() {
             offered?;
         }
         self.meta.clear();
@@ -200,7 +240,7 @@ impl Desk {
         let mut held = Vec::with_capacity(header.count as usize);
         let write_through = self.node.config.storage.nvme_mode == NvmeMode::WriteThrough;
         let mut busy = 0;
-        for offered in records::offered(meta, header.count) {
+        for offered in pages() {
             let offered = offered?;
             let hashed = HashedKey::new(header.space, offered.key);
             let refused = |code| Held::unwanted(code, offered.len);

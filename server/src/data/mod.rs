@@ -25,10 +25,29 @@ use crate::sessions::Attachment;
 use memkv_transport::handshake::{
     ATTACH_BYTES, Attach, AttachError, AttachStatus, PREFACE, PROOF_BYTES, refusal, welcome,
 };
+pub(crate) use movers::rdma::{Nics, SessionRdma, session as rdma_session};
 use std::sync::Arc;
 use tokio::time::Instant;
 use transfer::{Broken, Patience, read_exact, write_reply};
 pub(crate) use wire::Wire;
+
+/// Serves a connection from this host, which is for data only.
+pub(crate) async fn serve_near(node: Arc<Node>, stream: Wire) {
+    let limit = node.config.handshake_timeout;
+    let patience = Patience { stall: limit, until: Instant::now() + limit };
+    let mut preface = [0; PREFACE.len()];
+    let read = tokio::select! {
+        biased;
+        () = node.wait_closing() => return,
+        read = read_exact(&stream, &patience, &mut preface) => read,
+    };
+    if read.is_err() || preface != PREFACE {
+        Metrics::add(&node.metrics.protocol_errors, 1);
+        tracing::debug!("a connection from this host does not speak the data protocol");
+        return;
+    }
+    serve(node, stream).await;
+}
 
 /// Serves a connection whose first eight bytes were [`PREFACE`], until it ends.
 pub(crate) async fn serve(node: Arc<Node>, stream: Wire) {

@@ -8,12 +8,12 @@
 //! [`Receiving::arrived`] how many came.
 
 use crate::node::RequestGuard;
-use memkv_core::{Key, PageHasher, SpaceId};
-use memkv_storage::{Filling, HashedKey, Published, Space};
+use memkv_core::{Key, PageHasher, PageMeta, SpaceId};
+use memkv_storage::{Corrupt, Filling, HashedKey, Published, Sealed, Space};
 use memkv_transport::frame::Code;
 use memkv_transport::iov::Progress;
 use memkv_transport::records::{PAGE_RECORD_BYTES, read_page_record};
-use std::io::IoSliceMut;
+use std::io::{self, IoSliceMut};
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -22,6 +22,8 @@ pub(crate) const PIECES: usize = 64;
 /// Bytes of one vectored read, so that they are still in the core's cache when they are hashed.
 const READ_BYTES: usize = 1 << 20;
 
+/// Bytes that are copied and then hashed, so that they are still in the core's cache.
+const PART_BYTES: usize = 256 << 10;
 /// Bytes of unwanted pages that are read over at once.
 const SINK_BYTES: usize = 64 << 10;
 
@@ -57,6 +59,60 @@ impl Held {
     /// The answer to the offer of this page.
     pub(crate) fn offer_verdict(&self) -> Code {
         if self.is_wanted() { Code::Want } else { self.verdict }
+    }
+
+    /// The slot's bytes, if one is held.
+    pub(crate) fn bytes_mut(&mut self) -> Option<&mut [u8]> {
+        self.filling.as_mut().map(Filling::bytes_mut)
+    }
+
+    /// Judges a page whose bytes were all brought into the slot beside the connection: publishes it if they match
+    /// `meta`. Returns the bytes that are stored by that.
+    pub(crate) fn judge(&mut self, meta: PageMeta, now_ms: u64) -> u64 {
+        let Some(filling) = self.filling.take() else { return 0 };
+        self.end(filling.verify(meta), now_ms);
+        if self.verdict == Code::Ok { meta.len.into() } else { 0 }
+    }
+
+    fn end(&mut self, verified: Result<Sealed, Corrupt>, now_ms: u64) {
+        self.verdict = match verified.map(|sealed| sealed.publish(now_ms)) {
+            Ok(Published::Stored) => Code::Ok,
+            Ok(Published::Exists) => Code::Exists,
+            Err(_corrupt) => Code::Corrupt,
+        };
+    }
+
+    /// Brings a page into its slot by `read`, part after part, and judges it like [`Held::judge`]. Each part is hashed while
+    /// it is in the core's cache. A page that is not wanted is not read.
+    ///
+    /// # Errors
+    ///
+    /// The error of `read`; the slot is given back then.
+    pub(crate) fn bring(
+        &mut self,
+        meta: PageMeta,
+        now_ms: u64,
+        mut read: impl FnMut(&mut [u8]) -> io::Result<()>,
+    ) -> io::Result<u64> {
+        let Some(mut filling) = self.filling.take() else { return Ok(0) };
+        let mut hasher = PageHasher::new(self.digest);
+        for part in filling.bytes_mut().chunks_mut(PART_BYTES) {
+            read(part)?;
+            hasher.update(part);
+        }
+        self.end(filling.verify_streamed(meta, hasher.finish()), now_ms);
+        Ok(if self.verdict == Code::Ok { meta.len.into() } else { 0 })
+    }
+
+    /// What became of the page.
+    pub(crate) fn verdict(&self) -> Code {
+        self.verdict
+    }
+
+    /// The key of a page that is stored by now, if it was kept.
+    pub(crate) fn stored_key(&self, space: SpaceId) -> Option<HashedKey<'_>> {
+        let key = self.key.as_deref().filter(|_| self.verdict == Code::Ok)?;
+        Key::new(key).ok().map(|key| HashedKey::new(space, key))
     }
 
     /// A page that comes although it is not wanted, for the reason `verdict`.
@@ -321,7 +377,7 @@ pub(crate) fn body_len(held: &[Held]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use memkv_core::{PageMeta, SpaceDescription};
+    use memkv_core::SpaceDescription;
     use memkv_storage::{Engine, EngineConfig};
     use memkv_transport::records::page_record;
 

@@ -5,6 +5,9 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
 /// A nonblocking stream socket.
@@ -49,6 +52,17 @@ impl Wire {
     /// Writes as much as there is room for.
     pub(crate) fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         each!(self, stream => stream.try_write_vectored(slices))
+    }
+
+    /// Whether the peer has closed its side, as far as is known. Does not wait.
+    pub(crate) fn is_closed_by_peer(&self) -> bool {
+        let mut ready = pin!(async { each!(self, stream => stream.ready(Interest::READABLE).await) });
+        let mut context = Context::from_waker(Waker::noop());
+        match ready.as_mut().poll(&mut context) {
+            Poll::Ready(Ok(ready)) => ready.is_read_closed() || ready.is_error(),
+            Poll::Ready(Err(_)) => true,
+            Poll::Pending => false,
+        }
     }
 
     /// Says that nothing more will be written.

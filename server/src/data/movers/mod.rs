@@ -18,5 +18,5 @@ pub(crate) enum Bound {
     /// Pages move through shared memory.
     Shm(shm::Shm),
     /// Pages move by RDMA.
-    Rdma(rdma::Rdma),
+    Rdma(Box<rdma::Queue>),
 }
