@@ -70,11 +70,11 @@ fn exchanges_of(lease: Lease, from: usize, to: usize, batch: &Batch<'_>, exchang
         && let Taken::Link(link) = server.take()
     {
         let second = Lease::new(server, link);
-        exchanges.push(Exchange::new(batch.op, lease, from, middle));
-        exchanges.push(Exchange::new(batch.op, second, middle, to));
+        exchanges.push(Exchange::new(batch, lease, from, middle));
+        exchanges.push(Exchange::new(batch, second, middle, to));
         return;
     }
-    exchanges.push(Exchange::new(batch.op, lease, from, to));
+    exchanges.push(Exchange::new(batch, lease, from, to));
 }
 
 fn is_large(batch: &Batch<'_>, from: usize, to: usize) -> bool {

@@ -3,6 +3,7 @@
 use crate::breaker::{Breaker, Failure, random_jitter};
 use crate::config::Transport;
 use crate::pool::{Pool, Taken};
+use crate::shm::Views;
 use crate::way::Ways;
 use crate::{Error, ServerAddress, ServerState, ServerStats, ServerView};
 use memkv_core::Limits;
@@ -28,6 +29,8 @@ pub(crate) struct Server {
     pub(crate) channel: Channel,
     pub(crate) pool: Pool,
     pub(crate) ways: Ways,
+    /// Its pages, for connections on its own host.
+    pub(crate) views: Views,
     pub(crate) attempt: watch::Sender<Attempt>,
     limits: Mutex<Limits>,
     breaker: Mutex<Breaker>,
@@ -57,6 +60,7 @@ impl Server {
             channel,
             pool: Pool::default(),
             ways: Ways::default(),
+            views: Views::default(),
             attempt: watch::Sender::new(Attempt::None),
             limits: Mutex::new(Limits::default()),
             breaker: Mutex::new(Breaker::new()),
@@ -196,7 +200,12 @@ impl Server {
             address: self.address.clone(),
             node_id: self.node_id.lock().clone(),
             state,
-            transport,
+            // Which of the ways it is shows once there are connections.
+            transport: if transport == Transport::Auto && ready {
+                self.pool.best().into()
+            } else {
+                transport
+            },
             connections: self.pool.connections(),
             limits: self.limits(),
             last_error,

@@ -5,6 +5,7 @@
 
 use crate::data;
 use crate::metrics::Metrics;
+use crate::near::Near;
 use crate::node::Node;
 use memkv_transport::handshake::PREFACE;
 use socket2::SockRef;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::transport::server::Connected;
@@ -58,6 +59,30 @@ impl Accept {
                 }
             }
         }
+    }
+
+    /// Accepts data connections from this host until dropped.
+    pub(crate) async fn run_near(self, near: Near) {
+        near.run(ACCEPT_PAUSE, |stream| self.admit_near(stream)).await;
+    }
+
+    fn admit_near(&self, stream: UnixStream) {
+        let metrics = &self.node.metrics;
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            Metrics::add(&metrics.refused, 1);
+            return;
+        };
+        Metrics::add(&metrics.accepted, 1);
+        let node = Arc::clone(&self.node);
+        // The socket moves to the other runtime's poller.
+        let moved = stream.into_std();
+        self.data.spawn(async move {
+            match moved.and_then(UnixStream::from_std) {
+                Ok(stream) => data::serve_near(node, data::Wire::Unix(stream)).await,
+                Err(error) => tracing::debug!(%error, "data connection failed at once"),
+            }
+            drop(place);
+        });
     }
 
     fn admit(&self, stream: TcpStream) {

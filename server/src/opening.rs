@@ -3,7 +3,7 @@
 //! Meanwhile the server takes no requests; the log says now and then that it is still at it.
 
 use crate::app::StartError;
-use crate::config::storage::{Io, Numa, NvmeMode, StorageConfig};
+use crate::config::storage::{Io, Numa, NvmeMode, Share, StorageConfig};
 use crate::config::{Config, HugePages, units};
 use memkv_storage::{DriveConfig, Engine, EngineConfig, IoChoice, NvmeConfig, RecoveryReport};
 use std::path::Path;
@@ -45,6 +45,9 @@ pub(crate) fn open(config: &Config) -> Result<Arc<Engine>, StartError> {
         if outlives {
             log_recovery(&report);
         }
+        if let memkv_storage::Shared::No(why) = engine.status().memory.shared {
+            tracing::info!(why, "clients on this host get pages through their sockets");
+        }
         Ok(engine)
     })
 }
@@ -77,6 +80,11 @@ fn engine_config(config: &Config) -> Result<EngineConfig, StartError> {
         },
         policy: storage.policy,
         backing: storage.backing.clone(),
+        share: match storage.share {
+            Share::Auto => memkv_storage::Share::Auto,
+            Share::On => memkv_storage::Share::On,
+            Share::Off => memkv_storage::Share::Off,
+        },
         mlock: storage.mlock,
         numa: match storage.numa {
             Numa::Auto => memkv_storage::Numa::Auto,

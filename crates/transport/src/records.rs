@@ -8,7 +8,8 @@
 //! | wanted pages with spans  | wanted page, `u16 spans`, spans |
 //! | offered pages with records and spans | offered page, page record, `u16 spans`, spans |
 //! | span          | `u32 region`, `u32 len`, `u64 offset` (16 bytes) |
-//! | mover, token  | `u8 mover`, 7 zero bytes, 16 bytes of token |
+//! | mover, token  | `u8 mover`, 7 zero bytes, 16 bytes of token; shm: `u64 address`, 8 bytes that are there |
+//! | answer to a bind of shm | `u64` bytes of the shared memory or 0, `u8` 1 if the server reads the client's memory, 7 zero bytes |
 //! | page record   | `u8 code`, `u8 codec`, `u16 flags`, `u32 len`, `u64 checksum` (16 bytes) |
 //! | verdict       | `u8 code` |
 //! | bitmap        | bit `i % 8` of byte `i / 8` belongs to key `i` |
@@ -119,6 +120,63 @@ pub fn read_bind(meta: &[u8]) -> Result<(Mover, [u8; 16]), FrameError> {
     }
     let token = reader.array()?;
     if reader.rest.is_empty() { Ok((mover, token)) } else { Err(FrameError::Records) }
+}
+
+/// A bind's token for [`Mover::Shm`]: eight bytes of the client's memory, by address and content. The server tries with them
+/// whether it can read that memory.
+#[must_use]
+pub fn trial(address: u64, content: [u8; 8]) -> [u8; 16] {
+    let mut token = [0; 16];
+    token[..8].copy_from_slice(&address.to_le_bytes());
+    token[8..].copy_from_slice(&content);
+    token
+}
+
+/// Address and content of what [`trial`] made.
+#[must_use]
+pub fn trial_of(token: &[u8; 16]) -> (u64, [u8; 8]) {
+    let [a0, a1, a2, a3, a4, a5, a6, a7, content @ ..] = *token;
+    (u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]), content)
+}
+
+/// Bytes of the answer to a bind of [`Mover::Shm`].
+pub const SHM_BOUND_BYTES: usize = 16;
+
+/// The answer to a bind of [`Mover::Shm`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShmBound {
+    /// Bytes of the memory for pages, whose descriptor comes with the answer; 0 if it is not shared, and gets go in frames.
+    pub memory_bytes: u64,
+    /// Whether the server can read the client's memory; if not, puts go in frames.
+    pub reads_client: bool,
+}
+
+/// The records of the answer to a bind of [`Mover::Shm`].
+#[must_use]
+pub fn shm_bound(bound: ShmBound) -> [u8; SHM_BOUND_BYTES] {
+    let mut out = [0; SHM_BOUND_BYTES];
+    out[..8].copy_from_slice(&bound.memory_bytes.to_le_bytes());
+    out[8] = u8::from(bound.reads_client);
+    out
+}
+
+/// Reads the answer to a bind of [`Mover::Shm`].
+///
+/// # Errors
+///
+/// [`FrameError::Records`] if it is not that.
+pub fn read_shm_bound(meta: &[u8]) -> Result<ShmBound, FrameError> {
+    let mut reader = Reader { rest: meta };
+    let memory_bytes = reader.u64()?;
+    let reads_client = match reader.u64()? {
+        0 => false,
+        1 => true,
+        _ => return Err(FrameError::Records),
+    };
+    if !reader.rest.is_empty() {
+        return Err(FrameError::Records);
+    }
+    Ok(ShmBound { memory_bytes, reads_client })
 }
 
 /// Appends a key of a key list.

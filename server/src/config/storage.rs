@@ -23,6 +23,8 @@ pub struct StorageConfig {
     pub backing: Option<PathBuf>,
     /// Whether to lock that memory.
     pub mlock: bool,
+    /// Whether clients on the same host may map that memory to read it.
+    pub share: Share,
     /// Where that memory lies on machines with several nodes.
     pub numa: Numa,
     /// Directories for pages on drives; none for no NVMe tier.
@@ -52,6 +54,7 @@ impl Default for StorageConfig {
         Self {
             backing: None,
             mlock: false,
+            share: Share::Auto,
             numa: Numa::Auto,
             drives: Vec::new(),
             nvme_mode: NvmeMode::Demote,
@@ -121,7 +124,19 @@ pub enum Io {
     Threads,
 }
 
+/// Whether clients on the same host may map the memory for pages to read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// Where it costs no huge pages.
+    Auto,
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
 named!(NvmeMode, 2, [("demote", Demote), ("write-through", WriteThrough)]);
+named!(Share, 3, [("auto", Auto), ("on", On), ("off", Off)]);
 named!(Io, 3, [("auto", Auto), ("uring", Uring), ("threads", Threads)]);
 
 /// Reads an absolute path of a directory.
