@@ -10,8 +10,8 @@ use sideway::ibverbs::device::DeviceInfo;
 use sideway::ibverbs::device_context::DeviceContext;
 use std::path::{Path, PathBuf};
 
-/// Entries of a GID table that are looked at, for all ports together.
-const GIDS_MAX: usize = 4096;
+/// Entries of a GID table that are looked at, for all ports together. The kernel takes less than 64 KiB of them.
+const GIDS_MAX: usize = 65_535 / size_of::<ibv_gid_entry>();
 
 pub(super) fn info(context: &DeviceContext) -> Result<NicInfo, RdmaError> {
     let name = context.name();
