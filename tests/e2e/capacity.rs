@@ -1,10 +1,9 @@
-//! Full stores, big batches and many writers of one key.
+//! Full stores: what goes, what stays, and how much memory it takes.
 
-use crate::common::{assert_all, assert_hits, exists, get, put, tcp_space};
+use crate::common::{assert_all, get, put, tcp_space};
 use memkv_client::PageOutcome;
 use memkv_tests::daemon::{Daemon, Setup};
 use memkv_tests::pages::{keys, page, pages};
-use std::sync::Barrier;
 
 #[test]
 fn a_full_store_evicts_and_never_lies() {
@@ -76,76 +75,6 @@ fn a_full_store_takes_pages_of_another_size() {
             assert!(outcome == PageOutcome::Miss || (outcome == PageOutcome::Hit && bytes == page(key, len)));
         }
     }
-    client.close();
-}
-
-#[test]
-fn thousands_of_keys_in_one_exists() {
-    let daemons = [Daemon::start().unwrap(), Daemon::start().unwrap(), Daemon::start().unwrap()];
-    let (client, space) = tcp_space(&daemons.each_ref(), "many");
-    let all = keys("many", 8192);
-    let stored: Vec<_> = all.iter().step_by(7).cloned().collect();
-    for chunk in stored.chunks(512) {
-        assert_all(&put(&space, chunk, &pages(chunk, 64)), PageOutcome::Stored);
-    }
-    let found = exists(&space, &all);
-    for (i, found) in found.iter().enumerate() {
-        assert_eq!(*found, i % 7 == 0, "key {i}");
-    }
-    client.close();
-}
-
-#[test]
-fn of_many_puts_of_one_key_one_wins() {
-    const WRITERS: usize = 8;
-    let daemon = Daemon::start().unwrap();
-    let clients: Vec<_> = (0..WRITERS).map(|_| tcp_space(&[&daemon], "race")).collect();
-    let barrier = Barrier::new(WRITERS);
-    for round in 0..20 {
-        let key = keys(&format!("race-{round}"), 1);
-        let outcomes: Vec<PageOutcome> = std::thread::scope(|scope| {
-            let racing: Vec<_> = clients
-                .iter()
-                .map(|(_, space)| {
-                    let (key, barrier) = (&key, &barrier);
-                    scope.spawn(move || {
-                        barrier.wait();
-                        put(space, key, &pages(key, 200_000)).remove(0)
-                    })
-                })
-                .collect();
-            racing.into_iter().map(|thread| thread.join().unwrap()).collect()
-        });
-        let count = |what| outcomes.iter().filter(|outcome| **outcome == what).count();
-        let (stored, existing) = (count(PageOutcome::Stored), count(PageOutcome::Exists));
-        assert_eq!((stored, existing), (1, WRITERS - 1), "{outcomes:?}");
-        for (_, space) in &clients {
-            assert_hits(space, &key, 200_000);
-        }
-    }
-    for (client, _) in clients {
-        client.close();
-    }
-}
-
-#[test]
-fn threads_of_one_client_do_not_disturb_each_other() {
-    let daemon = Daemon::start_with(Setup { dram: "256MiB".into(), ..Setup::default() }).unwrap();
-    let (client, space) = tcp_space(&[&daemon], "threads");
-    std::thread::scope(|scope| {
-        for thread in 0..6 {
-            let space = &space;
-            scope.spawn(move || {
-                for lap in 0..5 {
-                    let all = keys(&format!("{thread}-{lap}"), 20);
-                    let len = 10_000 * (thread + 1);
-                    assert_all(&put(space, &all, &pages(&all, len)), PageOutcome::Stored);
-                    assert_hits(space, &all, len);
-                    assert!(exists(space, &all).iter().all(|&found| found));
-                }
-            });
-        }
-    });
     client.close();
 }
 

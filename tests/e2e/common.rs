@@ -1,9 +1,12 @@
 //! What several modules need: clients of daemons, and ops with fewer arguments.
 
+#[path = "../ops.rs"]
+mod ops;
+
 use memkv_client::blocking::{Client, Space};
-use memkv_client::{Config, Error, PageOutcome, SpaceDescription, Transport};
+use memkv_client::{Config, Error, SpaceDescription, Transport};
 use memkv_tests::daemon::{Daemon, KEY};
-use memkv_tests::wait_for;
+pub(crate) use ops::{PATIENCE, assert_all, assert_hits, exists, get, put, wait_until_empty};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -11,8 +14,6 @@ use std::time::Duration;
 pub(crate) const OP_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a busy machine may add to a deadline before a test calls it broken.
 pub(crate) const SLACK: Duration = Duration::from_secs(2);
-/// How long a test waits for something that must happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A client of these addresses.
 pub(crate) fn client_of(addrs: &[SocketAddr], transport: Transport) -> Client {
@@ -37,58 +38,4 @@ pub(crate) fn tcp_space(daemons: &[&Daemon], name: &str) -> (Client, Space) {
     let client = client_of(&addrs, Transport::Tcp);
     let space = client.space(SpaceDescription::named(name).unwrap()).unwrap();
     (client, space)
-}
-
-/// Puts pages of any lengths; returns every page's outcome.
-pub(crate) fn put(space: &Space, keys: &[Vec<u8>], pages: &[Vec<u8>]) -> Vec<PageOutcome> {
-    let pages: Vec<&[u8]> = pages.iter().map(Vec::as_slice).collect();
-    let mut outcomes = vec![PageOutcome::TimedOut; keys.len()];
-    space.put_from(keys, &pages, &mut outcomes).unwrap();
-    outcomes
-}
-
-/// Gets pages of one length; a page's bytes are what lies in the caller's memory afterwards.
-pub(crate) fn get(space: &Space, keys: &[Vec<u8>], len: usize) -> Vec<(PageOutcome, Vec<u8>)> {
-    let mut pages = vec![vec![0xee; len]; keys.len()];
-    let mut slices: Vec<&mut [u8]> = pages.iter_mut().map(Vec::as_mut_slice).collect();
-    let mut outcomes = vec![PageOutcome::TimedOut; keys.len()];
-    space.get_into(keys, &mut slices, &mut outcomes).unwrap();
-    outcomes.into_iter().zip(pages).collect()
-}
-
-/// Presence of keys.
-pub(crate) fn exists(space: &Space, keys: &[Vec<u8>]) -> Vec<bool> {
-    let mut found = vec![false; keys.len()];
-    space.exists(keys, &mut found).unwrap();
-    found
-}
-
-/// Asserts that every outcome is the expected one.
-#[track_caller]
-pub(crate) fn assert_all(outcomes: &[PageOutcome], expected: PageOutcome) {
-    let other = outcomes.iter().enumerate().find(|(_, outcome)| **outcome != expected);
-    assert_eq!(other, None, "expected only {expected:?} of {} pages", outcomes.len());
-}
-
-/// Asserts that all keys hit with the pages put under them.
-#[track_caller]
-pub(crate) fn assert_hits(space: &Space, keys: &[Vec<u8>], len: usize) {
-    for (key, (outcome, page)) in keys.iter().zip(get(space, keys, len)) {
-        assert_eq!(outcome, PageOutcome::Hit, "{}", key.escape_ascii());
-        assert!(page == memkv_tests::pages::page(key, len), "wrong bytes under {}", key.escape_ascii());
-    }
-}
-
-/// Waits until no slot of the daemon's store is in use.
-#[track_caller]
-pub(crate) fn wait_until_empty(daemon: &Daemon) {
-    let control = daemon.control().unwrap();
-    let mut last = None;
-    let empty = wait_for("the store is empty", PATIENCE, || {
-        let dram = control.status().unwrap().dram.unwrap();
-        let slots: u64 = dram.classes.iter().map(|class| class.slots_used).sum();
-        last = Some((dram.used_bytes, dram.pages, slots));
-        (last == Some((0, 0, 0))).then_some(())
-    });
-    assert!(empty.is_ok(), "used bytes, pages, slots: {last:?}");
 }

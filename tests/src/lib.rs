@@ -26,7 +26,14 @@ pub mod wire;
 
 use std::time::{Duration, Instant};
 
-/// Polls `ready` until it yields a value; an error names `what` did not happen in time.
+/// Whether tests shall be small and patient: `MEMKV_TEST_SMALL=1`, for slow machines such as an emulated one.
+#[must_use]
+pub fn is_small() -> bool {
+    std::env::var("MEMKV_TEST_SMALL").is_ok_and(|value| value == "1")
+}
+
+/// Polls `ready` until it yields a value; an error names `what` did not happen in time. On a machine that
+/// [`is_small`], six times the patience.
 ///
 /// # Errors
 ///
@@ -36,6 +43,7 @@ pub fn wait_for<T>(
     patience: Duration,
     mut ready: impl FnMut() -> Option<T>,
 ) -> anyhow::Result<T> {
+    let patience = if is_small() { 6 * patience } else { patience };
     let start = Instant::now();
     loop {
         if let Some(value) = ready() {

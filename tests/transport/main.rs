@@ -1,0 +1,97 @@
+//! The transport suite: whichever way pages take, get, put and exists mean the same, also when something fails.
+//!
+//! Every test runs once for each transport and is named after it, for example `tcp::round_trips::the_first_put_wins`.
+//!
+//! - `MEMKV_TEST_TRANSPORT`: the transports to test, separated by commas; one that does not work here fails. Without
+//!   it all are tested, and one that this build or this machine does not have is ignored with its reason.
+//! - `MEMKV_TEST_SMALL=1`: fewer and smaller pages and longer deadlines, for slow machines such as an emulated one.
+//!
+//! Deliberately absent: how bytes look on the way. That is different for each transport, and tested beside each.
+
+#![deny(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is reported")]
+
+mod bounds;
+mod calls;
+mod crowds;
+mod damage;
+mod deaths;
+mod given_up;
+#[path = "../ops.rs"]
+mod ops;
+mod outages;
+#[allow(unsafe_code, reason = "memory known by address can only be handed over by unsafe calls")]
+mod pieces;
+mod presence;
+mod rig;
+mod round_trips;
+mod servers;
+
+use libtest_mimic::{Arguments, Completion, Trial};
+use memkv_client::Transport;
+use rig::{Rig, Test};
+use std::process::ExitCode;
+
+const MODULES: [(&str, &[Test]); 11] = [
+    ("bounds", bounds::TESTS),
+    ("calls", calls::TESTS),
+    ("crowds", crowds::TESTS),
+    ("damage", damage::TESTS),
+    ("deaths", deaths::TESTS),
+    ("given_up", given_up::TESTS),
+    ("outages", outages::TESTS),
+    ("pieces", pieces::TESTS),
+    ("presence", presence::TESTS),
+    ("round_trips", round_trips::TESTS),
+    ("servers", servers::TESTS),
+];
+
+const TRANSPORTS: [Transport; 4] = [Transport::Tcp, Transport::Shm, Transport::Rdma, Transport::Grpc];
+
+/// The transports that `MEMKV_TEST_TRANSPORT` names.
+fn named(list: &str) -> Result<Vec<Transport>, String> {
+    let names = list.split(',').map(str::trim);
+    let known = |name: &str| TRANSPORTS.into_iter().find(|transport| transport.to_string() == name);
+    names.map(|name| known(name).ok_or_else(|| format!("MEMKV_TEST_TRANSPORT: no transport {name:?}"))).collect()
+}
+
+fn trials() -> Result<Vec<Trial>, String> {
+    let list = std::env::var("MEMKV_TEST_TRANSPORT").unwrap_or_default();
+    let mut trials = Vec::new();
+    if !list.is_empty() {
+        named(&list)?.into_iter().for_each(|transport| trials.extend(trials_of(transport)));
+        return Ok(trials);
+    }
+    for transport in TRANSPORTS {
+        match rig::lack(transport) {
+            None => trials.extend(trials_of(transport)),
+            Some(reason) => trials.push(Trial::ignorable_test(format!("{transport}::all"), move || {
+                Ok(Completion::ignored_with(reason))
+            })),
+        }
+    }
+    Ok(trials)
+}
+
+fn trials_of(transport: Transport) -> impl Iterator<Item = Trial> {
+    let all = MODULES.into_iter().flat_map(|(module, tests)| tests.iter().map(move |test| (module, *test)));
+    all.map(move |(module, (name, test))| {
+        Trial::test(format!("{transport}::{module}::{name}"), move || {
+            test(&Rig::new(transport));
+            Ok(())
+        })
+    })
+}
+
+fn main() -> ExitCode {
+    if deaths::is_victim() {
+        return deaths::victim();
+    }
+    match trials() {
+        Ok(trials) => libtest_mimic::run(&Arguments::from_args(), trials).exit_code(),
+        Err(error) => {
+            eprintln!("{error}; write tcp, shm, rdma or grpc");
+            ExitCode::FAILURE
+        }
+    }
+}
