@@ -17,6 +17,7 @@
 #   --cpus N           of the guest (2)            --mtu N         of the link (9000, which gives RoCE 4096)
 #   --cache DIR        (~/.cache/memkv/rdma-vm)    --verbose       shows the guest's console and times
 #   --rw DIR           DIR is writable there       --env NAME=V    sets a variable there
+#   --keep             leaves the console and the logs of the VM, and says where
 #
 # PATH, HOME, LANG and all RUST*, MEMKV* and CARGO* variables are passed on.
 # Exits with 124 after a timeout and with 125 if the VM itself failed.
@@ -30,13 +31,14 @@ note() { [ "$verbose" = 1 ] && printf 'rdma-vm: %s\n' "$*" >&2; return 0; }
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/memkv/rdma-vm
-timeout_s=300 memory=2048 cpus=2 accel=auto mtu=9000 verbose=0 rdma=1 only_prepare=0
+timeout_s=300 memory=2048 cpus=2 accel=auto mtu=9000 verbose=0 rdma=1 only_prepare=0 keep=0
 rw_dirs=() variables=()
 while [ $# -gt 0 ]; do
     case $1 in
         --no-rdma) rdma=0; shift; continue ;;
         --prepare) only_prepare=1; shift; continue ;;
         --verbose) verbose=1; shift; continue ;;
+        --keep) keep=1; shift; continue ;;
         --) shift; break ;;
     esac
     [ $# -ge 2 ] || die "$1 needs a value"
@@ -298,7 +300,7 @@ cleanup() {
     local child
     for child in ${children[@]+"${children[@]}"}; do kill "$child" 2>/dev/null; done
     wait 2>/dev/null
-    rm -rf "$run"
+    if [ "$keep" = 1 ]; then echo "rdma-vm: kept $run" >&2; else rm -rf "$run"; fi
 }
 trap cleanup EXIT
 trap 'exit 130' INT

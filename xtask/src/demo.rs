@@ -68,7 +68,7 @@ pub(crate) fn run(context: &Context, args: &[String]) -> Result<()> {
         return quick(context, profile, pages);
     }
     let venv = venv(context, Purpose::Sglang)?;
-    let file = wheel::build(context, &venv, profile)?;
+    let file = wheel::build(context, &venv, profile, false)?;
     wheel::install(context, &venv, &file)?;
     say(&format!("\nThe engine is SGLang's own code: {}.", venv.sglang));
     let engine = || venv.run(context, &["sglang-plugin/demo/engine.py"]);

@@ -16,6 +16,7 @@ mod demo;
 mod engine;
 mod process;
 mod python;
+mod rdma;
 mod report;
 mod smaller;
 mod test;
@@ -53,6 +54,12 @@ const COMMANDS: &[Command] = &[
         run: check::run,
     },
     Command {
+        name: "rdma",
+        usage: "rdma [--keep] [FILTER] | -- COMMAND …",
+        about: "The tests on real RDMA verbs, or COMMAND, in a VM",
+        run: rdma::run,
+    },
+    Command {
         name: "wheel",
         usage: "wheel [--dev]",
         about: "Builds the wheel memkv-sglang into target/wheels",
@@ -86,7 +93,8 @@ fn main() -> ExitCode {
         eprintln!("error: there is no command {name:?}\nhint: `cargo xtask` lists them all");
         return ExitCode::from(2);
     };
-    if rest.iter().any(|arg| arg == "--help" || arg == "-h") && name != "bench" {
+    let mut own = rest.iter().take_while(|arg| *arg != "--");
+    if own.any(|arg| arg == "--help" || arg == "-h") && name != "bench" {
         println!("cargo xtask {}\n\n  {}", command.usage, command.about);
         return ExitCode::SUCCESS;
     }

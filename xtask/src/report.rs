@@ -80,11 +80,13 @@ fn suite_name(line: &str) -> Option<String> {
     })
 }
 
-/// `test some::name ... ignored, why` → (name, why).
+/// `test some::name ... ignored, why` → (name, why). Suites that find their tests when they run write `ignored (why)`.
 fn ignored_test(line: &str) -> Option<(&str, &str)> {
     let (test, outcome) = line.strip_prefix("test ")?.split_once(" ... ")?;
-    let reason = outcome.strip_prefix("ignored")?;
-    Some((test, if reason.is_empty() { "no reason given" } else { reason.trim_start_matches(", ") }))
+    let rest = outcome.strip_prefix("ignored")?;
+    let in_brackets = rest.strip_prefix(" (").and_then(|rest| rest.strip_suffix(')'));
+    let reason = in_brackets.unwrap_or_else(|| rest.trim_start_matches(", "));
+    Some((test.trim_end(), if reason.is_empty() { "no reason given" } else { reason }))
 }
 
 /// `test result: ok. 5 passed; 0 failed; 1 ignored; …; finished in 0.10s` → counts and time.
@@ -203,7 +205,8 @@ mod tests {
 running 3 tests
 test a ... ok
 test b ... ignored, needs RDMA
-test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.25s
+test c    ... ignored (no device (none))
+test result: ok. 2 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.25s
      Running tidy/main.rs (target/debug/deps/tidy-77)
 test result: FAILED. 4 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.50s
      Running e2e/main.rs (/elsewhere/debug/deps/e2e-99)
@@ -220,21 +223,29 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
     }
 
     #[test]
+    fn reasons_are_read_from_both_harnesses() {
+        assert_eq!(ignored_test("test a ... ignored, no NIC"), Some(("a", "no NIC")));
+        assert_eq!(ignored_test("test a::b   ... ignored (no NIC (yet))"), Some(("a::b", "no NIC (yet)")));
+        assert_eq!(ignored_test("test a ... ignored"), Some(("a", "no reason given")));
+        assert_eq!(ignored_test("test a ... ok"), None);
+    }
+
+    #[test]
     fn cargo_suites_are_named_and_counted_and_a_crash_is_a_failure() {
         let suites = read(CARGO);
         let seen: Vec<_> = suites.iter().map(|s| (s.name.as_str(), s.passed, s.failed, s.skipped)).collect();
         assert_eq!(
             seen,
             [
-                ("memkv_core: unit", 2, 0, 1),
+                ("memkv_core: unit", 2, 0, 2),
                 ("tests: tidy", 4, 1, 0),
                 ("tests: e2e", 0, 1, 0),
                 ("memkv_core: doc", 1, 0, 0)
             ]
         );
-        assert_eq!(suites[0].reasons, ["b: needs RDMA"]);
+        assert_eq!(suites[0].reasons, ["b: needs RDMA", "c: no device (none)"]);
         assert_eq!(suites[1].time, Duration::from_millis(1500));
-        assert_eq!(closing_line(&suites), "7 passed, 2 failed, 1 skipped");
+        assert_eq!(closing_line(&suites), "7 passed, 2 failed, 2 skipped");
         assert_eq!(closing_line(&suites[3..]), "1 passed, 0 failed");
     }
 

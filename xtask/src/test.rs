@@ -1,15 +1,16 @@
 //! `cargo xtask test`: every test there is, and one closing line that counts them.
 //!
-//! Three levels: Rust (`cargo test`), Python (pytest against the real `sglang` package, with a wheel built from
-//! this tree) and the demos that need no Python. Every Cargo call selects the same packages in the same profile, so that nothing
-//! is built twice. A level that cannot run, or that ran nothing, is a failure.
+//! Four levels: Rust (`cargo test`), Python (pytest against the real `sglang` package, with a wheel built from
+//! this tree), the demos that need no Python, and the tests on RDMA devices, in a VM. Every Cargo call selects the same
+//! packages in the same profile with the same features, so that nothing is built twice. A level that cannot run, or that
+//! ran nothing, is a failure; but where RDMA is impossible its level is skipped, unless `MEMKV_REQUIRE_RDMA` is set.
 
 use crate::context::{Context, Profile, SELECTION};
 use crate::process::{show_tail, step, watch};
 use crate::python::{Purpose, venv};
 use crate::report::{CargoReader, PytestReader, Suite, closing_line, table};
 use crate::ui::say;
-use crate::{demo, engine, wheel};
+use crate::{demo, engine, rdma, wheel};
 use anyhow::{Context as _, Result, bail};
 use std::process::Command;
 use std::time::Instant;
@@ -24,6 +25,8 @@ struct Choice {
     filter: Option<String>,
     /// Whether tests that repeat something at random repeat it longer.
     long: bool,
+    /// Why everything is built without RDMA, if it is.
+    no_rdma: Option<String>,
 }
 
 impl Choice {
@@ -44,17 +47,27 @@ impl Choice {
     }
 }
 
-const LEVELS: [Level; 3] = [("rust", rust), ("python", python), ("demo", demos)];
+impl Choice {
+    fn features(&self) -> &'static [&'static str] {
+        if self.no_rdma.is_none() { &rdma::FEATURES } else { &[] }
+    }
+}
+
+const LEVELS: [Level; 4] = [("rust", rust), ("python", python), ("demo", demos), (RDMA, in_the_vm)];
+/// The level that may be skipped.
+const RDMA: &str = "rdma";
 
 /// Runs all levels, also after one has failed.
 pub(crate) fn run(context: &Context, args: &[String]) -> Result<()> {
-    let choice = Choice::parse(args)?;
+    let mut choice = Choice::parse(args)?;
+    choice.no_rdma = rdma::install_tools(context).err().map(|error| format!("{error:#}"));
+    context.check_stop()?;
     let mut suites = Vec::new();
     for (name, level) in LEVELS {
         say(&format!("\n{name}"));
         let outcome = level(context, &choice);
         context.check_stop()?;
-        suites.extend(judge(name, outcome, choice.filter.is_some()));
+        suites.extend(judge(name, outcome, choice.filter.is_some() || name == RDMA));
     }
     let failed = suites.iter().any(|suite| suite.failed > 0);
     let ran_none = suites.iter().all(|suite| suite.passed == 0);
@@ -71,7 +84,7 @@ pub(crate) fn run(context: &Context, args: &[String]) -> Result<()> {
 }
 
 /// Turns a level that could not run, or that ran nothing, into a failure.
-fn judge(name: &str, outcome: Result<Vec<Suite>>, filtered: bool) -> Vec<Suite> {
+fn judge(name: &str, outcome: Result<Vec<Suite>>, may_run_nothing: bool) -> Vec<Suite> {
     let failure = |reason: String| Suite {
         name: name.to_owned(),
         failed: 1,
@@ -79,7 +92,7 @@ fn judge(name: &str, outcome: Result<Vec<Suite>>, filtered: bool) -> Vec<Suite> 
         ..Suite::default()
     };
     match outcome {
-        Ok(suites) if filtered || suites.iter().any(|suite| suite.passed + suite.failed > 0) => suites,
+        Ok(suites) if may_run_nothing || suites.iter().any(|suite| suite.passed + suite.failed > 0) => suites,
         Ok(_) => vec![failure("no test ran".to_owned())],
         Err(error) => {
             say(&format!("error: {error:#}"));
@@ -90,10 +103,12 @@ fn judge(name: &str, outcome: Result<Vec<Suite>>, filtered: bool) -> Vec<Suite> 
 
 fn rust(context: &Context, choice: &Choice) -> Result<Vec<Suite>> {
     let mut build = context.cargo(&["build", "--bins", "--tests", "--examples"]);
-    build.args(SELECTION);
+    build.args(SELECTION).args(choice.features());
     step(context, "build programs and tests", "test-build", build)?;
     let mut command = context.cargo(&["test", "--no-fail-fast"]);
-    command.args(SELECTION);
+    command.args(SELECTION).args(choice.features());
+    // The tests on RDMA devices are the last level's.
+    command.env("MEMKV_TEST_RDMA", "elsewhere");
     if let Some(filter) = &choice.filter {
         command.args(["--", filter]);
     }
@@ -153,7 +168,7 @@ impl Failures {
 fn python(context: &Context, choice: &Choice) -> Result<Vec<Suite>> {
     let venv = venv(context, Purpose::Sglang)?;
     say(&format!("  {}", venv.sglang));
-    let wheel = wheel::build(context, &venv, Profile::Dev)?;
+    let wheel = wheel::build(context, &venv, Profile::Dev, choice.no_rdma.is_none())?;
     wheel::install(context, &venv, &wheel)?;
     let mut command = venv.run(context, &["-m", "pytest", "sglang-plugin/tests", "-rs", "-v", "--color=no"]);
     if let Some(filter) = &choice.filter {
@@ -183,6 +198,10 @@ fn show_failures(log: &std::path::Path) -> Result<()> {
     Ok(())
 }
 
+fn in_the_vm(context: &Context, choice: &Choice) -> Result<Vec<Suite>> {
+    rdma::level(context, choice.filter.as_deref(), choice.no_rdma.as_deref())
+}
+
 fn demos(context: &Context, choice: &Choice) -> Result<Vec<Suite>> {
     if choice.filter.as_ref().is_some_and(|filter| !"demo".contains(filter.as_str())) {
         return Ok(Vec::new());
@@ -207,7 +226,7 @@ mod tests {
         let parse =
             |words: &[&str]| Choice::parse(&words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>());
         assert_eq!(parse(&[]).unwrap(), Choice::default());
-        let both = Choice { filter: Some("crash".to_owned()), long: true };
+        let both = Choice { filter: Some("crash".to_owned()), long: true, no_rdma: None };
         assert_eq!(parse(&["--long", "--filter", "crash"]).unwrap(), both);
         assert_eq!(parse(&["--filter", "crash", "--long"]).unwrap(), both);
         assert!(parse(&["--filter"]).is_err());
@@ -216,6 +235,8 @@ mod tests {
 
     #[test]
     fn a_level_that_ran_nothing_or_broke_is_a_failure() {
+        let skipped = Suite { skipped: 1, ..Suite::default() };
+        assert_eq!(judge("rdma", Ok(vec![skipped.clone()]), true), [skipped]);
         assert_eq!(judge("x", Ok(vec![]), false)[0].failed, 1);
         assert_eq!(judge("x", Ok(vec![Suite::default()]), false)[0].reasons, ["no test ran"]);
         assert_eq!(judge("x", Err(anyhow::anyhow!("broke")), true)[0].reasons, ["broke"]);
