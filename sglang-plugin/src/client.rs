@@ -183,6 +183,7 @@ impl Client {
                 entry.set_item("address", format!("{}:{}", view.address.host, view.address.port))?;
                 entry.set_item("state", state)?;
                 entry.set_item("reason", reason)?;
+                entry.set_item("transport", view.transport.to_string())?;
                 entry.set_item("connections", view.connections)?;
                 entry.set_item("last_error", view.last_error)?;
                 Ok(entry)

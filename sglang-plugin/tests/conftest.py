@@ -25,10 +25,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 AUTH_KEY = "5e" * 32
 
 
+TRANSPORT = os.environ.get("MEMKV_TEST_TRANSPORT")
+"""How pages must move in every test that does not say it itself: ``tcp``, ``shm``, ``rdma`` or ``grpc``."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # Settings of the machine must not steer the tests.
     for name in [name for name in os.environ if name.startswith("MEMKV_") and name != "MEMKV_SERVER_BIN"]:
         del os.environ[name]
+    if TRANSPORT:
+        os.environ["MEMKV_TRANSPORT"] = TRANSPORT
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"transport: {TRANSPORT or 'as configured by default'}"
 
 
 def server_binary() -> str:
@@ -135,9 +145,22 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> 
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Daemon]]:
     """Three daemons for tests that leave them running. Tests keep apart by their model names."""
     daemons = [Daemon(tmp_path_factory.mktemp("cluster")) for _ in range(3)]
+    check_transport(daemons)
     yield daemons
     for daemon in daemons:
         daemon.close()
+
+
+def check_transport(servers: list[Daemon]) -> None:
+    """Fails unless pages really move as chosen: tests over another transport would prove nothing."""
+    if not TRANSPORT:
+        return
+    from memkv_sglang import Client
+
+    with Client(addresses(servers), space="transport", auth_key=AUTH_KEY) as client:
+        wait_for(lambda: all(server["state"] == "ready" for server in client.servers()), "a session with every server")
+        found = {server["transport"] for server in client.servers()}
+    assert found == {TRANSPORT}, f"pages move by {found}, not by {TRANSPORT}"
 
 
 @pytest.fixture

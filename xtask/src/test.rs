@@ -7,7 +7,7 @@
 
 use crate::context::{Context, Profile, SELECTION};
 use crate::process::{show_tail, step, watch};
-use crate::python::{Purpose, venv};
+use crate::python::{Purpose, Venv, venv};
 use crate::report::{CargoReader, PytestReader, Suite, closing_line, table};
 use crate::ui::say;
 use crate::{demo, engine, rdma, wheel};
@@ -170,23 +170,50 @@ fn python(context: &Context, choice: &Choice) -> Result<Vec<Suite>> {
     say(&format!("  {}", venv.sglang));
     let wheel = wheel::build(context, &venv, Profile::Dev, choice.no_rdma.is_none())?;
     wheel::install(context, &venv, &wheel)?;
+    let all = Pytest { name: "sglang-plugin: pytest", log: "test-python", transport: None, select: None };
+    // Real tensors through both interfaces, by way of memory that client and server share.
+    let tensors = Pytest {
+        name: "sglang-plugin: pytest over shm",
+        log: "test-python-shm",
+        transport: Some("shm"),
+        select: Some("test_pools.py and (test_v1 or test_v2)"),
+    };
+    Ok(vec![pytest(context, &venv, choice, &all)?, pytest(context, &venv, choice, &tensors)?])
+}
+
+/// One run of pytest.
+struct Pytest {
+    name: &'static str,
+    log: &'static str,
+    /// How pages move; the default if not said.
+    transport: Option<&'static str>,
+    /// Which tests, as pytest's `-k` takes it; all if not said.
+    select: Option<&'static str>,
+}
+
+fn pytest(context: &Context, venv: &Venv, choice: &Choice, run: &Pytest) -> Result<Suite> {
     let mut command = venv.run(context, &["-m", "pytest", "sglang-plugin/tests", "-rs", "-v", "--color=no"]);
-    if let Some(filter) = &choice.filter {
-        command.args(["-k", filter]);
+    let wanted = run.select.into_iter().chain(choice.filter.as_deref());
+    let wanted: Vec<_> = wanted.map(|words| format!("({words})")).collect();
+    if !wanted.is_empty() {
+        command.args(["-k", &wanted.join(" and ")]);
+    }
+    if let Some(transport) = run.transport {
+        command.env("MEMKV_TEST_TRANSPORT", transport);
     }
     use_programs(context, &mut command);
-    let log = context.logs.join("test-python.log");
+    let log = context.logs.join(format!("{}.log", run.log));
     let started = Instant::now();
     let mut reader = PytestReader::default();
-    let status = watch(context, "run the Python tests", &log, command, |line| reader.line(line))?;
-    let mut suite = reader.finish("sglang-plugin: pytest", started.elapsed());
+    let status = watch(context, &format!("run {}", run.name), &log, command, |line| reader.line(line))?;
+    let mut suite = reader.finish(run.name, started.elapsed());
     // Status 5: nothing collected, which a filter may well do.
     let nothing = status.code() == Some(5);
     if !status.success() && !nothing {
         show_failures(&log)?;
         suite.failed = suite.failed.max(1);
     }
-    Ok(vec![suite])
+    Ok(suite)
 }
 
 /// Shows pytest's part about failures, or the log's tail if there is none.

@@ -125,7 +125,7 @@ class Client:
     def space(self, fields: Mapping[str, str]) -> Space:
         """Opens a further space over the same connections."""
     def servers(self) -> list[dict[str, Any]]:
-        """Every server with ``id``, ``address``, ``state`` and ``last_error``."""
+        """Every server with ``id``, ``address``, ``state``, ``transport`` and ``last_error``."""
     def stats(self) -> dict[str, Any]:
         """Counters since the client was made; takes no lock and asks no server."""
     def close(self) -> None: ...
