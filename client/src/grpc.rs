@@ -39,7 +39,7 @@ enum Event {
     Outcomes { from: usize, outcomes: Vec<PageOutcome> },
     /// A part of a page; its index counts from place `from`.
     Part { from: usize, part: v1::GetResponse },
-    /// The call to a server ended.
+    /// A call to a server ended.
     End { server: usize, result: Result<(), Status> },
 }
 
@@ -65,16 +65,15 @@ struct Portion {
 pub(crate) async fn run(inner: &Inner, ends: &[usize], batch: &mut Batch<'_>) {
     let (tell, mut hear) = mpsc::channel(QUEUE);
     let mut calls = JoinSet::new();
-    let mut open = vec![false; inner.servers.len()];
+    let mut open = vec![0; inner.servers.len()];
     let mut feeds = Vec::new();
     for (index, server) in inner.servers.iter().enumerate() {
         let (from, to) = drive::group(ends, index);
         if from == to || !server.is_available() {
             continue;
         }
-        open[index] = true;
         let left = batch.deadline.saturating_duration_since(Instant::now());
-        let task = Task {
+        let task = || Task {
             shared: inner.shared.clone(),
             server: server.clone(),
             index,
@@ -84,18 +83,24 @@ pub(crate) async fn run(inner: &Inner, ends: &[usize], batch: &mut Batch<'_>) {
             tell: tell.clone(),
         };
         if batch.op == Op::Put {
-            let (feed, fed) = mpsc::channel(4);
-            feeds.push((from, to, feed));
-            calls.spawn_on(task.put(from, ReceiverStream::new(fed)), &inner.handle);
+            let most = (server.limits().batch_keys_max as usize).max(1);
+            for from in (from..to).step_by(most) {
+                let to = to.min(from + most);
+                let (feed, fed) = mpsc::channel(4);
+                feeds.push((from, to, feed));
+                calls.spawn_on(task().put(from, to - from, ReceiverStream::new(fed)), &inner.handle);
+                open[index] += 1;
+            }
         } else {
             let portions = portions(batch, from, to, &server.limits());
-            calls.spawn_on(task.ask(portions), &inner.handle);
+            calls.spawn_on(task().ask(portions), &inner.handle);
+            open[index] += 1;
         }
     }
     drop(tell);
     let deadline = batch.deadline;
     drive::before(&inner.handle, deadline, exchange(inner, batch, &mut hear, feeds, &mut open)).await;
-    for (index, server) in inner.servers.iter().enumerate().filter(|(index, _)| open[*index]) {
+    for (index, server) in inner.servers.iter().enumerate().filter(|(index, _)| open[*index] > 0) {
         server.failed(Failure::Timeout);
         let (from, to) = drive::group(ends, index);
         for &page in &batch.order[from..to] {
@@ -131,7 +136,7 @@ async fn exchange(
     batch: &mut Batch<'_>,
     hear: &mut mpsc::Receiver<Event>,
     feeds: Vec<(usize, usize, mpsc::Sender<v1::PutRequest>)>,
-    open: &mut [bool],
+    open: &mut [usize],
 ) {
     if batch.op == Op::Put {
         let source = Source {
@@ -162,7 +167,7 @@ async fn exchange(
             }
             Event::Part { from, part } => page.take(batch, from, &part),
             Event::End { server, result } => {
-                open[server] = false;
+                open[server] -= 1;
                 end(&inner.servers[server], result);
             }
         }
@@ -359,8 +364,12 @@ impl Task {
         Ok(())
     }
 
-    async fn put(self, from: usize, pages: ReceiverStream<v1::PutRequest>) {
+    async fn put(self, from: usize, count: usize, pages: ReceiverStream<v1::PutRequest>) {
         let result = self.put_pages(from, pages).await;
+        if let Err(status) = &result {
+            let outcomes = vec![outcome::from_call_failure(status.code(), true); count];
+            self.tell(Event::Outcomes { from, outcomes }).await;
+        }
         self.tell(Event::End { server: self.index, result }).await;
     }
 
