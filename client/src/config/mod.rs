@@ -23,7 +23,7 @@ use std::time::Duration;
 /// How pages move between client and server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Transport {
-    /// The fastest that works; TCP in this release.
+    /// The best that works with each server.
     #[default]
     Auto,
     /// Framed ops on TCP data connections.
@@ -32,7 +32,7 @@ pub enum Transport {
     Grpc,
     /// RDMA that the server issues; an error at connect without a device.
     Rdma,
-    /// Reserved: refused at connect.
+    /// Memory shared with servers on this host; an error for others.
     Shm,
 }
 
@@ -46,7 +46,7 @@ impl FromStr for Transport {
             "grpc" => Self::Grpc,
             "rdma" => Self::Rdma,
             "shm" => Self::Shm,
-            _ => return Err(format!("{text:?} is not a transport; write auto, tcp or grpc")),
+            _ => return Err(format!("{text:?} is not a transport; write auto, tcp, shm, rdma or grpc")),
         })
     }
 }

@@ -40,7 +40,7 @@ pub const OPTIONS: &[OptionInfo] = &[
         name: "transport",
         env: "MEMKV_TRANSPORT",
         default: "auto",
-        doc: "How pages move: auto (the best that works with each server: rdma, then tcp), rdma (an error without a device), tcp, or grpc. shm is reserved and refused.",
+        doc: "How pages move: auto (the best that works with each server: rdma, then shm, then tcp), rdma (an error without a device), shm (servers on this host only), tcp, or grpc.",
     },
     OptionInfo {
         name: "rdma_devices",

@@ -146,6 +146,11 @@ impl Mapping {
         }
     }
 
+    /// Whether it gets huge pages only by being asked for each, so that memory that was used before that has small ones.
+    pub(crate) fn collapses(&self) -> bool {
+        self.populate == Populate::Collapse
+    }
+
     /// Whether anonymous memory gets huge pages if it asks.
     pub(crate) fn anonymous_is_huge() -> bool {
         allowed(TRANSPARENT)

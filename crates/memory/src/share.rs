@@ -97,3 +97,90 @@ fn memory_file(len: usize, flags: MemfdFlags) -> Result<File, Errno> {
 fn seal(file: &File) -> Result<(), Errno> {
     fcntl_add_seals(file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Arena, ArenaBacking, ArenaConfig, ArenaError, PageRecord};
+    use memkv_core::PageMeta;
+    use rustix::mm::{MapFlags, ProtFlags, mmap};
+    use std::os::unix::fs::FileExt as _;
+    use std::ptr::null_mut;
+
+    const LEN: usize = 4 * HUGE_BYTES;
+
+    #[test]
+    fn only_the_first_mapping_can_write() {
+        let (mapping, file) = map(LEN, HugePages::Auto, Share::On).unwrap();
+        // SAFETY: the mapping has these bytes and nobody else uses it.
+        unsafe { mapping.start().write(7) };
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 0).unwrap();
+        assert_eq!(byte, [7]);
+        assert_eq!(file.write_at(&[8], 0).unwrap_err().raw_os_error(), Some(libc::EPERM));
+        assert!(file.set_len(0).is_err() && file.set_len(2 * LEN as u64).is_err());
+        let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+        // SAFETY: a new mapping at an address the kernel chooses touches no memory that exists.
+        let second = unsafe { mmap(null_mut(), LEN, access, flags, &file, 0) };
+        assert_eq!(second, Err(Errno::PERM));
+        // The one that writes goes on writing, and gets what it did not touch before.
+        // SAFETY: as above.
+        unsafe { mapping.start().add(LEN - 1).write(9) };
+        file.read_exact_at(&mut byte, LEN as u64 - 1).unwrap();
+        assert_eq!(byte, [9]);
+    }
+
+    #[test]
+    fn asking_for_huge_pages_changes_nothing_and_reaches_memory_in_use() {
+        let (mapping, file) = map(LEN, HugePages::Auto, Share::On).unwrap();
+        let bytes: Vec<u8> = (0..LEN).map(|i| (i / 4096) as u8 ^ i as u8).collect();
+        // SAFETY: the mapping has `LEN` bytes and nobody else uses it.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), mapping.start().as_ptr(), LEN) };
+        mapping.warm(0, LEN).unwrap();
+        let mut found = vec![0; LEN];
+        file.read_exact_at(&mut found, 0).unwrap();
+        assert!(found == bytes);
+        assert_eq!(mapping.resident(0, LEN), LEN);
+    }
+
+    #[test]
+    fn a_page_is_where_its_pin_says() {
+        let config = ArenaConfig { share: Share::On, ..ArenaConfig::anonymous(16 << 20, 1 << 20) };
+        let (arena, _) = Arena::open(config).unwrap();
+        let (memory, len) = arena.shared().unwrap();
+        assert_eq!(len, arena.capacity_bytes());
+        assert_eq!(arena.status().memory.shared, Shared::Yes);
+        let file = File::from(memory.try_clone_to_owned().unwrap());
+        for (fill, page_len) in [(1, 100), (2, 4097), (3, 1 << 20), (4, 100)] {
+            let (mut slot, _) = arena.reserve(page_len).unwrap();
+            slot.bytes_mut().fill(fill);
+            let record =
+                PageRecord { meta: PageMeta { len: page_len, ..Default::default() }, ..Default::default() };
+            let pin = arena.pin(slot.seal().publish(&record, &[0; 16], &[fill])).unwrap();
+            let mut bytes = vec![0; page_len as usize];
+            file.read_exact_at(&mut bytes, pin.offset()).unwrap();
+            assert!(bytes.iter().all(|&byte| byte == fill));
+        }
+    }
+
+    #[test]
+    fn memory_of_a_file_and_memory_that_nobody_asked_for_is_private() {
+        let place = tempfile::tempdir().unwrap();
+        let backing = ArenaBacking::File(place.path().to_owned());
+        let config = ArenaConfig { share: Share::Auto, backing, ..ArenaConfig::anonymous(16 << 20, 1 << 20) };
+        let (arena, _) = Arena::open(config).unwrap();
+        assert!(arena.shared().is_none());
+        assert!(matches!(arena.status().memory.shared, Shared::No(why) if why.contains("memory.backing")));
+        let arena = Arena::new(ArenaConfig::anonymous(16 << 20, 1 << 20)).unwrap();
+        assert!(arena.shared().is_none());
+        assert_eq!(arena.status().memory.shared, Shared::Off);
+    }
+
+    #[test]
+    fn memory_that_must_be_shared_and_cannot_be_is_an_error() {
+        let why = map(usize::MAX / 2, HugePages::Off, Share::On).unwrap_err();
+        assert!(why.contains("sharing"), "{why}");
+        let error = ArenaError::Share(why).to_string();
+        assert!(error.ends_with("or set memory.share to auto"), "{error}");
+    }
+}

@@ -10,7 +10,7 @@
 use crate::map::Mapping;
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread;
 
 /// Chunks that are made resident ahead of use: at most 256 MiB, and a sixteenth of a large arena.
@@ -44,27 +44,49 @@ impl Warmer {
 
 fn run(data: &Mapping, chunk_bytes: usize, messages: &Receiver<Upcoming>) {
     let mut warm = HashSet::new();
+    // Chunks that were in use before their turn came. Only huge pages are worth going back for.
+    let mut missed = Vec::new();
     let mut upcoming = messages.recv().ok();
     while let Some(chunks) = upcoming.take() {
-        for chunk in chunks.into_iter().flatten().filter(|chunk| warm.insert(*chunk)) {
-            let start = chunk as usize * chunk_bytes;
-            for at in (start..start + chunk_bytes).step_by(STEP) {
-                if data.warm(at, STEP.min(start + chunk_bytes - at)).is_err() {
-                    return;
-                }
-                // What is next may have changed meanwhile; and nothing is next if the arena is gone.
-                match messages.try_recv() {
-                    Ok(newer) => upcoming = Some(newer),
-                    Err(std::sync::mpsc::TryRecvError::Empty) => {}
-                    Err(std::sync::mpsc::TryRecvError::Disconnected) => return,
-                }
-            }
+        for chunk in chunks.into_iter().flatten() {
             if upcoming.is_some() {
-                break;
+                missed.push(chunk);
+            } else if warm.insert(chunk) {
+                let Some(newer) = warm_chunk(data, chunk, chunk_bytes, messages) else { return };
+                upcoming = newer;
+            }
+        }
+        while upcoming.is_none()
+            && data.collapses()
+            && let Some(chunk) = missed.pop()
+        {
+            if warm.insert(chunk) {
+                let Some(newer) = warm_chunk(data, chunk, chunk_bytes, messages) else { return };
+                upcoming = newer;
             }
         }
         upcoming = upcoming.or_else(|| messages.recv().ok());
     }
+}
+
+/// Makes a chunk resident. `None` if there is no more to do: the kernel cannot, or the arena is gone. Else what is next by
+/// now, if that has changed meanwhile.
+fn warm_chunk(
+    data: &Mapping,
+    chunk: u32,
+    chunk_bytes: usize,
+    messages: &Receiver<Upcoming>,
+) -> Option<Option<Upcoming>> {
+    let (start, mut upcoming) = (chunk as usize * chunk_bytes, None);
+    for at in (start..start + chunk_bytes).step_by(STEP) {
+        data.warm(at, STEP.min(start + chunk_bytes - at)).ok()?;
+        match messages.try_recv() {
+            Ok(newer) => upcoming = Some(newer),
+            Err(TryRecvError::Empty) => {}
+            Err(TryRecvError::Disconnected) => return None,
+        }
+    }
+    Some(upcoming)
 }
 
 #[cfg(test)]
