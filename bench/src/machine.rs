@@ -40,7 +40,8 @@ impl Machine {
 
 /// How much of a process's memory lies on huge pages, in bytes.
 pub(crate) fn huge_page_bytes(pid: u32) -> u64 {
-    kib_field(&format!("/proc/{pid}/smaps_rollup"), "AnonHugePages").unwrap_or(0)
+    let bytes = |kind| kib_field(&format!("/proc/{pid}/smaps_rollup"), kind).unwrap_or(0);
+    bytes("AnonHugePages") + bytes("ShmemPmdMapped")
 }
 
 /// Memory that a process holds, in bytes.

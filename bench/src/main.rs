@@ -8,6 +8,7 @@
 #![allow(clippy::print_stdout, reason = "the tables are this program's output")]
 
 mod arena;
+mod compare;
 #[allow(unsafe_code, reason = "an allocator that counts can only be made with it")]
 mod counting;
 mod daemon;
@@ -22,6 +23,8 @@ mod workload;
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, Parser, Subcommand};
+use memkv_client::Transport;
+use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -64,6 +67,13 @@ struct RunArgs {
     /// Page sizes to measure.
     #[arg(long, value_parser = parse_size, value_delimiter = ',', default_value = "64KiB,256KiB,1MiB,4MiB")]
     pages: Vec<usize>,
+    /// Compares these transports with each other, with memcpy on one thread, and with a file for each page in the page cache;
+    /// instead of tcp with plain sockets.
+    #[arg(long, value_delimiter = ',')]
+    transport: Vec<Transport>,
+    /// Batch sizes of a comparison.
+    #[arg(long, value_delimiter = ',', default_value = "1,32,128")]
+    batches: Vec<usize>,
     /// The memkv-server to start; the one beside this program by default.
     #[arg(long)]
     server: Option<PathBuf>,
@@ -117,20 +127,37 @@ fn run_command(args: RunArgs) -> anyhow::Result<()> {
          lower --pages",
         report::size(largest_batch)
     );
+    let (server, rounds) = (daemon::find_server(args.server)?, args.rounds.unwrap_or(rounds).max(1));
+    if !args.transport.is_empty() {
+        let plan = compare::Plan {
+            transports: args.transport,
+            working_set_bytes,
+            rounds,
+            page_bytes: args.pages,
+            batches: args.batches,
+            server,
+            command: command_line(),
+        };
+        let report = compare::run(plan, &|what| eprintln!("{what} …"))?;
+        println!("{}", compare::table(&report));
+        return write_json(args.json, &report);
+    }
     let plan = run::Plan {
         working_set_bytes,
-        rounds: args.rounds.unwrap_or(rounds).max(1),
+        rounds,
         page_bytes: args.pages,
-        server: daemon::find_server(args.server)?,
+        server,
         command: command_line(),
     };
     let report = run::run(plan, &|what| eprintln!("{what} …"))?;
     println!("{}", report::tables(&report));
-    if let Some(path) = args.json {
-        let text = serde_json::to_string_pretty(&report).context("write JSON")?;
-        std::fs::write(&path, text + "\n").with_context(|| format!("write {}", path.display()))?;
-    }
-    Ok(())
+    write_json(args.json, &report)
+}
+
+fn write_json(path: Option<PathBuf>, report: &impl Serialize) -> anyhow::Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let text = serde_json::to_string_pretty(report).context("write JSON")?;
+    std::fs::write(&path, text + "\n").with_context(|| format!("write {}", path.display()))
 }
 
 /// The command as typed, with the program's plain name.

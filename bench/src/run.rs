@@ -48,7 +48,7 @@ const SUBJECTS: [Subject; 3] = [Subject::MemKv, Subject::RawOne, Subject::RawTwo
 const OPS: [&str; 2] = ["get", "put"];
 
 /// One pass over the working set.
-struct Pass {
+pub(crate) struct Pass {
     bytes: usize,
     elapsed: Duration,
     client_cpu: Duration,
@@ -58,13 +58,13 @@ struct Pass {
 
 /// The passes of one op, page size, batch size and subject, over all rounds.
 #[derive(Default)]
-struct Series {
-    passes: Vec<Pass>,
+pub(crate) struct Series {
+    pub(crate) passes: Vec<Pass>,
 }
 
 impl Series {
     #[allow(clippy::cast_precision_loss, reason = "byte counts of a run stay far below 2^53")]
-    fn figures(&self) -> anyhow::Result<Figures> {
+    pub(crate) fn figures(&self) -> anyhow::Result<Figures> {
         let speeds: Vec<f64> =
             self.passes.iter().map(|pass| pass.bytes as f64 / 1e9 / pass.elapsed.as_secs_f64()).collect();
         let gb: f64 = self.passes.iter().map(|pass| pass.bytes as f64 / 1e9).sum();
@@ -309,7 +309,7 @@ impl Bench {
     }
 }
 
-fn connect(daemon: &Daemon, transport: Transport) -> anyhow::Result<Client> {
+pub(crate) fn connect(daemon: &Daemon, transport: Transport) -> anyhow::Result<Client> {
     let config = Config::builder()
         .servers(daemon.address())
         .auth_key_hex(daemon.key())
@@ -320,7 +320,7 @@ fn connect(daemon: &Daemon, transport: Transport) -> anyhow::Result<Client> {
 }
 
 /// Times one pass and counts the processor time of both sides.
-fn timed(bytes: usize, server: u32, pass: impl FnOnce() -> anyhow::Result<Vec<u64>>) -> anyhow::Result<Pass> {
+pub(crate) fn timed(bytes: usize, server: u32, pass: impl FnOnce() -> anyhow::Result<Vec<u64>>) -> anyhow::Result<Pass> {
     let (client_before, server_before) = (machine::own_cpu(), machine::cpu_of(server)?);
     let start = Instant::now();
     let batch_nanos = pass()?;
@@ -330,7 +330,7 @@ fn timed(bytes: usize, server: u32, pass: impl FnOnce() -> anyhow::Result<Vec<u6
     Ok(Pass { bytes, elapsed, client_cpu, server_cpu, batch_nanos })
 }
 
-fn put_pass(space: &Space, keys: &[Vec<u8>], pages: &[&[u8]], batch: usize) -> anyhow::Result<Vec<u64>> {
+pub(crate) fn put_pass(space: &Space, keys: &[Vec<u8>], pages: &[&[u8]], batch: usize) -> anyhow::Result<Vec<u64>> {
     let mut outcomes = vec![PageOutcome::Miss; batch];
     let mut nanos = Vec::with_capacity(keys.len() / batch);
     for (keys, pages) in keys.chunks(batch).zip(pages.chunks(batch)) {
@@ -343,7 +343,7 @@ fn put_pass(space: &Space, keys: &[Vec<u8>], pages: &[&[u8]], batch: usize) -> a
     Ok(nanos)
 }
 
-fn get_pass(
+pub(crate) fn get_pass(
     space: &Space,
     keys: &[Vec<u8>],
     pages: &mut [&mut [u8]],
