@@ -164,10 +164,22 @@ fn sessions(sessions: &[Session], style: Style) -> String {
             session.connections.to_string(),
             bytes(session.sent_bytes),
             bytes(session.received_bytes),
-            session.transport.clone(),
+            via(session),
         ]);
     }
     table.draw(style)
+}
+
+/// How a session's pages move.
+fn via(session: &Session) -> String {
+    let mut text = session.transport.clone();
+    if session.queue_pairs > 0 {
+        text.push_str(&format!(", {} queue pairs, {} regions", session.queue_pairs, session.regions));
+    }
+    if session.rdma_errors > 0 {
+        text.push_str(&format!(", {} errors", count(session.rdma_errors)));
+    }
+    text
 }
 
 /// `inspect spaces`.

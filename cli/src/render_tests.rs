@@ -66,6 +66,7 @@ fn status() -> v1::GetStatusResponse {
             sent_bytes: 220 << 30,
             received_bytes: 12 << 30,
             transport: "tcp".into(),
+            ..v1::SessionStatus::default()
         }],
         session_count: 1,
         resident_bytes: 65 << 30,

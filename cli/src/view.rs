@@ -134,6 +134,11 @@ pub(crate) struct Session {
     pub(crate) sent_bytes: u64,
     pub(crate) received_bytes: u64,
     pub(crate) transport: String,
+    pub(crate) queue_pairs: u32,
+    pub(crate) regions: u32,
+    pub(crate) rdma_sent_bytes: u64,
+    pub(crate) rdma_received_bytes: u64,
+    pub(crate) rdma_errors: u64,
 }
 
 /// `inspect spaces`: every space, summed over the servers that answered.
@@ -444,6 +449,11 @@ impl From<v1::SessionStatus> for Session {
             sent_bytes: session.sent_bytes,
             received_bytes: session.received_bytes,
             transport: session.transport,
+            queue_pairs: session.queue_pairs,
+            regions: session.regions,
+            rdma_sent_bytes: session.rdma_sent_bytes,
+            rdma_received_bytes: session.rdma_received_bytes,
+            rdma_errors: session.rdma_errors,
         }
     }
 }

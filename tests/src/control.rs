@@ -217,7 +217,8 @@ pub struct Session {
     /// The server's node id.
     pub node_id: String,
     /// Keeps the request stream open.
-    _to_server: mpsc::Sender<v1::ClientMessage>,
+    to_server: mpsc::Sender<v1::ClientMessage>,
+    heard: std::sync::mpsc::Receiver<v1::server_message::Message>,
     pump: tokio::task::JoinHandle<()>,
     silent: Arc<AtomicBool>,
 }
@@ -230,6 +231,24 @@ impl Session {
     /// If the server refuses it.
     pub fn attach(&self) -> anyhow::Result<DataConn> {
         DataConn::attach(self.addr, self.id, &self.key)
+    }
+
+    /// Says something on the session's stream.
+    ///
+    /// # Errors
+    ///
+    /// If the stream has ended.
+    pub fn say(&self, message: v1::client_message::Message) -> anyhow::Result<()> {
+        self.to_server.blocking_send(v1::ClientMessage { message: Some(message) }).context("say")
+    }
+
+    /// What the server says next on the session's stream, pongs left out.
+    ///
+    /// # Errors
+    ///
+    /// If it says nothing, or the stream ends.
+    pub fn hear(&self) -> anyhow::Result<v1::server_message::Message> {
+        self.heard.recv_timeout(PATIENCE).context("hear")
     }
 
     /// Stops the pings but keeps the stream open, as a client does whose machine froze.
@@ -297,6 +316,8 @@ async fn open_session(
     let pinger = to_server.clone();
     let silent = Arc::new(AtomicBool::new(false));
     let quiet = silent.clone();
+    // What a test does not listen to is dropped when there is too much of it.
+    let (tell, heard) = std::sync::mpsc::sync_channel(64);
     let pump = tokio::spawn(async move {
         let mut ticks = tokio::time::interval(interval);
         let mut sequence = 0;
@@ -312,12 +333,18 @@ async fn open_session(
                         return;
                     }
                 }
-                message = incoming.message() => if !matches!(message, Ok(Some(_))) { return },
+                message = incoming.message() => match message {
+                    Ok(Some(v1::ServerMessage { message: Some(v1::server_message::Message::Pong(_)) })) => {}
+                    Ok(Some(message)) => {
+                        let _unheard = message.message.map(|message| tell.try_send(message));
+                    }
+                    Ok(None) | Err(_) => return,
+                },
             }
         }
     });
     let node_id = challenge.node_id.clone();
-    Ok(Session { addr, id, key: session_key, accepted, node_id, _to_server: to_server, pump, silent })
+    Ok(Session { addr, id, key: session_key, accepted, node_id, to_server, heard, pump, silent })
 }
 
 /// The clock, in Unix milliseconds.

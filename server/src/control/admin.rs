@@ -222,6 +222,7 @@ fn op_counters(metrics: &Metrics, engine: &EngineStatus) -> v1::OpCounters {
 }
 
 fn session_status(session: &Session, now_ms: u64) -> v1::SessionStatus {
+    let rdma = session.rdma.numbers();
     v1::SessionStatus {
         session_id: session.id.to_vec(),
         client_name: session.client_name.clone(),
@@ -231,7 +232,12 @@ fn session_status(session: &Session, now_ms: u64) -> v1::SessionStatus {
         connections: session.connections(),
         sent_bytes: session.sent_bytes.load(Ordering::Relaxed),
         received_bytes: session.received_bytes.load(Ordering::Relaxed),
-        transport: "tcp".to_owned(),
+        transport: if rdma.queue_pairs > 0 { "rdma" } else { "tcp" }.to_owned(),
+        queue_pairs: rdma.queue_pairs,
+        regions: rdma.regions,
+        rdma_sent_bytes: rdma.written_bytes,
+        rdma_received_bytes: rdma.read_bytes,
+        rdma_errors: rdma.errors,
     }
 }
 

@@ -91,7 +91,29 @@ impl Drop for Counted {
     }
 }
 
+/// What [`SessionRdma::numbers`] tells.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Numbers {
+    pub(crate) queue_pairs: u32,
+    pub(crate) regions: u32,
+    pub(crate) written_bytes: u64,
+    pub(crate) read_bytes: u64,
+    pub(crate) errors: u64,
+}
+
 impl SessionRdma {
+    /// What there is and was, for people.
+    pub(crate) fn numbers(&self) -> Numbers {
+        let small = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+        Numbers {
+            queue_pairs: small(self.queue_pairs.load(Ordering::Relaxed)),
+            regions: small(self.regions.count() as u64),
+            written_bytes: self.written_bytes.load(Ordering::Relaxed),
+            read_bytes: self.read_bytes.load(Ordering::Relaxed),
+            errors: self.errors.load(Ordering::Relaxed),
+        }
+    }
+
     /// Takes the queue pair that this token was given for.
     pub(crate) fn take(&self, token: &[u8; 16]) -> Option<Prepared> {
         let mut waiting = self.waiting.lock();
