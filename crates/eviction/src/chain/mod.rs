@@ -14,12 +14,19 @@
 mod age;
 mod ghosts;
 mod learn;
+mod mini;
+mod rivals;
+mod seat;
+#[cfg(test)]
+mod tests;
 mod word;
 
 use crate::{Choice, Page, Policy, Want};
 use ghosts::{Ghosts, upper};
 use learn::{Seen, Table, table};
 use parking_lot::{Mutex, RwLock};
+use rivals::Rivals;
+use seat::worth_of;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use word::{CLASSES, Known};
 
@@ -33,9 +40,6 @@ const LESSONS_PER_TURNOVER: u64 = 5;
 const SAME_USE_SHARE: u64 = 1024;
 /// Counters that requests share, so that cores seldom meet.
 const STRIPES: usize = 8;
-/// What a page that was used once is worth, of what it seems to be. A long prompt that comes back is many uses at
-/// once, so what was learned of pages used once is too good for most of them.
-const ONCE: f64 = 0.1;
 /// What a use per ms is worth, so that whole numbers tell rare uses apart.
 const WORTH_OF_ONE: f64 = 1e15;
 
@@ -55,8 +59,7 @@ pub(crate) struct Chain {
     next_lesson: AtomicU64,
     lesson: Mutex<Lesson>,
     worth: RwLock<Table>,
-    /// What [`Chain::choose`] works with.
-    order: Mutex<Vec<Seat>>,
+    rivals: Rivals,
 }
 
 struct Lesson {
@@ -64,15 +67,6 @@ struct Lesson {
     /// Pages that had come by the last lesson, and its time.
     came: u64,
     at_ms: u64,
-}
-
-/// A page among those that it was used together with.
-#[derive(Clone, Copy)]
-struct Seat {
-    last_ms: u64,
-    depth: u32,
-    at: u32,
-    worth: f64,
 }
 
 impl Chain {
@@ -90,7 +84,7 @@ impl Chain {
             next_lesson: AtomicU64::new(0),
             lesson: Mutex::new(Lesson { seen, came: 0, at_ms: 0 }),
             worth: RwLock::new(worth),
-            order: Mutex::default(),
+            rivals: Rivals::new(pages_max),
         }
     }
 
@@ -125,37 +119,23 @@ impl Chain {
             seen.ended[at / age::BUCKETS][at % age::BUCKETS] += take(counter);
         }
     }
-
-    /// Lets no page be worth less than a deeper one of its chain, and sorts the pages that way.
-    fn seat(&self, pages: &[Page], now_ms: u64, seats: &mut Vec<Seat>) {
-        let worth = self.worth.read();
-        seats.clear();
-        for (at, page) in (0_u32..).zip(pages) {
-            let (last_ms, depth) = (page.last_access_ms, page.position);
-            seats.push(Seat { last_ms, depth, at, worth: worth_of(&worth, page, now_ms) });
-        }
-        seats.sort_unstable_by_key(|seat| (seat.last_ms, u32::MAX - seat.depth, seat.at));
-        let (mut last_ms, mut most) = (None, 0.0);
-        for seat in seats {
-            if last_ms.replace(seat.last_ms) != Some(seat.last_ms) {
-                most = 0.0;
-            }
-            most = f64::max(most, seat.worth);
-            seat.worth = most;
-        }
-    }
 }
 
 impl Policy for Chain {
     fn inserted(&self, page: &Page) -> u64 {
         self.came.fetch_add(1, Ordering::Relaxed);
-        let Some(ghost) = self.ghosts.take(page.digest) else { return Known::FIRST.word() };
-        self.used(page.digest, ghost.known(), page.created_ms.saturating_sub(ghost.last_ms)).word()
+        let known = self.ghosts.take(page.digest).map_or(Known::FIRST, |ghost| {
+            self.used(page.digest, ghost.known(), page.created_ms.saturating_sub(ghost.last_ms))
+        });
+        self.rivals.note(&Page { word: known.word(), ..*page });
+        known.word()
     }
 
     fn accessed(&self, page: &Page, now_ms: u64) -> u64 {
         let gap_ms = now_ms.saturating_sub(page.last_access_ms);
-        self.used(page.digest, Known::from_word(page.word), gap_ms).word()
+        let word = self.used(page.digest, Known::from_word(page.word), gap_ms).word();
+        self.rivals.note(&Page { word, last_access_ms: now_ms, ..*page });
+        word
     }
 
     fn evicted(&self, page: &Page, now_ms: u64) {
@@ -171,14 +151,7 @@ impl Policy for Chain {
     }
 
     fn choose(&self, pages: &[Page], want: Want, now_ms: u64, choice: &mut Choice) {
-        let seats = &mut *self.order.lock();
-        self.seat(pages, now_ms, seats);
-        // Of equal worth the oldest goes first, and of equally old ones the deepest: the order in which they are.
-        choice.smallest_of(
-            pages,
-            want,
-            seats.iter().enumerate().map(|(rank, seat)| (seat.worth.to_bits(), rank as u64, seat.at)),
-        );
+        self.rivals.choose(&self.worth.read(), pages, want, now_ms, choice);
     }
 
     fn wants_lesson(&self) -> bool {
@@ -191,8 +164,10 @@ impl Policy for Chain {
         let mut alive = |known: Known, last_ms: u64| {
             living[known.class()][age::bucket(now_ms.saturating_sub(last_ms))] += 1.0;
         };
+        let mut sampler = self.rivals.sampler();
         for page in pages {
             stored += 1;
+            sampler.see(&page);
             if self.is_sampled(upper(page.digest)) {
                 alive(Known::from_word(page.word), page.last_access_ms);
                 times.push(page.last_access_ms);
@@ -208,6 +183,7 @@ impl Policy for Chain {
         times.dedup();
         self.take_counts(&mut lesson.seen);
         *self.worth.write() = lesson.seen.worth(&living, sampled as f64 / times.len().max(1) as f64);
+        self.rivals.learn(sampler, &self.worth.read());
         lesson.seen.fade();
 
         let came = self.came.load(Ordering::Relaxed);
@@ -216,10 +192,4 @@ impl Policy for Chain {
         (lesson.came, lesson.at_ms) = (came, now_ms);
         self.next_lesson.store(came + (stored / LESSONS_PER_TURNOVER).max(1), Ordering::Relaxed);
     }
-}
-
-fn worth_of(worth: &Table, page: &Page, now_ms: u64) -> f64 {
-    let age = age::bucket(now_ms.saturating_sub(page.last_access_ms));
-    let known = Known::from_word(page.word);
-    worth[known.class()][age] * if known.uses == 1 { ONCE } else { 1.0 }
 }

@@ -1,0 +1,437 @@
+//! Which ranking to follow: our own, LRU, S3-FIFO or SIEVE, whichever has hit most on this traffic.
+//!
+//! Each ranking has a [played store](super::mini) of as many pages as the real one, of a sample of the digests if the
+//! store is large. What is asked of the real store is noted, and played through all of them; so it is known which would
+//! have hit how much. The real store follows a leader. Another becomes leader when it is ahead by more than chance and
+//! by more than the way costs: pages that it would have and that are not here.
+//!
+//! If a classic leads, the pages go first that are not in its played store, the longest unused before others. In a
+//! large store, where most pages are not played, that is estimated from the sampled pages of the same number of uses
+//! and the same age.
+//!
+//! - Pages used at one time are taken for one chain; only its leading run counts as hit.
+//! - Nothing is played before the first lesson. Then the played stores start with the pages that there are.
+//! - Notes are lost when two threads meet, and when nobody evicts for long; the next lesson makes up for that.
+
+use super::age;
+use super::learn::Table;
+use super::mini::{Mini, Ranking};
+use super::seat::{self, Seat};
+use super::word::Known;
+use crate::{Choice, Page, Policy, PolicyKind, Want};
+use parking_lot::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// The classics, in the order of the played stores after our own.
+const CLASSICS: [PolicyKind; 3] = [PolicyKind::Lru, PolicyKind::S3Fifo, PolicyKind::Sieve];
+const RANKINGS: usize = 1 + CLASSICS.len();
+/// Our own ranking's number.
+const OWN: usize = 0;
+/// The most pages that a store plays; of more every second, and so on.
+const PLAYED_PAGES: usize = 1 << 16;
+/// Parts of the notes, so that threads seldom meet, and the most notes in each.
+const PARTS: usize = 8;
+const PART_NOTES: usize = 1 << 12;
+/// In how many times the number of pages of the store uses are forgotten by a factor of e.
+const MEMORY: f64 = 64.0;
+/// A new leader is ahead by this many standard deviations, as if all requests were independent: our own ranking, which
+/// is best on most traffic, leads until there is much evidence against it, and comes back without any...
+const CHANCE_FROM_OWN: f64 = 1.0;
+const CHANCE_TO_OWN: f64 = 0.0;
+const CHANCE: f64 = 0.5;
+/// ...and by this share of the pages that it would have and the old leader does not.
+const WAY: f64 = 0.2;
+
+pub(super) struct Rivals {
+    /// Whether anything is played yet.
+    playing: AtomicBool,
+    /// Of the digests one in this many, a power of two, is played.
+    sample: AtomicU64,
+    notes: Vec<Mutex<Vec<Page>>>,
+    /// Notes were lost.
+    lost: AtomicBool,
+    game: Mutex<Game>,
+}
+
+struct Game {
+    minis: [Mini; RANKINGS],
+    classics: [Box<dyn Policy>; CLASSICS.len()],
+    /// Pages that each played store has room for.
+    capacity: usize,
+    leader: usize,
+    /// Hits of each, the older the less.
+    hits: [f64; RANKINGS],
+    /// Sum of the squares of how far two were apart at each time.
+    spread: [[f64; RANKINGS]; RANKINGS],
+    /// Pages that each would have and the leader does not.
+    way: [usize; RANKINGS],
+    /// Positions that are used at this time, and which of the played stores have them, a bit each.
+    open: Vec<(u32, u8)>,
+    open_ms: u64,
+    seats: Vec<Seat>,
+}
+
+/// Our own ranking, as it is now.
+struct Own<'w> {
+    worth: &'w Table,
+    seats: &'w mut Vec<Seat>,
+}
+
+impl Ranking for Own<'_> {
+    fn used(&mut self, here: &mut Page, seen: &Page) {
+        *here = *seen;
+    }
+
+    fn came(&mut self, _: &mut Page) {}
+
+    fn went(&mut self, _: &Page, _: u64) {}
+
+    fn choose(&mut self, pages: &[Page], want: Want, now_ms: u64, choice: &mut Choice) {
+        seat::choose(self.worth, pages, want, now_ms, self.seats, choice);
+    }
+}
+
+impl Rivals {
+    pub(super) fn new(pages_max: usize) -> Self {
+        let game = Game {
+            minis: Default::default(),
+            classics: CLASSICS.map(|kind| kind.build(pages_max.min(2 * PLAYED_PAGES))),
+            capacity: 0,
+            leader: OWN,
+            hits: Default::default(),
+            spread: Default::default(),
+            way: Default::default(),
+            open: Vec::new(),
+            open_ms: 0,
+            seats: Vec::new(),
+        };
+        Self {
+            playing: AtomicBool::new(false),
+            sample: AtomicU64::new(1),
+            notes: (0..PARTS).map(|_| Mutex::default()).collect(),
+            lost: AtomicBool::new(false),
+            game: Mutex::new(game),
+        }
+    }
+
+    fn is_played(&self, digest: u64) -> bool {
+        in_sample(digest, self.sample.load(Ordering::Relaxed))
+    }
+
+    /// Notes that a page is used, at [`Page::last_access_ms`], and has this word since. Never waits.
+    pub(super) fn note(&self, page: &Page) {
+        if !self.playing.load(Ordering::Relaxed) || !self.is_played(page.digest) {
+            return;
+        }
+        let part = &self.notes[(page.digest >> 60) as usize % PARTS];
+        match part.try_lock() {
+            Some(mut notes) if notes.len() < PART_NOTES => notes.push(*page),
+            _ => self.lost.store(true, Ordering::Relaxed),
+        }
+    }
+
+    /// What a lesson shows all pages of the store to.
+    pub(super) fn sampler(&self) -> Sampler {
+        Sampler { sample: self.sample.load(Ordering::Relaxed), pages: Vec::new() }
+    }
+
+    /// The store has these pages.
+    pub(super) fn learn(&self, seen: Sampler, worth: &Table) {
+        let game = &mut *self.game.lock();
+        let Sampler { sample, mut pages } = seen;
+        if self.sample.swap(sample, Ordering::Relaxed) != sample {
+            game.minis.iter_mut().for_each(|mini| mini.retain(|digest| in_sample(digest, sample)));
+        }
+        game.capacity = pages.len();
+        if !self.playing.swap(true, Ordering::Relaxed) {
+            game.start(&mut pages, worth);
+        } else if self.lost.swap(false, Ordering::Relaxed) {
+            game.play_all(&mut pages, worth, false);
+        }
+        game.measure();
+    }
+
+    /// As [`Policy::choose`].
+    pub(super) fn choose(&self, worth: &Table, pages: &[Page], want: Want, now_ms: u64, choice: &mut Choice) {
+        let game = &mut *self.game.lock();
+        let mut notes = Vec::new();
+        self.notes.iter().for_each(|part| notes.append(&mut part.lock()));
+        game.play_all(&mut notes, worth, true);
+        if game.leader == OWN {
+            return seat::choose(worth, pages, want, now_ms, &mut game.seats, choice);
+        }
+        let played = pages.iter().filter(|page| self.is_played(page.digest)).count();
+        game.foretell(share_of(want, pages, played), now_ms);
+        let leader = &game.minis[game.leader];
+        let kept = |page: &Page| self.is_played(page.digest).then(|| leader.keeps(page.digest));
+        let odds = Odds::new(pages, now_ms, kept);
+        choice.smallest(pages, want, |page| {
+            let odds = kept(page).map_or_else(|| odds.of(page, now_ms), f64::from);
+            // Odds are not negative: their bits are in order.
+            (odds.to_bits(), page.last_access_ms << 22 | u64::from(0x3F_FFFF - page.position.min(0x3F_FFFF)))
+        });
+    }
+}
+
+/// Made of bits of the digest that neither sets nor tags of ghosts are made of.
+fn in_sample(digest: u64, sample: u64) -> bool {
+    (digest >> 24) & (sample - 1) == 0
+}
+
+/// How many of the sampled pages go if as much goes as is wanted.
+fn share_of(want: Want, pages: &[Page], played: usize) -> usize {
+    let all = pages.len().max(1);
+    let wanted = match want {
+        Want::Pages(wanted) => wanted.min(all),
+        Want::Bytes(wanted) => {
+            let bytes: u64 = pages.iter().map(|page| u64::from(page.bytes)).sum();
+            (all as f64 * wanted as f64 / bytes.max(1) as f64).min(all as f64) as usize
+        }
+    };
+    (wanted as f64 * played as f64 / all as f64).ceil() as usize
+}
+
+/// Takes a sample of the pages of a store, of fewer digests if it would become too many.
+pub(super) struct Sampler {
+    sample: u64,
+    pages: Vec<Page>,
+}
+
+impl Sampler {
+    pub(super) fn see(&mut self, page: &Page) {
+        if in_sample(page.digest, self.sample) {
+            self.pages.push(*page);
+        }
+        while self.pages.len() > PLAYED_PAGES {
+            self.sample *= 2;
+            let sample = self.sample;
+            self.pages.retain(|page| in_sample(page.digest, sample));
+        }
+    }
+}
+
+/// How likely a page is in the played store of the leader, by number of uses and age, as seen in the sample.
+struct Odds([[(f64, f64); age::BUCKETS]; 4]);
+
+impl Odds {
+    fn new(pages: &[Page], now_ms: u64, kept: impl Fn(&Page) -> Option<bool>) -> Self {
+        let mut odds = Self([[(0.0, 0.0); age::BUCKETS]; 4]);
+        for page in pages {
+            if let Some(kept) = kept(page) {
+                let (uses, bucket) = Self::place(page, now_ms);
+                let (seen, all) = &mut odds.0[uses][bucket];
+                (*seen, *all) = (*seen + f64::from(kept), *all + 1.0);
+            }
+        }
+        odds
+    }
+
+    fn of(&self, page: &Page, now_ms: u64) -> f64 {
+        let (uses, bucket) = Self::place(page, now_ms);
+        let (seen, all) = self.0[uses][bucket];
+        (seen + 0.5) / (all + 1.0)
+    }
+
+    fn place(page: &Page, now_ms: u64) -> (usize, usize) {
+        let uses = usize::from(Known::from_word(page.word).uses.clamp(1, 4)) - 1;
+        (uses, age::bucket(now_ms.saturating_sub(page.last_access_ms)))
+    }
+}
+
+impl Game {
+    /// Lets all played stores start with these pages, as if they had come and been used in this order.
+    fn start(&mut self, pages: &mut [Page], worth: &Table) {
+        pages.sort_unstable_by_key(|page| (page.created_ms, u32::MAX - page.position));
+        let first: Vec<Page> =
+            pages.iter().map(|page| Page { last_access_ms: page.created_ms, ..*page }).collect();
+        for group in first.chunk_by(|a, b| a.created_ms == b.created_ms) {
+            self.play(group, worth);
+        }
+        let mut again: Vec<Page> =
+            pages.iter().filter(|page| Known::from_word(page.word).uses > 1).copied().collect();
+        self.play_all(&mut again, worth, false);
+    }
+
+    /// Plays uses in the order of time, and counts who hits, if that is wanted.
+    fn play_all(&mut self, uses: &mut Vec<Page>, worth: &Table, count: bool) {
+        uses.sort_unstable_by_key(|page| (page.last_access_ms, u32::MAX - page.position, page.digest));
+        uses.dedup_by_key(|page| (page.last_access_ms, page.digest));
+        for group in uses.chunk_by(|a, b| a.last_access_ms == b.last_access_ms) {
+            if count {
+                self.count(group);
+            }
+            self.play(group, worth);
+        }
+    }
+
+    fn play(&mut self, group: &[Page], worth: &Table) {
+        let own = &mut Own { worth, seats: &mut self.seats };
+        self.minis[OWN].play(own, group, self.capacity);
+        for (mini, classic) in self.minis[OWN + 1..].iter_mut().zip(&mut self.classics) {
+            mini.play(classic, group, self.capacity);
+        }
+    }
+
+    /// So many pages go now, and others will come.
+    fn foretell(&mut self, more: usize, now_ms: u64) {
+        if let Some(classic) = self.leader.checked_sub(OWN + 1) {
+            self.minis[self.leader].foretell(&mut self.classics[classic], more, self.capacity, now_ms);
+        }
+    }
+
+    /// Notes which of the played stores have the pages that are used.
+    fn count(&mut self, group: &[Page]) {
+        let now_ms = group[0].last_access_ms;
+        if now_ms != self.open_ms {
+            self.close();
+            self.open_ms = now_ms;
+        }
+        for page in group {
+            let has = |number: usize| u8::from(self.minis[number].holds(page.digest)) << number;
+            self.open.push((page.position, (0..RANKINGS).map(has).sum()));
+        }
+    }
+
+    /// Counts the hits of what was used at one time, and changes the leader if another is ahead.
+    fn close(&mut self) {
+        self.open.sort_unstable();
+        let (mut running, mut hits) = (u8::MAX, [0.0; RANKINGS]);
+        for &(_, has) in &self.open {
+            running &= has;
+            for (number, hits) in hits.iter_mut().enumerate() {
+                *hits += f64::from(running >> number & 1);
+            }
+        }
+        let keep = (-(self.open.len() as f64) / (MEMORY * self.capacity.max(1) as f64)).exp();
+        self.open.clear();
+        for a in 0..RANKINGS {
+            self.hits[a] = self.hits[a] * keep + hits[a];
+            for b in 0..RANKINGS {
+                self.spread[a][b] = self.spread[a][b] * keep + (hits[a] - hits[b]).powi(2);
+            }
+        }
+        let ahead = |number: usize| {
+            let deviations = match (self.leader, number) {
+                (OWN, _) => CHANCE_FROM_OWN,
+                (_, OWN) => CHANCE_TO_OWN,
+                _ => CHANCE,
+            };
+            let chance = deviations * self.spread[number][self.leader].sqrt();
+            self.hits[number] - self.hits[self.leader] - chance - WAY * self.way[number] as f64
+        };
+        let best = (0..RANKINGS).max_by(|&a, &b| ahead(a).total_cmp(&ahead(b))).unwrap_or(OWN);
+        if ahead(best) > 0.0 {
+            self.leader = best;
+            self.measure();
+        }
+    }
+
+    /// Counts how far it is from the leader to each of the others.
+    fn measure(&mut self) {
+        let leader = &self.minis[self.leader];
+        let way = |mini: &Mini| mini.digests().filter(|&digest| !leader.keeps(digest)).count();
+        self.way = std::array::from_fn(|number| way(&self.minis[number]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::learn::{Seen, table};
+    use crate::chain::tests::page;
+
+    const LRU: usize = 1;
+
+    /// A store of 100 pages; at each lesson it has them all.
+    fn rivals() -> (Rivals, Table, Vec<Page>) {
+        let (rivals, worth) = (Rivals::new(100), Seen::new().worth(&table(), 1.0));
+        let pages: Vec<Page> = (0..100).map(|number| page(number, number)).collect();
+        let mut sampler = rivals.sampler();
+        pages.iter().for_each(|page| sampler.see(page));
+        rivals.learn(sampler, &worth);
+        (rivals, worth, pages)
+    }
+
+    #[test]
+    fn who_hits_more_leads_and_its_pages_stay() {
+        let (rivals, worth, pages) = rivals();
+        let mut choice = Choice::default();
+        assert_eq!(rivals.game.lock().leader, OWN);
+        // Only LRU has kept a page that is used again and again.
+        let kept = pages[7];
+        for (number, mini) in rivals.game.lock().minis.iter_mut().enumerate() {
+            mini.retain(|digest| number == LRU || digest != kept.digest);
+        }
+        for now_ms in 200..300 {
+            rivals.note(&Page { last_access_ms: now_ms, ..kept });
+            rivals.choose(&worth, &pages, Want::Pages(0), now_ms, &mut choice);
+            let game = &mut *rivals.game.lock();
+            for (number, mini) in game.minis.iter_mut().enumerate() {
+                mini.retain(|digest| number == LRU || digest != kept.digest);
+            }
+        }
+        assert_eq!(rivals.game.lock().leader, LRU);
+        // Though it was used longest ago as far as the store knows.
+        let shown: Vec<Page> =
+            pages.iter().map(|page| Page { last_access_ms: page.created_ms + 50, ..*page }).collect();
+        let shown: Vec<Page> =
+            shown.iter().map(|page| if page.digest == kept.digest { kept } else { *page }).collect();
+        rivals.choose(&worth, &shown, Want::Pages(9), 300, &mut choice);
+        assert_eq!(choice.evict.len(), 9);
+        assert!(!choice.evict.contains(&7), "{:?}", choice.evict);
+    }
+
+    #[test]
+    fn equals_do_not_take_turns() {
+        let (rivals, worth, pages) = rivals();
+        let mut choice = Choice::default();
+        for now_ms in 200..400 {
+            rivals.note(&Page { last_access_ms: now_ms, ..pages[now_ms as usize % 100] });
+            rivals.choose(&worth, &pages, Want::Pages(0), now_ms, &mut choice);
+        }
+        let game = rivals.game.lock();
+        assert_eq!(game.leader, OWN);
+        assert!(game.hits.iter().all(|hits| *hits > 50.0), "{:?}", game.hits);
+    }
+
+    #[test]
+    fn of_many_pages_a_sample_is_played() {
+        let (rivals, worth, _) = rivals();
+        let mut sampler = rivals.sampler();
+        (0..3 * PLAYED_PAGES as u64).for_each(|number| sampler.see(&page(number, 5)));
+        let count = sampler.pages.len();
+        assert!((PLAYED_PAGES / 2..=PLAYED_PAGES).contains(&count), "{count}");
+        assert_eq!(sampler.sample, 4);
+        rivals.learn(sampler, &worth);
+        let game = rivals.game.lock();
+        assert_eq!(game.capacity, count);
+        assert!(game.minis.iter().all(|mini| mini.digests().all(|digest| in_sample(digest, 4))));
+        assert!(game.minis[LRU].digests().count() > 10);
+    }
+
+    #[test]
+    fn lost_notes_are_made_up_for() {
+        let (rivals, worth, pages) = rivals();
+        let late: Vec<Page> = pages.iter().map(|page| Page { last_access_ms: 900, ..*page }).collect();
+        for _ in 0..=PARTS * PART_NOTES / pages.len() {
+            late.iter().for_each(|page| rivals.note(page));
+        }
+        assert!(rivals.lost.load(Ordering::Relaxed));
+        let mut sampler = rivals.sampler();
+        let stranger = page(500, 950);
+        late.iter().skip(1).chain([&stranger]).for_each(|page| sampler.see(page));
+        rivals.learn(sampler, &worth);
+        assert!(!rivals.lost.load(Ordering::Relaxed));
+        assert!(rivals.game.lock().minis.iter().all(|mini| mini.keeps(stranger.digest)));
+    }
+
+    #[test]
+    fn pages_that_are_not_played_are_judged_by_those_that_are() {
+        let pages: Vec<Page> =
+            (0..100).map(|number| page(number, if number < 50 { 10 } else { 900 })).collect();
+        let odds =
+            Odds::new(&pages, 1000, |page| (page.digest % 2 == 0).then_some(page.last_access_ms > 500));
+        let of = |now_ms: u64| odds.of(&page(7, now_ms), 1000);
+        assert!(of(10) < 0.1 && of(900) > 0.9 && of(999) == 0.5, "{} {}", of(10), of(900));
+    }
+}
