@@ -23,9 +23,9 @@ $b mount -t 9p -o $shared,ro,cache=loose hostroot /lower || fail "cannot mount t
 $b mount -t 9p -o $shared,ro,cache=loose tools /tools || fail "cannot mount the tools"
 $b mount -t tmpfs -o size=75% upper /upper
 $b mkdir /upper/files /upper/work
-$b mount -t overlay -o lowerdir=/tools:/lower,upperdir=/upper/files,workdir=/upper/work root /root ||
+$b mount -t overlay -o lowerdir=/tools:/lower,upperdir=/upper/files,workdir=/upper/work root /guest ||
     fail "cannot mount the overlay"
-cd /root
+cd /guest
 $b mkdir -p dev proc sys run tmp
 $b mount -t tmpfs run run
 $b mkdir -p run/rdma-vm/job run/lock
@@ -33,12 +33,12 @@ $b cp /bin/busybox /stage.sh run/rdma-vm/
 $b mount -t 9p -o $shared,cache=none job run/rdma-vm/job || fail "cannot mount the job"
 number=0
 while read -r folder; do
-    { $b mkdir -p "/root$folder" && $b mount -t 9p -o $shared,cache=mmap rw$number "/root$folder"; } ||
+    { $b mkdir -p "/guest$folder" && $b mount -t 9p -o $shared,cache=mmap rw$number "/guest$folder"; } ||
         fail "cannot mount $folder"
     number=$((number + 1))
-done </root/run/rdma-vm/job/rw
+done </guest/run/rdma-vm/job/rw
 $b mount --move /dev dev
 $b mount --move /proc proc
 $b mount --move /sys sys
 # The host's shell, because busybox's prefers its own `ip` to iproute2's.
-exec $b switch_root /root /bin/sh /run/rdma-vm/stage.sh
+exec $b switch_root /guest /bin/sh /run/rdma-vm/stage.sh

@@ -164,7 +164,7 @@ collect_modules() { # KERNEL VERSION INITRD
 
 make_initrd() { # KERNEL VERSION
     local initrd=$work/initrd
-    mkdir -p "$initrd"/{bin,modules,proc,sys,dev,lower,tools,upper,root}
+    mkdir -p "$initrd"/{bin,modules,proc,sys,dev,lower,tools,upper,guest}
     dpkg --fsys-tarfile "$work"/busybox-static_*.deb | tar -x -O ./bin/busybox >"$initrd/bin/busybox" || die "no busybox"
     chmod 755 "$initrd/bin/busybox"
     collect_modules "$1" "$2" "$initrd"

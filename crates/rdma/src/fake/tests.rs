@@ -100,7 +100,7 @@ fn what_the_peer_does_not_allow_is_refused_and_fails_both_ends() {
     ];
     for (case, alter) in alter.into_iter().enumerate() {
         let fabric = Fabric::new(2);
-        let (mut server, client) = sides(&fabric);
+        let (mut server, mut client) = sides(&fabric);
         let good = work(&server, &client, WorkKind::Write);
         let mut bad = good;
         alter(&mut bad);
@@ -109,6 +109,7 @@ fn what_the_peer_does_not_allow_is_refused_and_fails_both_ends() {
         assert_eq!(results(&server.poll()), refused, "case {case}");
         assert!(client.bytes.iter().all(|&byte| byte == 2), "case {case}");
         assert_eq!(server.post(&[good]), Err(RdmaError::NotConnected));
+        assert_eq!(client.post(&[good]), Err(RdmaError::NotConnected));
     }
 }
 
