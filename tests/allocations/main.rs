@@ -31,7 +31,8 @@ const NONE: f64 = 0.02;
 
 /// A server of this process and a client of it; `None` if this build has no such transport.
 fn start(transport: Transport) -> Option<(Server, Client, Space)> {
-    let line = ["memkv-server", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--dram", "128MiB"];
+    let line =
+        ["memkv-server", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--dram", "128MiB"];
     let args = command().try_get_matches_from(line).unwrap();
     let server = Server::start(ServerConfig::load(&args, None).unwrap().config).unwrap();
     let config = Config::builder().without_environment().servers(server.address().to_string());
@@ -113,7 +114,9 @@ fn nothing_is_allocated_per_page(transport: Transport) {
     let lawful = [("put", 1.0), ("exists", 0.0), ("get", 0.0)];
     for (((op, entries), many), few) in lawful.into_iter().zip(many).zip(few) {
         let per_page = (many.others as f64 - few.others as f64) / pages - entries;
-        eprintln!("{transport}: {op}: {few:?} and {many:?} in {ROUNDS} batches, {per_page:+.4} a page by others");
+        eprintln!(
+            "{transport}: {op}: {few:?} and {many:?} in {ROUNDS} batches, {per_page:+.4} a page by others"
+        );
         assert_eq!((few.own, many.own), (0, 0), "{transport}: {op} allocates on the caller's thread");
         assert!(per_page < NONE, "{transport}: {op} allocates {per_page:.3} times a page on other threads");
     }

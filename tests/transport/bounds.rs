@@ -7,13 +7,13 @@ use memkv_client::{Config, ErrorKind, PageOutcome};
 use memkv_tests::daemon::{Daemon, Setup};
 use memkv_tests::pages::{keys, page, pages};
 use memkv_tests::wait_for;
-use memkv_tests::wire::get_frame;
+use memkv_tests::wire::offer_frame;
 use memkv_transport::frame::Code;
 
 tests![
     a_page_larger_than_the_limit_is_too_large,
     a_batch_larger_than_the_limit_is_divided,
-    a_store_whose_pages_are_all_held_is_busy,
+    a_store_without_room_is_busy,
     a_batch_larger_than_the_store_never_lies,
     a_wrong_key_is_refused,
     no_key_is_refused,
@@ -50,54 +50,38 @@ fn a_batch_larger_than_the_limit_is_divided(rig: &Rig) {
     client.close();
 }
 
-fn a_store_whose_pages_are_all_held_is_busy(rig: &Rig) {
+fn a_store_without_room_is_busy(rig: &Rig) {
     let daemon = rig.daemon_with("64MiB", &[]);
-    let (client, space) = rig.space(&[&daemon], "held");
+    let (client, space) = rig.space(&[&daemon], "room");
     let len = 4 << 20;
-    let (first, second) = (keys("first", 24), keys("second", 24));
-    for key in &first {
-        put(&space, std::slice::from_ref(key), &[page(key, len)]);
-    }
-    let held: Vec<_> = first.iter().zip(exists(&space, &first)).filter(|(_, found)| *found).collect();
-    assert!(held.len() > 6, "{} pages in 64 MiB", held.len());
-    // A reader that reads nothing holds all that it asked for.
+    let (all, small) = (keys("room", 3), keys("small", 3));
+    assert_all(&put(&space, &small, &pages(&small, 5000)), PageOutcome::Stored);
+    // Offers whose pages never come hold slots that nobody can take from them.
     let control = daemon.control().unwrap();
     let session = control.session().unwrap();
-    let mut reader = session.attach().unwrap();
-    let wanted: Vec<(&[u8], u32)> = held.iter().map(|(key, _)| (&key[..], len as u32)).collect();
-    reader.send(&get_frame(1, space.id(), &wanted, true)).unwrap();
-    wait_for("the pages are held", PATIENCE, || {
-        (crate::damage::pins(&control, space.id(), &held[0].0[..]) > 0).then_some(())
-    })
-    .unwrap();
-    let mut stored = Vec::new();
-    let mut busy = 0;
-    for key in &second {
-        match put(&space, std::slice::from_ref(key), &[page(key, len)])[0] {
-            PageOutcome::Stored => stored.push(key.clone()),
-            outcome => {
-                assert_eq!(outcome, PageOutcome::Busy);
-                busy += 1;
-            }
+    let mut holders = Vec::new();
+    for holder in 0..16_u8 {
+        let mut conn = session.attach().unwrap();
+        let names: Vec<[u8; 2]> = (0..4).map(|i| [holder, i]).collect();
+        let offers: Vec<(&[u8], u32)> = names.iter().map(|name| (&name[..], len as u32)).collect();
+        let verdicts = conn.call(&offer_frame(1, space.id(), &offers)).unwrap().verdicts();
+        holders.push(conn);
+        if !verdicts.contains(&Some(Code::Want)) {
+            break;
         }
     }
-    assert!(busy > 0, "{} pages of 4 MiB found room beside {} held ones", stored.len(), held.len());
-    // What was acknowledged is there unless it made room for what came after; nothing else is.
-    for (key, (outcome, bytes)) in second.iter().zip(get(&space, &second, len)) {
-        let lawful = outcome == PageOutcome::Miss || (stored.contains(key) && bytes == page(key, len));
-        assert!(lawful, "{}: {outcome:?}", key.escape_ascii());
-    }
-    // The reader gets all that it asked for, although the pages' room is wanted.
-    let reply = reader.reply().unwrap().pages().unwrap();
-    for ((code, _, bytes), (key, _)) in reply.iter().zip(&held) {
-        assert!(*code == Code::Ok && *bytes == page(key, len), "{code:?}");
-    }
-    let key = keys("third", 1);
+    assert!((3..16).contains(&holders.len()), "{} connections hold 64 MiB", holders.len());
+    let report = space.put_from(&all, &[&vec![1; len][..]; 3], &mut [PageOutcome::Miss; 3]).unwrap();
+    assert_eq!((report.ok, report.failed), (0, 3));
+    assert_all(&put(&space, &all, &pages(&all, len)), PageOutcome::Busy);
+    assert_eq!(exists(&space, &all), [false; 3]);
+    assert!(get(&space, &all, len).iter().all(|(outcome, _)| *outcome == PageOutcome::Miss));
+    drop(holders);
     wait_for("there is room again", PATIENCE, || {
-        put(&space, &key, &pages(&key, len))[0].is_success().then_some(())
+        put(&space, &all, &pages(&all, len)).iter().all(|outcome| outcome.is_success()).then_some(())
     })
     .unwrap();
-    assert_hits(&space, &key, len);
+    assert_hits(&space, &all, len);
     client.close();
 }
 

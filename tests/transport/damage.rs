@@ -2,23 +2,13 @@
 
 use crate::ops::{assert_all, assert_hits, get, put};
 use crate::rig::{Rig, tests};
-use memkv_client::{PageOutcome, SpaceId};
-use memkv_proto::v1;
-use memkv_tests::control::Control;
+use memkv_client::PageOutcome;
 use memkv_tests::pages::{keys, page, pages};
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 tests![altered_pages_are_never_delivered];
-
-/// How many readers hold the page now.
-pub(crate) fn pins(control: &Control, space: SpaceId, key: &[u8]) -> u32 {
-    let message = v1::InspectKeyRequest { space_id: space.0.to_vec(), key: key.to_vec(), verify: false };
-    let request = control.request("/memkv.v1.Admin/InspectKey", message);
-    let response = control.block_on(control.admin().inspect_key(request)).unwrap().into_inner();
-    response.status.map_or(0, |status| status.pins)
-}
 
 /// Finds the page in the file of the server's memory, and turns one bit of it, `at` bytes from its beginning.
 fn alter(memory: &File, page: &[u8], at: usize) {

@@ -91,7 +91,8 @@ fn clients_killed_at_any_moment_leave_nothing_behind(rig: &Rig) {
         // What it had begun is whole or absent, and its keys are free.
         for lap in 0..3 {
             let all = keys(&format!("{pid}-{lap}"), BATCH);
-            let known: Vec<_> = all.into_iter().zip(exists(&space, &keys(&format!("{pid}-{lap}"), BATCH))).collect();
+            let known: Vec<_> =
+                all.into_iter().zip(exists(&space, &keys(&format!("{pid}-{lap}"), BATCH))).collect();
             for (key, was_there) in known {
                 let outcome = put(&space, std::slice::from_ref(&key), &[page(&key, LEN)]).remove(0);
                 let expected = if was_there { PageOutcome::Exists } else { PageOutcome::Stored };

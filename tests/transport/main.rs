@@ -26,13 +26,14 @@ mod presence;
 mod rig;
 mod round_trips;
 mod servers;
+mod ways;
 
 use libtest_mimic::{Arguments, Completion, Trial};
 use memkv_client::Transport;
 use rig::{Rig, Test};
 use std::process::ExitCode;
 
-const MODULES: [(&str, &[Test]); 11] = [
+const MODULES: [(&str, &[Test]); 12] = [
     ("bounds", bounds::TESTS),
     ("calls", calls::TESTS),
     ("crowds", crowds::TESTS),
@@ -44,6 +45,7 @@ const MODULES: [(&str, &[Test]); 11] = [
     ("presence", presence::TESTS),
     ("round_trips", round_trips::TESTS),
     ("servers", servers::TESTS),
+    ("ways", ways::TESTS),
 ];
 
 const TRANSPORTS: [Transport; 4] = [Transport::Tcp, Transport::Shm, Transport::Rdma, Transport::Grpc];
@@ -52,7 +54,9 @@ const TRANSPORTS: [Transport; 4] = [Transport::Tcp, Transport::Shm, Transport::R
 fn named(list: &str) -> Result<Vec<Transport>, String> {
     let names = list.split(',').map(str::trim);
     let known = |name: &str| TRANSPORTS.into_iter().find(|transport| transport.to_string() == name);
-    names.map(|name| known(name).ok_or_else(|| format!("MEMKV_TEST_TRANSPORT: no transport {name:?}"))).collect()
+    names
+        .map(|name| known(name).ok_or_else(|| format!("MEMKV_TEST_TRANSPORT: no transport {name:?}")))
+        .collect()
 }
 
 fn trials() -> Result<Vec<Trial>, String> {

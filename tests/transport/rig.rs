@@ -75,7 +75,11 @@ impl Rig {
     /// Something to start that holds all pages of most tests.
     pub(crate) fn setup(&self) -> Setup {
         let page_max = self.page_bytes_max().to_string() + "B";
-        Setup { dram: self.pick("256MiB", "160MiB").into(), args: vec!["--page-max".into(), page_max], ..Setup::default() }
+        Setup {
+            dram: self.pick("256MiB", "160MiB").into(),
+            args: vec!["--page-max".into(), page_max],
+            ..Setup::default()
+        }
     }
 
     pub(crate) fn daemon(&self) -> Daemon {
