@@ -16,6 +16,7 @@
 #![deny(unsafe_code)]
 
 mod address;
+mod attach;
 pub mod blocking;
 mod breaker;
 mod client;

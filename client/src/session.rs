@@ -2,30 +2,21 @@
 //!
 //! All connecting happens here, never in a call of the user.
 
+use crate::attach::Attacher;
 use crate::breaker::{Backoff, random_jitter};
 use crate::client::Shared;
 use crate::config::Transport;
 use crate::control;
 use crate::link::Link;
-use crate::mover::Bound;
-use crate::outcome;
 use crate::rdma::RdmaSession;
 use crate::server::{Attempt, Server};
-use crate::way::Way;
-use crate::wire::Wire;
 use crate::{Error, ErrorKind};
 use memkv_core::Limits;
 use memkv_proto::{PROTOCOL_VERSION, v1};
-use memkv_transport::auth::{AuthKey, SessionKey, SessionTranscript, same_secret};
-use memkv_transport::frame::{
-    CAPABILITY_DIRECT, CAPABILITY_RDMA, CAPABILITY_SHM, Code, HEADER_BYTES, Header, Mover, Op,
-};
-use memkv_transport::handshake::{self, Attach, AttachError, AttachStatus};
-use memkv_transport::records;
+use memkv_transport::auth::{AuthKey, SessionTranscript, same_secret};
+use memkv_transport::frame::{CAPABILITY_DIRECT, CAPABILITY_RDMA, CAPABILITY_SHM};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -75,27 +66,6 @@ struct Session {
     attacher: Attacher,
     /// Tells the server of regions; ends with the session.
     _announcer: JoinSet<()>,
-}
-
-/// What it takes to open a data connection of a session.
-#[derive(Clone)]
-pub(crate) struct Attacher {
-    pub(crate) server: Arc<Server>,
-    transport: Transport,
-    host: String,
-    port: u16,
-    session_id: [u8; 16],
-    key: SessionKey,
-    limits: Limits,
-    generation: u64,
-    /// The server's life.
-    pub(crate) incarnation: u64,
-    /// Where to connect on the server's own host.
-    pub(crate) shm: Option<v1::ShmOffer>,
-    pub(crate) timeout: Duration,
-    user_timeout: Duration,
-    /// Pages by RDMA, if both sides have it.
-    pub(crate) rdma: Option<Arc<RdmaSession>>,
 }
 
 pub(crate) fn random<const N: usize>() -> Result<[u8; N], Error> {
@@ -159,7 +129,7 @@ async fn while_hearing<T>(
     }
 }
 
-fn no_answer(limit: Duration) -> Error {
+pub(crate) fn no_answer(limit: Duration) -> Error {
     Error::new(ErrorKind::Unavailable, format!("no answer within {limit:?}; is the server running?"))
 }
 
@@ -462,160 +432,4 @@ impl Work<'_> {
         }
         None
     }
-}
-
-impl Attacher {
-    /// Opens one data connection, by the best way that works.
-    async fn attach(&self) -> Result<Box<Link>, Error> {
-        let mut last = no_answer(self.timeout);
-        for way in self.server.ways.due(self.transport, Instant::now()) {
-            match self.attach_by(way).await {
-                Ok(link) => return Ok(link),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    }
-
-    /// Opens one data connection by a better way than the present ones have, if one works by now.
-    async fn climb(&self) -> Option<Box<Link>> {
-        let present = self.server.pool.best();
-        for way in self.server.ways.due(self.transport, Instant::now()).filter(|way| *way > present) {
-            if let Ok(link) = self.attach_by(way).await {
-                tracing::info!(server = %self.server.address.id, %way, "pages take a better way again");
-                return Some(link);
-            }
-        }
-        None
-    }
-
-    async fn attach_by(&self, way: Way) -> Result<Box<Link>, Error> {
-        let attached = timeout(self.timeout, async {
-            match way {
-                Way::Tcp => self.tcp_link(self.handshake().await?),
-                Way::Shm => crate::shm::attach(self).await,
-                Way::Rdma => crate::rdma::attach(self).await,
-            }
-        });
-        let attached = attached.await.unwrap_or_else(|_| Err(no_answer(self.timeout)));
-        match &attached {
-            Ok(_) => self.server.ways.worked(way),
-            // That TCP does not work says nothing about the way pages take.
-            Err(_) if way == Way::Tcp => {}
-            Err(error) => {
-                let lasting = error.kind() == ErrorKind::NotSupported;
-                let (text, now) = (error.to_string(), Instant::now());
-                if self.server.ways.failed(way, &text, lasting, now, random_jitter()) {
-                    tracing::info!(server = %self.server.address.id, %way, reason = text, "pages take another way");
-                }
-            }
-        }
-        attached
-    }
-
-    /// Opens one data connection and sees whether the server answers a request on it.
-    async fn probe(&self) -> Result<Box<Link>, Error> {
-        let ping = async {
-            let mut stream = self.handshake().await?;
-            let request = Header::request(Op::Ping, u64::MAX, Default::default(), 0).encode(&[]);
-            stream.write_all(&request).await.map_err(broken)?;
-            let mut reply = [0; HEADER_BYTES];
-            stream.read_exact(&mut reply).await.map_err(broken)?;
-            let header = Header::decode(&reply).map_err(|error| protocol(&error.to_string()))?;
-            header.verify(&reply, &[]).map_err(|error| protocol(&error.to_string()))?;
-            if header.op != Op::Ping || header.status != Code::Ok {
-                let outcome = outcome::from_code(header.op, header.status);
-                return Err(Error::new(
-                    ErrorKind::Unavailable,
-                    format!("a ping was answered by {outcome:?}"),
-                ));
-            }
-            Ok(stream)
-        };
-        let stream = timeout(self.timeout, ping).await.map_err(|_| no_answer(self.timeout))??;
-        match self.server.ways.due(self.transport, Instant::now()).next() {
-            Some(Way::Tcp) => self.tcp_link(stream),
-            _ => self.attach().await,
-        }
-    }
-
-    fn tcp_link(&self, stream: TcpStream) -> Result<Box<Link>, Error> {
-        // A tokio stream is nonblocking already, and stays so.
-        let stream = stream.into_std().map_err(broken)?;
-        Ok(self.link(Wire::Tcp(stream), Bound::None))
-    }
-
-    /// A connection of this session.
-    pub(crate) fn link(&self, stream: Wire, mover: Bound) -> Box<Link> {
-        Box::new(Link::new(stream, mover, self.limits, self.generation))
-    }
-
-    /// Opens one data connection over TCP and has the server tie a mover to it.
-    pub(crate) async fn bound(&self, mover: Mover, token: &[u8; 16]) -> Result<std::net::TcpStream, Error> {
-        let mut stream = self.handshake().await?;
-        let meta = records::bind(mover, token);
-        let mut request = Header::request(Op::Bind, u64::MAX, Default::default(), 0);
-        request.deadline_ms = u32::try_from(self.timeout.as_millis()).unwrap_or(u32::MAX);
-        let mut frame = request.encode(&meta).to_vec();
-        frame.extend_from_slice(&meta);
-        stream.write_all(&frame).await.map_err(broken)?;
-        let mut reply = [0; HEADER_BYTES];
-        stream.read_exact(&mut reply).await.map_err(broken)?;
-        let header = Header::decode(&reply).map_err(|error| protocol(&error.to_string()))?;
-        let fits = header.meta_len == 0 && header.verify(&reply, &[]).is_ok();
-        if !fits || header.op != Op::Bind || header.status != Code::Ok {
-            let text = format!("the server does not move pages by {mover:?} on this connection");
-            return Err(Error::new(ErrorKind::Unavailable, text));
-        }
-        stream.into_std().map_err(broken)
-    }
-
-    async fn handshake(&self) -> Result<TcpStream, Error> {
-        let mut stream = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(broken)?;
-        self.set_options(&stream).map_err(broken)?;
-        self.join(&mut stream).await?;
-        Ok(stream)
-    }
-
-    /// Joins the session: the handshake of a data connection.
-    pub(crate) async fn join<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut S) -> Result<(), Error> {
-        let attach = Attach { session_id: self.session_id, client_nonce: random()? };
-        stream.write_all(&attach.encode()).await.map_err(broken)?;
-        let mut challenge = [0; handshake::CHALLENGE_BYTES];
-        stream.read_exact(&mut challenge).await.map_err(broken)?;
-        let proof = attach.answer(&self.key, &challenge).map_err(attach_error)?;
-        stream.write_all(&proof).await.map_err(broken)?;
-        let mut welcome = [0; handshake::WELCOME_BYTES];
-        stream.read_exact(&mut welcome).await.map_err(broken)?;
-        handshake::read_status(&welcome).map_err(attach_error)
-    }
-
-    fn set_options(&self, stream: &TcpStream) -> std::io::Result<()> {
-        stream.set_nodelay(true)?;
-        let socket = socket2::SockRef::from(stream);
-        let keepalive = socket2::TcpKeepalive::new()
-            .with_time(Duration::from_secs(10))
-            .with_interval(Duration::from_secs(5))
-            .with_retries(3);
-        socket.set_tcp_keepalive(&keepalive)?;
-        socket.set_tcp_user_timeout(Some(self.user_timeout))
-    }
-}
-
-pub(crate) fn broken(error: std::io::Error) -> Error {
-    Error::new(ErrorKind::Unavailable, format!("data connection: {error}")).with_source(error)
-}
-
-/// [`ErrorKind::Closed`] says that the session itself is gone.
-fn attach_error(error: AttachError) -> Error {
-    let kind = match error {
-        AttachError::NotMemkv => ErrorKind::Protocol,
-        AttachError::Version(_) => ErrorKind::VersionMismatch,
-        AttachError::WrongProof | AttachError::Refused(AttachStatus::Denied) => ErrorKind::Unauthenticated,
-        AttachError::Refused(AttachStatus::UnknownSession) => ErrorKind::Closed,
-        AttachError::Refused(
-            AttachStatus::Ok | AttachStatus::TooMany | AttachStatus::Version | AttachStatus::Stopping,
-        ) => ErrorKind::Unavailable,
-    };
-    Error::new(kind, format!("data connection: {error}"))
 }

@@ -7,7 +7,8 @@
 
 use crate::link::Link;
 use crate::mover::Bound;
-use crate::session::{Attacher, broken, protocol, random};
+use crate::attach::{Attacher, broken};
+use crate::session::{protocol, random};
 use crate::wire::Wire;
 use crate::{Error, ErrorKind};
 use memkv_proto::v1;

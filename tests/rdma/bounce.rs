@@ -15,7 +15,8 @@ fn pages_of_mixed_memory_arrive() {
     let server = server(&fabric);
     let client = client(&fabric, &[&server]);
     let space = space(&client);
-    let (inside, outside) = (Memory::registered(&client, PIECE * PER_PAGE * PAGES), Memory::new(PIECE * PER_PAGE * PAGES));
+    let (inside, outside) =
+        (Memory::registered(&client, PIECE * PER_PAGE * PAGES), Memory::new(PIECE * PER_PAGE * PAGES));
     let names = keys("mixed", PAGES);
     let bytes = pages(&names, PIECE * PER_PAGE);
     // Every third page lies in the region, every third outside, every third half and half.

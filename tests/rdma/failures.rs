@@ -1,6 +1,8 @@
 //! Queue pairs that fail, devices that go away, servers that die: misses, then recovery.
 
-use crate::rig::{Memory, PATIENCE, Pieces, client, config, connect, metric, server, server_config, server_with, space};
+use crate::rig::{
+    Memory, PATIENCE, Pieces, client, config, connect, metric, server, server_config, server_with, space,
+};
 use memkv_client::{PageOutcome, Transport};
 use memkv_rdma::WorkError;
 use memkv_rdma::fake::{Fabric, Hold};
@@ -37,7 +39,10 @@ fn work_that_fails_costs_its_pages_and_nothing_else() {
         fabric.fail_work(2, error);
         fabric.fail_work(4, error);
         let got = pieces.get(&space, &names);
-        assert!(got.iter().all(|outcome| outcome.is_success() || *outcome == PageOutcome::Unavailable), "{got:?}");
+        assert!(
+            got.iter().all(|outcome| outcome.is_success() || *outcome == PageOutcome::Unavailable),
+            "{got:?}"
+        );
         assert!(metric(&server, "memkv_rdma_errors_total") > before, "{error}");
         wait_for("pages come again", PATIENCE, || {
             memory.fill(0, &vec![0; bytes.len()]);
@@ -48,9 +53,14 @@ fn work_that_fails_costs_its_pages_and_nothing_else() {
         let more = keys(&format!("more{round}"), 4);
         fabric.fail_work(1, error);
         let put = pieces.put(&space, &more);
-        assert!(put.iter().all(|outcome| outcome.is_success() || *outcome == PageOutcome::Unavailable), "{put:?}");
-        wait_for("pages go again", PATIENCE, || pieces.put(&space, &more).iter().all(|o| o.is_success()).then_some(()))
-            .unwrap_or_else(|late| panic!("{error}: {late}"));
+        assert!(
+            put.iter().all(|outcome| outcome.is_success() || *outcome == PageOutcome::Unavailable),
+            "{put:?}"
+        );
+        wait_for("pages go again", PATIENCE, || {
+            pieces.put(&space, &more).iter().all(|o| o.is_success()).then_some(())
+        })
+        .unwrap_or_else(|late| panic!("{error}: {late}"));
     }
     assert_eq!(metric(&server, "memkv_corrupt_pages_total"), 0);
 }
@@ -78,7 +88,8 @@ fn auto_falls_back_and_climbs_back() {
     fabric.restore("fake0");
     wait_for("pages come by rdma again", PATIENCE, || {
         let direct = client.stats().rdma.direct_pages;
-        (pieces.get(&space, &name) == [PageOutcome::Hit] && client.stats().rdma.direct_pages > direct).then_some(())
+        (pieces.get(&space, &name) == [PageOutcome::Hit] && client.stats().rdma.direct_pages > direct)
+            .then_some(())
     })
     .unwrap();
     assert_eq!(way(&client), Transport::Rdma);
@@ -114,7 +125,10 @@ fn a_server_that_dies_in_the_middle_costs_misses() {
     })
     .unwrap();
     assert_eq!(pieces.get(&space, &names), [PageOutcome::Hit; 4]);
-    assert!(metric(&second, "memkv_rdma_write_bytes_total") >= 4 * LEN as u64, "the region is known to it too");
+    assert!(
+        metric(&second, "memkv_rdma_write_bytes_total") >= 4 * LEN as u64,
+        "the region is known to it too"
+    );
 }
 
 #[test]
@@ -131,7 +145,10 @@ fn without_rdma_a_forced_client_says_why_and_auto_goes_on() {
     let forced = config(&[&server]).build().unwrap();
     let error = memkv_client::blocking::Client::connect_with(forced, Some(none)).unwrap_err();
     assert_eq!(error.kind(), memkv_client::ErrorKind::NotSupported);
-    assert!(error.to_string().contains("no RDMA device") && error.to_string().contains("/sys/class"), "{error}");
+    assert!(
+        error.to_string().contains("no RDMA device") && error.to_string().contains("/sys/class"),
+        "{error}"
+    );
     let client = connect(&fabric, config(&[&server]).transport(Transport::Auto));
     let space = space(&client);
     assert!(space.put(b"k", b"page").unwrap().is_success());
@@ -142,11 +159,15 @@ fn without_rdma_a_forced_client_says_why_and_auto_goes_on() {
 
 #[test]
 fn a_server_that_requires_rdma_does_not_start_without() {
-    let required = RdmaConfig { mode: memkv_server::config::rdma::RdmaMode::Require, ..RdmaConfig::default() };
+    let required =
+        RdmaConfig { mode: memkv_server::config::rdma::RdmaMode::Require, ..RdmaConfig::default() };
     let config = memkv_server::Config { rdma: required, ..server_config() };
     let start = memkv_server::Server::start_with(config, Some(std::sync::Arc::new(Fabric::new(0))));
     let Err(error) = start else { panic!("it started") };
-    assert!(error.to_string().contains("rdma.mode") && error.to_string().contains("no RDMA device"), "{error}");
+    assert!(
+        error.to_string().contains("rdma.mode") && error.to_string().contains("no RDMA device"),
+        "{error}"
+    );
 }
 
 #[test]

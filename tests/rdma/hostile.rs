@@ -206,7 +206,10 @@ fn a_region_that_was_taken_back_is_not_written() {
     assert!(liar.register(liar.message(4)).is_err());
     let (mut conn, _pair) = liar.bound();
     liar.session.say(Said::ForgetRegion(v1::ForgetRegion { region: 4 })).unwrap();
-    assert!(matches!(liar.session.hear().unwrap(), Heard::RegionForgotten(v1::RegionForgotten { region: 4 })));
+    assert!(matches!(
+        liar.session.hear().unwrap(),
+        Heard::RegionForgotten(v1::RegionForgotten { region: 4 })
+    ));
     assert_eq!(metric(&server, "memkv_rdma_regions"), 1);
     let before = fabric.counts().posted;
     assert_eq!(conn.call(&remote_get(liar.space, &[(4, 0, 8)])).unwrap().header.status, Code::Malformed);

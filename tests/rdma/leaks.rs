@@ -1,6 +1,8 @@
 //! Nothing is left behind: slots, regions and queue pairs are counted after many beginnings and violent ends.
 
-use crate::rig::{Memory, PATIENCE, Pieces, config, connect, metric, server, server_config, server_with, space};
+use crate::rig::{
+    Memory, PATIENCE, Pieces, config, connect, metric, server, server_config, server_with, space,
+};
 use memkv_client::{PageOutcome, RawPieces};
 use memkv_rdma::fake::{Counts, Fabric, Hold};
 use memkv_server::Server;
@@ -16,7 +18,8 @@ const LEN: usize = 32 << 10;
 fn settled(fabric: &Fabric, server: &Server, baseline: Counts, used: u64) {
     let look = || {
         let counts = fabric.counts();
-        let own = ["memkv_rdma_queue_pairs", "memkv_rdma_regions", "memkv_data_connections", "memkv_sessions"];
+        let own =
+            ["memkv_rdma_queue_pairs", "memkv_rdma_regions", "memkv_data_connections", "memkv_sessions"];
         let is_clean = counts.regions == baseline.regions
             && counts.queue_pairs == baseline.queue_pairs
             && counts.held == 0
@@ -24,7 +27,8 @@ fn settled(fabric: &Fabric, server: &Server, baseline: Counts, used: u64) {
             && metric(server, "memkv_dram_used_bytes") == used;
         is_clean.then_some(())
     };
-    wait_for("everything is given back", PATIENCE, look).unwrap_or_else(|late| panic!("{late}: {:?}", fabric.counts()));
+    wait_for("everything is given back", PATIENCE, look)
+        .unwrap_or_else(|late| panic!("{late}: {:?}", fabric.counts()));
 }
 
 #[test]
@@ -109,7 +113,9 @@ fn servers_die_in_the_middle_again_and_again() {
     drop((memory, space, client, server));
     let gone = || {
         let counts = fabric.counts();
-        ((counts.regions, counts.queue_pairs, counts.held) == (nothing.regions, nothing.queue_pairs, 0)).then_some(())
+        ((counts.regions, counts.queue_pairs, counts.held) == (nothing.regions, nothing.queue_pairs, 0))
+            .then_some(())
     };
-    wait_for("everything is given back", PATIENCE, gone).unwrap_or_else(|late| panic!("{late}: {:?}", fabric.counts()));
+    wait_for("everything is given back", PATIENCE, gone)
+        .unwrap_or_else(|late| panic!("{late}: {:?}", fabric.counts()));
 }

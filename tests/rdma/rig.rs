@@ -1,7 +1,9 @@
 //! A server and a client in this process, over one simulated network, and memory that pages move to and from.
 
 use memkv_client::blocking::{Client, Space};
-use memkv_client::{Config, ConfigBuilder, PageOutcome, RawPieces, Region, ServerState, SpaceDescription, Transport};
+use memkv_client::{
+    Config, ConfigBuilder, PageOutcome, RawPieces, Region, ServerState, SpaceDescription, Transport,
+};
 use memkv_rdma::fake::Fabric;
 use memkv_server::Server;
 use memkv_server::config::Config as ServerConfig;

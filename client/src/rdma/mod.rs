@@ -26,9 +26,9 @@ pub(crate) use memory::{Bounce, Lent};
 pub(crate) use session::RdmaSession;
 pub(crate) use table::Table;
 
+use crate::attach::Attacher;
 use crate::link::Link;
 use crate::mover::Bound;
-use crate::session::Attacher;
 use crate::wire::Wire;
 use crate::{Config, Error, ErrorKind};
 use event_listener::Event;
