@@ -30,11 +30,13 @@ pub(super) struct Lend {
 }
 
 impl Lend {
-    /// For a connection whose server reads this process' memory.
+    /// For a connection whose server reads this process' memory. Pages that it will not take are left to frames, which say
+    /// so without their checksums.
     pub(super) fn new(link: &Link, batch: &Batch<'_>, from: usize, to: usize) -> Option<Self> {
         match &link.mover {
             Bound::Shm(shared)
                 if shared.reads_client
+                    && (from..to).all(|at| batch.wire_len(batch.page(at)) <= link.limits.page_bytes_max)
                     && batch.pieces.per_page() <= PIECES_MAX
                     && record_bytes(batch) + KEY_BYTES_MAX <= link.limits.frame_meta_bytes_max as usize =>
             {
