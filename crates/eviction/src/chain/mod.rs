@@ -127,14 +127,14 @@ impl Policy for Chain {
         let known = self.ghosts.take(page.digest).map_or(Known::FIRST, |ghost| {
             self.used(page.digest, ghost.known(), page.created_ms.saturating_sub(ghost.last_ms))
         });
-        self.rivals.note(&Page { word: known.word(), ..*page });
+        self.rivals.note(&Page { word: known.word(), ..*page }, false);
         known.word()
     }
 
     fn accessed(&self, page: &Page, now_ms: u64) -> u64 {
         let gap_ms = now_ms.saturating_sub(page.last_access_ms);
         let word = self.used(page.digest, Known::from_word(page.word), gap_ms).word();
-        self.rivals.note(&Page { word, last_access_ms: now_ms, ..*page });
+        self.rivals.note(&Page { word, last_access_ms: now_ms, ..*page }, true);
         word
     }
 

@@ -41,6 +41,8 @@ const CHANCE_TO_OWN: f64 = 0.0;
 const CHANCE: f64 = 0.5;
 /// ...and by this share of the pages that it would have and the old leader does not.
 const WAY: f64 = 0.2;
+/// ...and, to leave our own ranking, by this many times what the store has hit less than if it had always kept to it.
+const DISTRUST: f64 = 2.0;
 
 pub(super) struct Rivals {
     /// Whether anything is played yet.
@@ -65,7 +67,10 @@ struct Game {
     spread: [[f64; RANKINGS]; RANKINGS],
     /// Pages that each would have and the leader does not.
     way: [usize; RANKINGS],
-    /// Positions that are used at this time, and which of the played stores have them, a bit each.
+    /// What the real store hit, the older the less.
+    real: f64,
+    /// Positions that are used at this time, and which of the played stores have them, a bit each; the last is the real
+    /// store's.
     open: Vec<(u32, u8)>,
     open_ms: u64,
     seats: Vec<Seat>,
@@ -101,6 +106,7 @@ impl Rivals {
             hits: Default::default(),
             spread: Default::default(),
             way: Default::default(),
+            real: 0.0,
             open: Vec::new(),
             open_ms: 0,
             seats: Vec::new(),
@@ -118,14 +124,17 @@ impl Rivals {
         in_sample(digest, self.sample.load(Ordering::Relaxed))
     }
 
-    /// Notes that a page is used, at [`Page::last_access_ms`], and has this word since. Never waits.
-    pub(super) fn note(&self, page: &Page) {
+    /// Notes that a page is used, at [`Page::last_access_ms`], and has this word since; `here` if the store has it.
+    /// Never waits.
+    pub(super) fn note(&self, page: &Page, here: bool) {
         if !self.playing.load(Ordering::Relaxed) || !self.is_played(page.digest) {
             return;
         }
         let part = &self.notes[(page.digest >> 60) as usize % PARTS];
         match part.try_lock() {
-            Some(mut notes) if notes.len() < PART_NOTES => notes.push(*page),
+            Some(mut notes) if notes.len() < PART_NOTES => {
+                notes.push(Page { hits: u32::from(here), ..*page });
+            }
             _ => self.lost.store(true, Ordering::Relaxed),
         }
     }
@@ -288,28 +297,32 @@ impl Game {
         }
         for page in group {
             let has = |number: usize| u8::from(self.minis[number].holds(page.digest)) << number;
-            self.open.push((page.position, (0..RANKINGS).map(has).sum()));
+            let real = u8::from(page.hits > 0) << RANKINGS;
+            self.open.push((page.position, real | (0..RANKINGS).map(has).sum::<u8>()));
         }
     }
 
     /// Counts the hits of what was used at one time, and changes the leader if another is ahead.
     fn close(&mut self) {
         self.open.sort_unstable();
-        let (mut running, mut hits) = (u8::MAX, [0.0; RANKINGS]);
+        let (mut running, mut hits, mut real) = (u8::MAX, [0.0; RANKINGS], 0.0);
         for &(_, has) in &self.open {
             running &= has;
             for (number, hits) in hits.iter_mut().enumerate() {
                 *hits += f64::from(running >> number & 1);
             }
+            real += f64::from(running >> RANKINGS & 1);
         }
         let keep = (-(self.open.len() as f64) / (MEMORY * self.capacity.max(1) as f64)).exp();
         self.open.clear();
+        self.real = self.real * keep + real;
         for a in 0..RANKINGS {
             self.hits[a] = self.hits[a] * keep + hits[a];
             for b in 0..RANKINGS {
                 self.spread[a][b] = self.spread[a][b] * keep + (hits[a] - hits[b]).powi(2);
             }
         }
+        let cost = DISTRUST * (self.hits[OWN] - self.real).max(0.0);
         let ahead = |number: usize| {
             let deviations = match (self.leader, number) {
                 (OWN, _) => CHANCE_FROM_OWN,
@@ -317,7 +330,8 @@ impl Game {
                 _ => CHANCE,
             };
             let chance = deviations * self.spread[number][self.leader].sqrt();
-            self.hits[number] - self.hits[self.leader] - chance - WAY * self.way[number] as f64
+            let cost = if self.leader == OWN && number != OWN { cost } else { 0.0 };
+            self.hits[number] - self.hits[self.leader] - chance - cost - WAY * self.way[number] as f64
         };
         let best = (0..RANKINGS).max_by(|&a, &b| ahead(a).total_cmp(&ahead(b))).unwrap_or(OWN);
         if ahead(best) > 0.0 {
@@ -363,7 +377,7 @@ mod tests {
             mini.retain(|digest| number == LRU || digest != kept.digest);
         }
         for now_ms in 200..300 {
-            rivals.note(&Page { last_access_ms: now_ms, ..kept });
+            rivals.note(&Page { last_access_ms: now_ms, ..kept }, true);
             rivals.choose(&worth, &pages, Want::Pages(0), now_ms, &mut choice);
             let game = &mut *rivals.game.lock();
             for (number, mini) in game.minis.iter_mut().enumerate() {
@@ -386,7 +400,7 @@ mod tests {
         let (rivals, worth, pages) = rivals();
         let mut choice = Choice::default();
         for now_ms in 200..400 {
-            rivals.note(&Page { last_access_ms: now_ms, ..pages[now_ms as usize % 100] });
+            rivals.note(&Page { last_access_ms: now_ms, ..pages[now_ms as usize % 100] }, true);
             rivals.choose(&worth, &pages, Want::Pages(0), now_ms, &mut choice);
         }
         let game = rivals.game.lock();
@@ -414,7 +428,7 @@ mod tests {
         let (rivals, worth, pages) = rivals();
         let late: Vec<Page> = pages.iter().map(|page| Page { last_access_ms: 900, ..*page }).collect();
         for _ in 0..=PARTS * PART_NOTES / pages.len() {
-            late.iter().for_each(|page| rivals.note(page));
+            late.iter().for_each(|page| rivals.note(page, true));
         }
         assert!(rivals.lost.load(Ordering::Relaxed));
         let mut sampler = rivals.sampler();
