@@ -2,7 +2,7 @@
 //!
 //! [`Verbs`] lists NICs and opens them; a [`Nic`] registers memory and makes queue pairs; a [`QueuePair`] moves bytes
 //! between registered regions of two processes. [`system`] gives the real one, [`fake::Fabric`] a simulated one for
-//! tests that need faults which no NIC makes on demand. [`choose`] says which NICs to use.
+//! tests that need faults which no NIC makes on demand. [`choose`] says which NICs to use, [`self_test`] whether one works.
 //!
 //! Invariants:
 //! - after a [`QueuePair`] is dropped, no byte moves to or from this process's memory through it;
@@ -14,7 +14,7 @@
 //! threads, receive queues, and any knowledge of pages.
 //!
 //! Unsafe code is here because a NIC reads and writes memory by address. `fake/memory.rs` copies as a NIC would, and
-//! `verbs/` calls the verbs library. The addresses themselves come from the caller, through two unsafe functions:
+//! `verbs/` calls the verbs library; `register.rs` and `self_test.rs` hand over memory. The addresses themselves come from the caller, through two unsafe functions:
 //! [`Nic::register`] and [`QueuePair::post`].
 
 #![deny(unsafe_code)]
@@ -26,6 +26,7 @@ mod info;
 #[allow(unsafe_code, reason = "declares what is unsafe to call")]
 mod nic;
 mod register;
+mod self_test;
 #[cfg(feature = "verbs")]
 mod verbs;
 
@@ -36,6 +37,7 @@ pub use nic::{
     Access, Address, Completion, Nic, QueuePair, Region, Timing, Verbs, Work, WorkError, WorkKind,
 };
 pub use register::{Progress, memlock_limit, register_all};
+pub use self_test::{SelfTest, SelfTestError, self_test};
 
 use std::sync::Arc;
 

@@ -43,4 +43,15 @@ impl Memory {
         // the promise of `QueuePair::post` or has to expect any bytes, as with a NIC.
         unsafe { std::ptr::copy(source, target, len) };
     }
+
+    /// Flips the bits of one byte.
+    pub(super) fn damage(&self, at: usize) {
+        assert!(at < self.len, "offsets come from `offset_of`");
+        // SAFETY: in bounds, as just checked, of memory that is mapped, by the promise of `new`.
+        let byte = unsafe { self.start.as_ptr().add(at) };
+        // SAFETY: as above.
+        let value = unsafe { byte.read() };
+        // SAFETY: as above.
+        unsafe { byte.write(!value) };
+    }
 }

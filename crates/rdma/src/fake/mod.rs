@@ -100,6 +100,11 @@ impl Fabric {
         self.shared.lock().script_failure(after, error);
     }
 
+    /// Alters the first byte of one piece of work on its way: of the one that is carried out after `after` others.
+    pub fn damage_work(&self, after: usize) {
+        self.shared.lock().script_damage(after);
+    }
+
     /// Refuses the next registrations, for want of memory that may be locked.
     pub fn refuse_registrations(&self, times: usize) {
         self.shared.lock().script_refusals(times);

@@ -23,6 +23,7 @@ pub(super) struct State {
     next_ticket: u64,
     hold: Hold,
     failures: Vec<(usize, WorkError)>,
+    damage: Option<usize>,
     refusals: usize,
     counts: Counts,
 }
@@ -96,6 +97,7 @@ impl State {
             next_ticket: 0,
             hold: Hold::Nothing,
             failures: Vec::new(),
+            damage: None,
             refusals: 0,
             counts: Counts::default(),
         }
@@ -272,6 +274,8 @@ impl State {
     }
 
     fn carry_out(&mut self, qpn: u32, work: &Work) -> Result<(), WorkError> {
+        let damaged = self.damage == Some(0);
+        self.damage = self.damage.and_then(|after| after.checked_sub(1));
         if let Some(error) = self.scripted_failure() {
             return Err(error);
         }
@@ -285,21 +289,24 @@ impl State {
             self.pair_mut(peer_qpn).fail();
             return Err(WorkError::RemoteAccess);
         };
-        let len = work.len as usize;
-        match work.kind {
-            WorkKind::Write => local.memory.copy_to(local_at, &remote.memory, remote_at, len),
-            WorkKind::Read => remote.memory.copy_to(remote_at, &local.memory, local_at, len),
+        let (from, to) = match work.kind {
+            WorkKind::Write => ((&local.memory, local_at), (&remote.memory, remote_at)),
+            WorkKind::Read => ((&remote.memory, remote_at), (&local.memory, local_at)),
+        };
+        from.0.copy_to(from.1, to.0, to.1, work.len as usize);
+        if damaged && work.len > 0 {
+            to.0.damage(to.1);
         }
         self.counts.moved_bytes += u64::from(work.len);
         Ok(())
     }
 
-    /// The other end, if it is connected to this one and its device answers.
+    /// The other end, if it is connected to this one. That of a device that is gone has failed.
     fn peer_of(&self, pair: &Pair) -> Option<&Pair> {
         let Stage::Ready(address) = pair.stage else { return None };
         let peer = self.pairs.get(&address.qpn)?;
         let back = matches!(peer.stage, Stage::Ready(back) if back.qpn == pair.address.qpn);
-        (back && peer.address.gid == address.gid && self.nics[peer.nic].present).then_some(peer)
+        (back && peer.address.gid == address.gid).then_some(peer)
     }
 
     /// The peer's region that work names, and where in it, if the peer allows that.
@@ -364,6 +371,10 @@ impl State {
 
     pub(super) fn script_failure(&mut self, after: usize, error: WorkError) {
         self.failures.push((after, error));
+    }
+
+    pub(super) fn script_damage(&mut self, after: usize) {
+        self.damage = Some(after);
     }
 
     pub(super) fn script_refusals(&mut self, times: usize) {

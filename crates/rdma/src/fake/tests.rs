@@ -116,19 +116,27 @@ fn what_the_peer_does_not_allow_is_refused_and_fails_both_ends() {
 #[test]
 fn the_rights_of_the_region_and_of_the_queue_pair_both_count() {
     let fabric = Fabric::new(2);
-    for (access, write, read) in [
-        (Access::Local, false, false),
-        (Access::Remote { read: true, write: false }, false, true),
-        (Access::Remote { read: false, write: true }, true, false),
-    ] {
-        for (kind, allowed) in [(WorkKind::Write, write), (WorkKind::Read, read)] {
+    let (none, read, write) = (
+        Access::Local,
+        Access::Remote { read: true, write: false },
+        Access::Remote { read: false, write: true },
+    );
+    let all = [none, read, write, Access::REMOTE];
+    for (of_region, of_pair) in all.into_iter().flat_map(|region| all.map(|pair| (region, pair))) {
+        for kind in [WorkKind::Write, WorkKind::Read] {
+            let allows = |access: Access| match kind {
+                WorkKind::Write => access.peer_writes(),
+                WorkKind::Read => access.peer_reads(),
+            };
             let mut server = Side::new(&fabric, 0, 8, Access::Local);
-            let mut client = Side::new(&fabric, 1, 1, access);
+            let mut client = Side::new(&fabric, 1, 1, of_region);
+            client.pair = client.nic.queue_pair(1, of_pair).unwrap();
             server.pair.connect(&client.pair.address(), Timing::default()).unwrap();
             client.pair.connect(&server.pair.address(), Timing::default()).unwrap();
             let work = work(&server, &client, kind);
             server.post(&[work]).unwrap();
-            assert_eq!(server.poll()[0].result.is_ok(), allowed, "{access:?} {kind:?}");
+            let allowed = allows(of_region) && allows(of_pair);
+            assert_eq!(server.poll()[0].result.is_ok(), allowed, "{of_region:?} {of_pair:?} {kind:?}");
         }
     }
 }

@@ -139,7 +139,7 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) fn new(verbs: &dyn Verbs, places: &[Place; 2], len: usize, depth: u32) -> Self {
-        Self::with(verbs, places, len, depth, Access::REMOTE, TIMING)
+        Self::with(verbs, places, len, depth, [Access::REMOTE; 2], TIMING)
     }
 
     pub(crate) fn with(
@@ -147,11 +147,12 @@ impl Connection {
         places: &[Place; 2],
         len: usize,
         depth: u32,
-        access: Access,
+        [of_region, of_pair]: [Access; 2],
         timing: Timing,
     ) -> Self {
         let server = Side::new(verbs, &places[0], len, depth, Access::Local);
-        let client = Side::new(verbs, &places[1], len, 1, access);
+        let mut client = Side::new(verbs, &places[1], len, 1, of_region);
+        client.pair = Some(client.nic.queue_pair(1, of_pair).expect("there is a queue pair"));
         let mut both = Self { server, client };
         let (server, client) = (both.server.pair().address(), both.client.pair().address());
         both.client.pair().connect(&server, timing).expect("the client connects");

@@ -99,12 +99,21 @@ fn what_the_peer_does_not_allow_is_refused(verbs: &dyn Verbs, places: &[Place; 2
 }
 
 fn the_rights_of_region_and_queue_pair_both_count(verbs: &dyn Verbs, places: &[Place; 2]) {
-    let (read_only, write_only) =
-        (Access::Remote { read: true, write: false }, Access::Remote { read: false, write: true });
-    for (access, write, read) in
-        [(Access::Local, false, false), (read_only, false, true), (write_only, true, false)]
-    {
-        for (kind, allowed) in [(WorkKind::Write, write), (WorkKind::Read, read)] {
+    let (all, read, write) = (
+        Access::REMOTE,
+        Access::Remote { read: true, write: false },
+        Access::Remote { read: false, write: true },
+    );
+    let cases = [
+        ([Access::Local; 2], false, false),
+        ([read, all], false, true),
+        ([write, all], true, false),
+        ([all, read], false, true),
+        ([all, write], true, false),
+        ([all, Access::Local], false, false),
+    ];
+    for (access, may_write, may_read) in cases {
+        for (kind, allowed) in [(WorkKind::Write, may_write), (WorkKind::Read, may_read)] {
             let mut both = Connection::with(verbs, places, 4096, 4, access, TIMING);
             both.server.post(&[both.work(kind, 0, 0, 4096)]).unwrap();
             let result = both.server.await_completions(1)[0].result;
@@ -149,7 +158,7 @@ fn a_completion_wakes_who_armed_and_nobody_else(verbs: &dyn Verbs, places: &[Pla
 /// The promise that a client rests on when it gives up: once its queue pair is gone, its memory is its own.
 fn a_write_that_is_late_never_lands(verbs: &dyn Verbs, places: &[Place; 2]) {
     for round in 0..10 {
-        let mut both = Connection::with(verbs, places, 8 * MIB, 16, Access::REMOTE, IMPATIENT);
+        let mut both = Connection::with(verbs, places, 8 * MIB, 16, [Access::REMOTE; 2], IMPATIENT);
         let chain: Vec<Work> = (0..16).map(|_| both.work(WorkKind::Write, 0, 0, 8 * MIB)).collect();
         both.server.post(&chain).unwrap();
         if round % 2 == 1 {
