@@ -8,6 +8,7 @@
 #![allow(clippy::print_stdout, reason = "the tables are this program's output")]
 
 mod arena;
+mod calls;
 mod compare;
 #[allow(unsafe_code, reason = "an allocator that counts can only be made with it")]
 mod counting;
@@ -44,6 +45,8 @@ enum Command {
     Arena(arena::ArenaArgs),
     /// Measures the bytes of an index entry and the time of a lookup.
     Index(index::IndexArgs),
+    /// Counts the system calls, wake-ups and allocations of a batch, beside those of raw sockets.
+    Calls(calls::CallsArgs),
     /// Replays a trace through the server's eviction policies and prints their hit ratios beside the optimum.
     Simulate(simulate::SimulateArgs),
     /// Makes up a trace and prints it.
@@ -51,6 +54,9 @@ enum Command {
     /// The other side of the raw baseline; `run` starts it.
     #[command(hide = true)]
     RawServer,
+    /// The client whose calls are counted; `calls` starts it.
+    #[command(hide = true)]
+    CallsClient(calls::ClientArgs),
 }
 
 #[derive(Args)]
@@ -90,6 +96,8 @@ fn main() -> ExitCode {
         Command::Simulate(args) => simulate::simulate_command(args),
         Command::Trace(args) => simulate::trace_command(&args),
         Command::RawServer => raw::serve(),
+        Command::Calls(args) => calls::run(args),
+        Command::CallsClient(args) => calls::client(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -142,13 +150,8 @@ fn run_command(args: RunArgs) -> anyhow::Result<()> {
         println!("{}", compare::table(&report));
         return write_json(args.json, &report);
     }
-    let plan = run::Plan {
-        working_set_bytes,
-        rounds,
-        page_bytes: args.pages,
-        server,
-        command: command_line(),
-    };
+    let plan =
+        run::Plan { working_set_bytes, rounds, page_bytes: args.pages, server, command: command_line() };
     let report = run::run(plan, &|what| eprintln!("{what} …"))?;
     println!("{}", report::tables(&report));
     write_json(args.json, &report)
