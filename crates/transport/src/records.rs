@@ -458,6 +458,21 @@ mod tests {
     }
 
     #[test]
+    fn the_records_of_shared_memory_round_trip_and_nothing_else_is_read() {
+        assert_eq!(trial_of(&trial(7 << 40, *b"01234567")), (7 << 40, *b"01234567"));
+        assert_eq!(read_bind(&bind(Mover::Shm, &trial(1, [2; 8]))), Ok((Mover::Shm, trial(1, [2; 8]))));
+        for bound in [(0, false), (u64::MAX, true)] {
+            let bound = ShmBound { memory_bytes: bound.0, reads_client: bound.1 };
+            let bytes = shm_bound(bound);
+            assert_eq!(read_shm_bound(&bytes), Ok(bound));
+            assert!(read_shm_bound(&bytes[1..]).is_err() && read_shm_bound(&[&bytes[..], &[0]].concat()).is_err());
+        }
+        let mut unknown = shm_bound(ShmBound { memory_bytes: 1, reads_client: true });
+        unknown[15] = 1;
+        assert!(read_shm_bound(&unknown).is_err());
+    }
+
+    #[test]
     fn too_few_and_too_many_records_are_errors() {
         let mut meta = Vec::new();
         push_key(&mut meta, key(b"one"));
