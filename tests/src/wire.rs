@@ -1,6 +1,6 @@
 //! The data plane, byte by byte: a small blocking client that can also send what no client should.
 
-use crate::random;
+use crate::{is_small, random};
 use anyhow::{Context as _, ensure};
 use memkv_core::page::{PageHasher, key_digest};
 use memkv_core::{Key, PageMeta, SpaceId};
@@ -33,7 +33,7 @@ pub fn checksum(space: SpaceId, key: &[u8], page: &[u8]) -> u64 {
 pub fn frame(mut header: Header, meta: &[u8], body: &[u8]) -> Vec<u8> {
     header.body_len = body.len() as u64;
     if !header.reply {
-        header.deadline_ms = DEADLINE_MS;
+        header.deadline_ms = if is_small() { 6 * DEADLINE_MS } else { DEADLINE_MS };
     }
     let mut out = header.encode(meta).to_vec();
     out.extend_from_slice(meta);
