@@ -2,12 +2,12 @@
 
 use anyhow::Context as _;
 use rustix::time::{ClockId, clock_gettime};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::time::Duration;
 
 /// The machine, in the words of its kernel.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Machine {
     pub cpu: String,
     pub cores: usize,
@@ -38,6 +38,18 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// One line for people.
+    pub(crate) fn line(&self) -> String {
+        #[allow(clippy::cast_precision_loss, reason = "shown with one decimal")]
+        let gib = self.memory_bytes as f64 / (1_u64 << 30) as f64;
+        format!(
+            "{}, {} cores, {}, {gib:.1} GiB memory, transparent huge pages: {}",
+            self.cpu, self.cores, self.kernel, self.huge_pages
+        )
+    }
+}
+
 /// How much of a process's memory lies on huge pages, in bytes.
 pub(crate) fn huge_page_bytes(pid: u32) -> u64 {
     let bytes = |kind| kib_field(&format!("/proc/{pid}/smaps_rollup"), kind).unwrap_or(0);
@@ -64,6 +76,24 @@ fn field(path: &str, name: &str) -> Option<String> {
 pub(crate) fn own_cpu() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// Nanoseconds of a clock that all processes share and that never runs backwards.
+pub(crate) fn monotonic_nanos() -> u64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
+}
+
+/// Processor time of all threads that a process has now, to the nanosecond; threads that have ended are not in it.
+pub(crate) fn thread_time(pid: u32) -> anyhow::Result<Duration> {
+    let mut nanos = 0;
+    for entry in fs::read_dir(format!("/proc/{pid}/task")).context("list a server's threads")? {
+        let path = entry?.path().join("schedstat");
+        // A thread may end meanwhile.
+        let text = fs::read_to_string(path).unwrap_or_default();
+        nanos += text.split_whitespace().next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(Duration::from_nanos(nanos))
 }
 
 /// User and system time of a process so far; the kernel counts in ticks of 10 ms.

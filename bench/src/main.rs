@@ -2,31 +2,33 @@
 //!
 //! Results go to stdout (and, as JSON, to a file); progress goes to stderr.
 //!
-//! Deliberately absent so far: several client processes, open-loop schedules, and traces against a daemon.
+//! Deliberately absent: judgement by time in tests, and traffic to anything but the servers that are named or started here.
 
 #![deny(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "the tables are this program's output")]
 
 mod arena;
 mod calls;
+mod commands;
 mod compare;
 #[allow(unsafe_code, reason = "an allocator that counts can only be made with it")]
 mod counting;
 mod daemon;
+mod docs;
 mod index;
+mod load;
 mod machine;
+mod peer;
+mod plot;
+mod publish;
 mod raw;
-mod report;
-mod run;
 mod simulate;
 mod stats;
+mod subject;
+mod targets;
 mod workload;
 
-use anyhow::{Context as _, ensure};
-use clap::{Args, Parser, Subcommand};
-use memkv_client::Transport;
-use serde::Serialize;
-use std::path::PathBuf;
+use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Measures MemKV on this machine.
@@ -39,8 +41,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measures get, put and exists against a daemon that it starts, beside raw sockets and memcpy.
-    Run(RunArgs),
+    /// Measures get, put and exists of chosen sizes, beside raw sockets, files and memcpy.
+    Run(commands::RunArgs),
+    /// Measures every target, and prints what was reached.
+    Targets(commands::TargetsArgs),
+    /// Measures MemKV beside other stores, in turns in one run.
+    Peers(commands::PeersArgs),
+    /// Prints the tables of an earlier run again, and writes them and the plots into a repository.
+    Render(commands::RenderArgs),
+    /// Loads a server from several client processes, as fast as it answers or at a fixed rate.
+    Load(load::command::LoadArgs),
     /// Measures how much of the memory holds pages, and how the memory follows a change of model.
     Arena(arena::ArenaArgs),
     /// Measures the bytes of an index entry and the time of a lookup.
@@ -51,46 +61,24 @@ enum Command {
     Simulate(simulate::SimulateArgs),
     /// Makes up a trace and prints it.
     Trace(simulate::TraceArgs),
-    /// The other side of the raw baseline; `run` starts it.
+    /// The other side of the raw baseline; others start it.
     #[command(hide = true)]
     RawServer,
     /// The client whose calls are counted; `calls` starts it.
     #[command(hide = true)]
     CallsClient(calls::ClientArgs),
-}
-
-#[derive(Args)]
-struct RunArgs {
-    /// About two minutes: a working set of 512 MiB and three rounds.
-    #[arg(long)]
-    quick: bool,
-    /// Bytes of all pages of a pass, for example 1GiB. Memory needed: about six times as much.
-    #[arg(long, value_parser = parse_size)]
-    working_set: Option<usize>,
-    /// Rounds to measure; the medians are over these.
-    #[arg(long)]
-    rounds: Option<usize>,
-    /// Page sizes to measure.
-    #[arg(long, value_parser = parse_size, value_delimiter = ',', default_value = "64KiB,256KiB,1MiB,4MiB")]
-    pages: Vec<usize>,
-    /// Compares these transports with each other, with memcpy on one thread, and with a file for each page in the page cache;
-    /// instead of tcp with plain sockets.
-    #[arg(long, value_delimiter = ',')]
-    transport: Vec<Transport>,
-    /// Batch sizes of a comparison.
-    #[arg(long, value_delimiter = ',', default_value = "1,32,128")]
-    batches: Vec<usize>,
-    /// The memkv-server to start; the one beside this program by default.
-    #[arg(long)]
-    server: Option<PathBuf>,
-    /// Also writes everything to this file, as JSON.
-    #[arg(long)]
-    json: Option<PathBuf>,
+    /// One client process of a load; others start it.
+    #[command(hide = true)]
+    Worker,
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Run(args) => run_command(args),
+        Command::Run(args) => commands::run(args),
+        Command::Targets(args) => commands::targets(args),
+        Command::Peers(args) => commands::peers(args),
+        Command::Render(args) => commands::render(&args),
+        Command::Load(args) => load_command(args),
         Command::Arena(args) => arena_command(&args),
         Command::Index(args) => index_command(&args),
         Command::Simulate(args) => simulate::simulate_command(args),
@@ -98,6 +86,7 @@ fn main() -> ExitCode {
         Command::RawServer => raw::serve(),
         Command::Calls(args) => calls::run(args),
         Command::CallsClient(args) => calls::client(&args),
+        Command::Worker => load::worker::serve(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -124,43 +113,9 @@ fn index_command(args: &index::IndexArgs) -> anyhow::Result<()> {
     index::run(args, command_line())
 }
 
-fn run_command(args: RunArgs) -> anyhow::Result<()> {
+fn load_command(args: load::command::LoadArgs) -> anyhow::Result<()> {
     warn_of_debug_build();
-    let (working_set, rounds) = if args.quick { (512 << 20, 3) } else { (1 << 30, 7) };
-    let working_set_bytes = args.working_set.unwrap_or(working_set);
-    let largest_batch = args.pages.iter().max().copied().unwrap_or(0) * 128;
-    ensure!(
-        working_set_bytes >= largest_batch,
-        "the working set must hold a batch of 128 of the largest pages: at least {}; raise --working-set or \
-         lower --pages",
-        report::size(largest_batch)
-    );
-    let (server, rounds) = (daemon::find_server(args.server)?, args.rounds.unwrap_or(rounds).max(1));
-    if !args.transport.is_empty() {
-        let plan = compare::Plan {
-            transports: args.transport,
-            working_set_bytes,
-            rounds,
-            page_bytes: args.pages,
-            batches: args.batches,
-            server,
-            command: command_line(),
-        };
-        let report = compare::run(plan, &|what| eprintln!("{what} …"))?;
-        println!("{}", compare::table(&report));
-        return write_json(args.json, &report);
-    }
-    let plan =
-        run::Plan { working_set_bytes, rounds, page_bytes: args.pages, server, command: command_line() };
-    let report = run::run(plan, &|what| eprintln!("{what} …"))?;
-    println!("{}", report::tables(&report));
-    write_json(args.json, &report)
-}
-
-fn write_json(path: Option<PathBuf>, report: &impl Serialize) -> anyhow::Result<()> {
-    let Some(path) = path else { return Ok(()) };
-    let text = serde_json::to_string_pretty(report).context("write JSON")?;
-    std::fs::write(&path, text + "\n").with_context(|| format!("write {}", path.display()))
+    load::command::run(args, command_line())
 }
 
 /// The command as typed, with the program's plain name.

@@ -15,11 +15,10 @@
 //! A put has its pages behind the request; an exists has its key list. The answer is eight bytes, then the pages
 //! of a get, or one bit a key of an exists. The exists looks nothing up: it is a round trip with the same bytes.
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use std::io::{BufRead as _, BufReader, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::sync::Barrier;
 use std::time::Instant;
 
 const GET: usize = 1;
@@ -118,13 +117,14 @@ impl Server {
         self.child.id()
     }
 
+    /// Where it listens.
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
     /// Connects with an array of `bytes` on the other side.
     pub(crate) fn connect(&self, bytes: usize) -> anyhow::Result<Conn> {
-        let mut stream = TcpStream::connect(self.addr).context("connect to the raw server")?;
-        stream.set_nodelay(true)?;
-        stream.write_all(&(bytes as u64).to_le_bytes())?;
-        stream.read_exact(&mut [0; REPLY_BYTES]).context("wait for the raw server's memory")?;
-        Ok(Conn { stream })
+        Conn::new(self.addr, bytes)
     }
 }
 
@@ -139,10 +139,30 @@ impl Drop for Server {
 /// A connection of the client.
 pub(crate) struct Conn {
     stream: TcpStream,
+    /// What an exists sends: a list of keys, each with its length in two bytes before it.
+    key_list: Vec<u8>,
 }
 
 impl Conn {
-    fn get(&mut self, first: usize, pages: &mut [&mut [u8]]) -> anyhow::Result<()> {
+    /// Connects to a raw server with an array of `bytes` on the other side.
+    ///
+    /// # Errors
+    ///
+    /// If it does not answer.
+    pub(crate) fn new(addr: SocketAddr, bytes: usize) -> anyhow::Result<Self> {
+        let mut stream = TcpStream::connect(addr).context("connect to the raw server")?;
+        stream.set_nodelay(true)?;
+        stream.write_all(&(bytes as u64).to_le_bytes())?;
+        stream.read_exact(&mut [0; REPLY_BYTES]).context("wait for the raw server's memory")?;
+        Ok(Self { stream, key_list: Vec::new() })
+    }
+
+    /// Reads slots, from `first` on, into pages of equal length.
+    ///
+    /// # Errors
+    ///
+    /// If the connection fails.
+    pub(crate) fn get(&mut self, first: usize, pages: &mut [&mut [u8]]) -> anyhow::Result<()> {
         self.stream.write_all(&encode(GET, pages.len(), first, pages[0].len())?)?;
         let mut reply = [0; REPLY_BYTES];
         let mut pieces = vec![IoSliceMut::new(&mut reply)];
@@ -150,7 +170,12 @@ impl Conn {
         read_exact(&mut self.stream, &mut pieces)
     }
 
-    fn put(&mut self, first: usize, pages: &[&[u8]]) -> anyhow::Result<()> {
+    /// Writes pages of equal length into slots, from `first` on.
+    ///
+    /// # Errors
+    ///
+    /// If the connection fails.
+    pub(crate) fn put(&mut self, first: usize, pages: &[&[u8]]) -> anyhow::Result<()> {
         let request = encode(PUT, pages.len(), first, pages[0].len())?;
         let mut pieces = vec![IoSlice::new(&request)];
         pieces.extend(pages.iter().map(|page| IoSlice::new(page)));
@@ -158,111 +183,29 @@ impl Conn {
         Ok(self.stream.read_exact(&mut [0; REPLY_BYTES])?)
     }
 
-    /// A round trip with the bytes of a key list.
-    pub(crate) fn exists(&mut self, count: usize, key_list: &[u8]) -> anyhow::Result<()> {
-        let request = encode(EXISTS, count, 0, key_list.len())?;
-        write_all(&mut self.stream, &mut [IoSlice::new(&request), IoSlice::new(key_list)])?;
+    /// Makes the list that [`exists`](Self::exists) sends, so that making it is not measured.
+    pub(crate) fn prepare_exists(&mut self, keys: &[Vec<u8>]) {
+        self.key_list.clear();
+        for key in keys {
+            let len = u16::try_from(key.len()).unwrap_or(u16::MAX);
+            self.key_list.extend_from_slice(&len.to_le_bytes());
+            self.key_list.extend_from_slice(key);
+        }
+    }
+
+    /// A round trip with the bytes of the list of so many keys.
+    ///
+    /// # Errors
+    ///
+    /// If the connection fails.
+    pub(crate) fn exists(&mut self, count: usize) -> anyhow::Result<()> {
+        let request = encode(EXISTS, count, 0, self.key_list.len())?;
+        write_all(&mut self.stream, &mut [IoSlice::new(&request), IoSlice::new(&self.key_list)])?;
         let mut reply = vec![0; REPLY_BYTES + count.div_ceil(8)];
         self.stream.read_exact(&mut reply)?;
         ensure!(reply[REPLY_BYTES..].iter().all(|&byte| byte == 0xff), "the raw server lost keys");
         Ok(())
     }
-}
-
-/// Reads all pages in batches, over one connection or two that share each batch; returns each batch's
-/// nanoseconds. Slots are numbered within a connection's own array.
-pub(crate) fn get_pass(
-    conns: &mut [Conn],
-    pages: &mut [&mut [u8]],
-    batch: usize,
-) -> anyhow::Result<Vec<u64>> {
-    match conns {
-        [one] => {
-            let mut nanos = Vec::with_capacity(pages.len() / batch);
-            for (i, chunk) in pages.chunks_mut(batch).enumerate() {
-                let start = Instant::now();
-                one.get(i * batch, chunk)?;
-                nanos.push(elapsed_nanos(start));
-            }
-            Ok(nanos)
-        }
-        [one, two] => {
-            let half = batch / 2;
-            let (mut left, mut right) = (Vec::new(), Vec::new());
-            for chunk in pages.chunks_mut(batch) {
-                let (a, b) = chunk.split_at_mut(half.min(chunk.len()));
-                left.push(a);
-                right.push(b);
-            }
-            in_pairs(
-                left,
-                right,
-                |i, part: &mut [&mut [u8]]| one.get(i * half, part),
-                |i, part: &mut [&mut [u8]]| if part.is_empty() { Ok(()) } else { two.get(i * half, part) },
-            )
-        }
-        _ => bail!("the raw baseline has one or two connections"),
-    }
-}
-
-/// Writes all pages in batches; the counterpart of [`get_pass`].
-pub(crate) fn put_pass(conns: &mut [Conn], pages: &[&[u8]], batch: usize) -> anyhow::Result<Vec<u64>> {
-    match conns {
-        [one] => {
-            let mut nanos = Vec::with_capacity(pages.len() / batch);
-            for (i, chunk) in pages.chunks(batch).enumerate() {
-                let start = Instant::now();
-                one.put(i * batch, chunk)?;
-                nanos.push(elapsed_nanos(start));
-            }
-            Ok(nanos)
-        }
-        [one, two] => {
-            let half = batch / 2;
-            let halves = pages.chunks(batch).map(|chunk| chunk.split_at(half.min(chunk.len())));
-            let (left, right): (Vec<_>, Vec<_>) = halves.unzip();
-            in_pairs(
-                left,
-                right,
-                |i, part: &[&[u8]]| one.put(i * half, part),
-                |i, part: &[&[u8]]| if part.is_empty() { Ok(()) } else { two.put(i * half, part) },
-            )
-        }
-        _ => bail!("the raw baseline has one or two connections"),
-    }
-}
-
-/// Works on both halves of each batch at once, on two threads that wait for each other after every batch.
-fn in_pairs<T: Send>(
-    left: Vec<T>,
-    right: Vec<T>,
-    mut on_left: impl FnMut(usize, T) -> anyhow::Result<()>,
-    mut on_right: impl FnMut(usize, T) -> anyhow::Result<()> + Send,
-) -> anyhow::Result<Vec<u64>> {
-    let barrier = &Barrier::new(2);
-    std::thread::scope(|scope| {
-        let helper = scope.spawn(move || {
-            barrier.wait();
-            let mut result = Ok(());
-            for (i, part) in right.into_iter().enumerate() {
-                // A failed side keeps the pace, or the other one would wait for ever.
-                result = result.and_then(|()| on_right(i, part));
-                barrier.wait();
-            }
-            result
-        });
-        let mut nanos = Vec::with_capacity(left.len());
-        let mut result = Ok(());
-        barrier.wait();
-        for (i, part) in left.into_iter().enumerate() {
-            let start = Instant::now();
-            result = result.and_then(|()| on_left(i, part));
-            barrier.wait();
-            nanos.push(elapsed_nanos(start));
-        }
-        helper.join().map_err(|_| anyhow::anyhow!("the second raw connection panicked"))??;
-        result.map(|()| nanos)
-    })
 }
 
 /// Nanoseconds since `start`.
@@ -279,21 +222,31 @@ fn encode(op: usize, count: usize, first: usize, len: usize) -> anyhow::Result<[
     Ok(out)
 }
 
-fn write_all(stream: &mut TcpStream, mut pieces: &mut [IoSlice<'_>]) -> anyhow::Result<()> {
+/// Writes all pieces.
+///
+/// # Errors
+///
+/// If the connection fails.
+pub(crate) fn write_all(stream: &mut TcpStream, mut pieces: &mut [IoSlice<'_>]) -> anyhow::Result<()> {
     while !pieces.is_empty() {
         let now = pieces.len().min(PIECES);
-        let wrote = stream.write_vectored(&pieces[..now]).context("write to a raw connection")?;
-        ensure!(wrote > 0, "a raw connection takes no more");
+        let wrote = stream.write_vectored(&pieces[..now]).context("write to a connection")?;
+        ensure!(wrote > 0, "a connection takes no more");
         IoSlice::advance_slices(&mut pieces, wrote);
     }
     Ok(())
 }
 
-fn read_exact(stream: &mut TcpStream, mut pieces: &mut [IoSliceMut<'_>]) -> anyhow::Result<()> {
+/// Fills all pieces.
+///
+/// # Errors
+///
+/// If the connection fails or ends.
+pub(crate) fn read_exact(stream: &mut TcpStream, mut pieces: &mut [IoSliceMut<'_>]) -> anyhow::Result<()> {
     while !pieces.is_empty() {
         let now = pieces.len().min(PIECES);
-        let got = stream.read_vectored(&mut pieces[..now]).context("read from a raw connection")?;
-        ensure!(got > 0, "a raw connection ended");
+        let got = stream.read_vectored(&mut pieces[..now]).context("read from a connection")?;
+        ensure!(got > 0, "a connection ended");
         IoSliceMut::advance_slices(&mut pieces, got);
     }
     Ok(())

@@ -1,9 +1,10 @@
 //! Medians, quartiles and percentiles.
 
-use serde::Serialize;
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 
 /// A quantity measured once a round.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Spread {
     /// The middle value.
     pub median: f64,
@@ -25,7 +26,7 @@ impl Spread {
 }
 
 /// Latency over all rounds, in microseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Latency {
     pub p50_us: f64,
     pub p99_us: f64,
@@ -40,6 +41,35 @@ impl Latency {
         let mut sorted: Vec<f64> = nanos.iter().map(|&ns| ns as f64 / 1e3).collect();
         sorted.sort_by(f64::total_cmp);
         Some(Self { p50_us: quantile(&sorted, 0.5)?, p99_us: quantile(&sorted, 0.99)?, count: sorted.len() })
+    }
+}
+
+/// The latency of many batches, in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Tail {
+    pub p50_us: f64,
+    pub p90_us: f64,
+    pub p99_us: f64,
+    pub p999_us: f64,
+    pub max_us: f64,
+    /// Batches measured.
+    pub count: u64,
+}
+
+impl Tail {
+    /// Of a histogram of nanoseconds.
+    pub(crate) fn of(histogram: &Histogram<u64>) -> Self {
+        #[allow(clippy::cast_precision_loss, reason = "a duration of days still fits")]
+        let us = |nanos: u64| nanos as f64 / 1e3;
+        let at = |part| us(histogram.value_at_quantile(part));
+        Self {
+            p50_us: at(0.5),
+            p90_us: at(0.9),
+            p99_us: at(0.99),
+            p999_us: at(0.999),
+            max_us: us(histogram.max()),
+            count: histogram.len(),
+        }
     }
 }
 

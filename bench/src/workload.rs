@@ -14,13 +14,7 @@ pub(crate) struct Workload {
 impl Workload {
     /// A working set of `bytes`.
     pub(crate) fn new(bytes: usize) -> Self {
-        let mut source = vec![0; bytes];
-        let mut state = 0x243f_6a88_85a3_08d3_u64;
-        for word in source.as_chunks_mut::<8>().0 {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            *word = (state ^ (state >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9).to_le_bytes();
-        }
-        Self { source, target: vec![0xee; bytes] }
+        Self { source: pattern(bytes), target: vec![0xee; bytes] }
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -58,16 +52,34 @@ impl Workload {
     }
 }
 
-/// Keys as an engine has them: 64 hex digits of a hash, here of a name and number.
+/// Bytes of which every eight differ.
+pub(crate) fn pattern(bytes: usize) -> Vec<u8> {
+    let mut source = vec![0; bytes];
+    let mut state = 0x243f_6a88_85a3_08d3_u64;
+    for word in source.as_chunks_mut::<8>().0 {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        *word = (state ^ (state >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9).to_le_bytes();
+    }
+    source
+}
+
+/// Keys as an engine has them: 64 hex digits of a hash, here of a name and number. The last 16 are the number.
 pub(crate) fn keys(name: &str, count: usize) -> Vec<Vec<u8>> {
-    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+    let seed = seed(name);
+    (0..count as u64).map(|number| key(seed, number)).collect()
+}
+
+/// What a name makes of the keys with it.
+pub(crate) fn seed(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    let key = |i: usize| {
-        let low = (seed ^ i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        format!("{seed:016x}{low:016x}{:016x}{i:016x}", low.rotate_left(23) ^ seed).into_bytes()
-    };
-    (0..count).map(key).collect()
+    })
+}
+
+/// One of [`keys`].
+pub(crate) fn key(seed: u64, number: u64) -> Vec<u8> {
+    let low = (seed ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    format!("{seed:016x}{low:016x}{:016x}{number:016x}", low.rotate_left(23) ^ seed).into_bytes()
 }
 
 #[cfg(test)]

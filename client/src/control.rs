@@ -23,6 +23,9 @@ pub type ServerResult<T> = (ServerAddress, Result<T, Error>);
 /// The largest control message: a list of 10,000 keys with their statuses fits.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 32 << 20;
 
+/// Largest frame that a server may send: pages come in few large ones, not in 16 KiB each.
+const FRAME_BYTES: u32 = 1 << 20;
+
 /// Progress of a check that waits for the caller.
 const VERIFY_QUEUE: usize = 4;
 /// Longest time of one check of all pages.
@@ -51,6 +54,7 @@ pub(crate) fn channel(address: &ServerAddress, connect_timeout: Duration) -> Res
         .tcp_keepalive(Some(Duration::from_secs(10)))
         .initial_stream_window_size(4 << 20)
         .initial_connection_window_size(16 << 20)
+        .max_frame_size(FRAME_BYTES)
         .connect_lazy())
 }
 

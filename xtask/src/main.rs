@@ -67,8 +67,8 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "bench",
-        usage: "bench [ARGS …]",
-        about: "Runs the load generator in release",
+        usage: "bench targets|peers|load|run [ARGS …]",
+        about: "Measures, in release; --help after each says how",
         run: smaller::bench,
     },
     Command {

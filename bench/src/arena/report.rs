@@ -133,7 +133,7 @@ impl Change {
 pub(super) fn table(report: &Report) -> String {
     let mut text = format!(
         "{} of memory on {}, watermarks {} and {}, {} writers, {} readers\n\n",
-        crate::report::size(usize::try_from(report.dram_bytes).unwrap_or(usize::MAX)),
+        crate::compare::report::size(usize::try_from(report.dram_bytes).unwrap_or(usize::MAX)),
         report.machine.cpu,
         report.high_watermark,
         report.low_watermark,

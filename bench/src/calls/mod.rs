@@ -10,9 +10,10 @@
 
 mod trace;
 
+use crate::compare::report;
 use crate::daemon::{Daemon, find_server};
 use crate::workload::Workload;
-use crate::{command_line, counting, raw, report, warn_of_debug_build};
+use crate::{command_line, counting, raw, warn_of_debug_build};
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use memkv_client::blocking::{Client, Space};
@@ -343,11 +344,11 @@ fn raw_client(args: &ClientArgs) -> anyhow::Result<()> {
     let sources: Vec<&[u8]> = source.chunks_exact(args.page).collect();
     let mut targets: Vec<&mut [u8]> = target.chunks_exact_mut(args.page).collect();
     // As many bytes as MemKV sends for such keys.
-    let key_list = vec![0; args.keys * 100];
+    conns[0].prepare_exists(&vec![vec![0; 98]; args.keys]);
     perform(server.pid(), args.batches, |_| match args.op.as_str() {
-        "get" => raw::get_pass(&mut conns, &mut targets, args.keys).map(drop),
-        "put" => raw::put_pass(&mut conns, &sources, args.keys).map(drop),
-        _ => conns[0].exists(args.keys, &key_list),
+        "get" => conns[0].get(0, &mut targets),
+        "put" => conns[0].put(0, &sources),
+        _ => conns[0].exists(args.keys),
     })
 }
 

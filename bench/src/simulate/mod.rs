@@ -12,7 +12,7 @@ mod shapes;
 mod suite;
 #[cfg(test)]
 mod tests;
-mod trace;
+pub(crate) mod trace;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;

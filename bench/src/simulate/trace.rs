@@ -12,11 +12,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::HashMap;
 
 /// Tokens of a block.
-pub(super) const BLOCK_TOKENS: u64 = 512;
+pub(crate) const BLOCK_TOKENS: u64 = 512;
 
 /// One line of a trace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Line {
+pub(crate) struct Line {
     /// When the request came, in milliseconds. A fraction is cut off.
     #[serde(deserialize_with = "milliseconds")]
     pub timestamp: u64,
@@ -31,7 +31,7 @@ pub(super) struct Line {
 
 /// A request, with blocks numbered from 0 in the order in which the trace first names them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Request {
+pub(crate) struct Request {
     pub now_ms: u64,
     pub input_tokens: u64,
     pub blocks: Vec<u32>,
@@ -39,14 +39,14 @@ pub(super) struct Request {
 
 impl Request {
     /// Tokens of the first `blocks` blocks: the last block of a prompt may be a part of one.
-    pub(super) fn tokens(&self, blocks: usize) -> u64 {
+    pub(crate) fn tokens(&self, blocks: usize) -> u64 {
         (blocks as u64 * BLOCK_TOKENS).min(self.input_tokens)
     }
 }
 
 /// A whole trace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Trace {
+pub(crate) struct Trace {
     pub requests: Vec<Request>,
     /// The ids that the trace gives the blocks.
     pub ids: Vec<u64>,
@@ -56,7 +56,7 @@ pub(super) struct Trace {
 
 /// What is wrong with a trace.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum BadTrace {
+pub(crate) enum BadTrace {
     #[error(
         "line {line}: {why}; a line is {{\"timestamp\": 0, \"input_length\": 600, \"hash_ids\": [1, 2]}}"
     )]
@@ -67,7 +67,7 @@ pub(super) enum BadTrace {
 
 impl Trace {
     /// Reads a trace. Empty lines are passed over. Time that runs backwards stands still instead.
-    pub(super) fn parse(text: &str) -> Result<Self, BadTrace> {
+    pub(crate) fn parse(text: &str) -> Result<Self, BadTrace> {
         let mut lines = Vec::new();
         for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
             let bad = |why: String| BadTrace::Line { line: number, why };
@@ -79,7 +79,7 @@ impl Trace {
     }
 
     /// Makes a trace of lines that are known to be right.
-    pub(super) fn from_lines(lines: Vec<Line>) -> Result<Self, BadTrace> {
+    pub(crate) fn from_lines(lines: Vec<Line>) -> Result<Self, BadTrace> {
         let (mut trace, mut numbers, mut now_ms) = (Self::default(), HashMap::new(), 0);
         for line in lines {
             now_ms = line.timestamp.max(now_ms);
@@ -98,7 +98,7 @@ impl Trace {
     }
 
     /// The number of different blocks.
-    pub(super) fn distinct(&self) -> usize {
+    pub(crate) fn distinct(&self) -> usize {
         self.ids.len()
     }
 }

@@ -30,6 +30,8 @@ const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// Flow-control windows, bytes.
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Largest frame that a client may send: pages come in few large ones, not in 16 KiB each.
+const FRAME_BYTES: u32 = 1 << 20;
 /// Largest list of headers, bytes.
 const HEADERS_MAX: u32 = 16 << 10;
 
@@ -44,6 +46,7 @@ pub(crate) fn server() -> Server {
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME_BYTES)
         .http2_max_header_list_size(HEADERS_MAX)
 }
 

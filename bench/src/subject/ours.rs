@@ -1,0 +1,164 @@
+//! MemKV over one transport, as a subject.
+
+use super::{Kind, Subject};
+use crate::daemon::Daemon;
+use crate::raw::elapsed_nanos;
+use anyhow::{Context as _, ensure};
+use memkv_client::blocking::{Client, Space};
+use memkv_client::{Config, PageOutcome, Transport};
+use memkv_core::SpaceDescription;
+use std::time::{Duration, Instant};
+
+/// A bench must not time out on a busy machine: it measures, it does not judge.
+const OP_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a transport may take until it works.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A client with one transport, and a space of its own.
+pub(crate) struct Ours {
+    name: String,
+    client: Client,
+    space: Space,
+    servers: Vec<u32>,
+    outcomes: Vec<PageOutcome>,
+}
+
+/// What MemKV over a transport is called.
+pub(crate) fn name(transport: Transport) -> String {
+    format!("memkv {transport}")
+}
+
+/// Connects over one transport.
+///
+/// # Errors
+///
+/// If the client refuses the transport.
+pub(crate) fn connect(address: &str, key: Option<&str>, transport: Transport) -> anyhow::Result<Client> {
+    let config = Config::builder().servers(address).transport(transport).op_timeout(OP_TIMEOUT);
+    let config = match key {
+        Some(key) => config.auth_key_hex(key),
+        None => config,
+    };
+    Ok(Client::connect(config.build()?)?)
+}
+
+/// Puts and gets one page, so that a transport that does not work is noticed, and why.
+///
+/// # Errors
+///
+/// If it does not work here.
+pub(crate) fn probe(client: &Client, space: &Space) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    loop {
+        let mut target = [0; 4096];
+        let put = space.put(b"probe", &[7; 4096]);
+        let got = space.get_into(&[b"probe"], &mut [&mut target], &mut [PageOutcome::Miss]);
+        if matches!(put, Ok(PageOutcome::Stored | PageOutcome::Exists)) && got.is_ok() && target == [7; 4096]
+        {
+            return Ok(());
+        }
+        if begun.elapsed() > PATIENCE {
+            let views = client.servers();
+            let why = views.iter().find_map(|view| view.last_error.clone());
+            let outcome = format!("a put of a page ended with {put:?}");
+            anyhow::bail!("{}", why.unwrap_or(outcome));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+impl Ours {
+    /// Connects to the daemon; fails with the reason if this build or machine lacks the transport.
+    ///
+    /// # Errors
+    ///
+    /// As said.
+    pub(crate) fn new(daemon: &Daemon, transport: Transport) -> anyhow::Result<Self> {
+        let client = connect(&daemon.address(), Some(daemon.key()), transport)?;
+        let space = client.space(SpaceDescription::named(&format!("bench-{transport}"))?)?;
+        probe(&client, &space)?;
+        Ok(Self { name: name(transport), client, space, servers: vec![daemon.pid()], outcomes: Vec::new() })
+    }
+
+    fn outcomes(&mut self, count: usize) {
+        self.outcomes.clear();
+        self.outcomes.resize(count, PageOutcome::Miss);
+    }
+
+    fn expect(&self, wanted: PageOutcome) -> anyhow::Result<()> {
+        let bad = self.outcomes.iter().find(|&&outcome| outcome != wanted);
+        ensure!(bad.is_none(), "a page was {bad:?} and not {wanted:?}");
+        Ok(())
+    }
+}
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        self.client.clone().close();
+    }
+}
+
+impl Subject for Ours {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Memkv
+    }
+
+    fn note(&self) -> String {
+        "memkv-server with authentication and checksums".into()
+    }
+
+    fn servers(&self) -> &[u32] {
+        &self.servers
+    }
+
+    fn clear(&mut self) -> anyhow::Result<()> {
+        self.space.clear().context("clear the space")?;
+        Ok(())
+    }
+
+    fn put_pass(&mut self, batch: usize, keys: &[Vec<u8>], pages: &[&[u8]]) -> anyhow::Result<Vec<u64>> {
+        let mut nanos = Vec::with_capacity(keys.len() / batch);
+        for (keys, pages) in keys.chunks(batch).zip(pages.chunks(batch)) {
+            self.outcomes(keys.len());
+            let start = Instant::now();
+            self.space.put_from(keys, pages, &mut self.outcomes)?;
+            nanos.push(elapsed_nanos(start));
+            self.expect(PageOutcome::Stored)?;
+        }
+        Ok(nanos)
+    }
+
+    fn get_pass(
+        &mut self,
+        batch: usize,
+        keys: &[Vec<u8>],
+        pages: &mut [&mut [u8]],
+    ) -> anyhow::Result<Vec<u64>> {
+        let mut nanos = Vec::with_capacity(keys.len() / batch);
+        for (keys, pages) in keys.chunks(batch).zip(pages.chunks_mut(batch)) {
+            self.outcomes(keys.len());
+            let start = Instant::now();
+            self.space.get_into(keys, pages, &mut self.outcomes)?;
+            nanos.push(elapsed_nanos(start));
+            self.expect(PageOutcome::Hit)?;
+        }
+        Ok(nanos)
+    }
+
+    fn exists(&mut self, keys: &[Vec<u8>], times: usize) -> anyhow::Result<Vec<u64>> {
+        let mut found = vec![false; keys.len()];
+        let mut nanos = Vec::with_capacity(times);
+        for _ in 0..times {
+            found.fill(false);
+            let start = Instant::now();
+            self.space.exists(keys, &mut found)?;
+            nanos.push(elapsed_nanos(start));
+            ensure!(found.iter().all(|&found| found), "exists lost a key");
+        }
+        Ok(nanos)
+    }
+}
