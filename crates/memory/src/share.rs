@@ -124,8 +124,9 @@ mod tests {
         let second = unsafe { mmap(null_mut(), LEN, access, flags, &file, 0) };
         assert_eq!(second, Err(Errno::PERM));
         // The one that writes goes on writing, and gets what it did not touch before.
+        let last = mapping.start().as_ptr().wrapping_add(LEN - 1);
         // SAFETY: as above.
-        unsafe { mapping.start().add(LEN - 1).write(9) };
+        unsafe { last.write(9) };
         file.read_exact_at(&mut byte, LEN as u64 - 1).unwrap();
         assert_eq!(byte, [9]);
     }
