@@ -5,9 +5,9 @@
 //! last of them. What either side cannot do (the server reading this process' memory, memory that is not shared) is
 //! known from then on, and those pages go in frames over the same socket.
 
+use crate::attach::{Attacher, broken};
 use crate::link::Link;
 use crate::mover::Bound;
-use crate::attach::{Attacher, broken};
 use crate::session::{protocol, random};
 use crate::wire::Wire;
 use crate::{Error, ErrorKind};

@@ -71,7 +71,10 @@ fn a_client_that_is_killed_in_the_middle_leaves_nothing_behind() {
         }
     }
     let (outcomes, _): (Vec<_>, Vec<_>) = get(&space, &keys, 1 << 20).into_iter().unzip();
-    assert!(outcomes.iter().all(|outcome| matches!(outcome, PageOutcome::Hit | PageOutcome::Miss)), "{outcomes:?}");
+    assert!(
+        outcomes.iter().all(|outcome| matches!(outcome, PageOutcome::Hit | PageOutcome::Miss)),
+        "{outcomes:?}"
+    );
 }
 
 /// The page in the memory that was lent, if it is still there.
@@ -96,10 +99,14 @@ fn a_client_that_freezes_loses_its_pages_and_can_tell() {
     let borrowed = frozen.get(space, &[b"page"], len).unwrap()[0];
     assert_eq!(copy(&view, space, b"page", borrowed).unwrap(), page(b"page", len));
     // The page goes, and its slot stays for as long as somebody may read it.
-    assert!(control.block_on(control.kv().clone().delete(control.request(
-        "Delete",
-        memkv_proto::v1::DeleteRequest { space_id: space.0.to_vec(), keys: vec![b"page".to_vec()] },
-    ))).is_ok());
+    assert!(
+        control
+            .block_on(control.kv().clone().delete(control.request(
+                "/memkv.v1.Kv/Delete",
+                memkv_proto::v1::DeleteRequest { space_id: space.0.to_vec(), keys: vec![b"page".to_vec()] },
+            )))
+            .is_ok()
+    );
     assert_eq!(lent(&daemon), 1.0);
     assert_eq!(copy(&view, space, b"page", borrowed).unwrap(), page(b"page", len));
     wait_until_nothing_is_lent(&daemon);

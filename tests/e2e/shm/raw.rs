@@ -6,7 +6,9 @@ use memkv_shm::{pass, socket};
 use memkv_tests::control::{Control, Session};
 use memkv_tests::wire::frame;
 use memkv_transport::auth::SessionKey;
-use memkv_transport::frame::{CAPABILITY_SHM, Code, FLAG_EXACT, FLAG_REMOTE, HEADER_BYTES, Header, Mover, Op};
+use memkv_transport::frame::{
+    CAPABILITY_SHM, Code, FLAG_EXACT, FLAG_REMOTE, HEADER_BYTES, Header, Mover, Op,
+};
 use memkv_transport::handshake::{Attach, CHALLENGE_BYTES, WELCOME_BYTES, read_status};
 use memkv_transport::records::{self, PAGE_RECORD_BYTES, SHM_BOUND_BYTES, ShmBound, Span};
 use std::io::{self, Read as _, Write as _};

@@ -32,7 +32,8 @@ fn with_a_page(len: usize) -> (Daemon, Control, SpaceId) {
 /// Tries to map memory so that it can be written.
 fn map_writable(memory: impl AsFd, len: usize) -> bool {
     // SAFETY: a new mapping at an address the kernel chooses touches no memory that exists.
-    let mapped = unsafe { mmap(null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, memory, 0) };
+    let mapped =
+        unsafe { mmap(null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, memory, 0) };
     // SAFETY: it is what was just mapped, and nobody has its address.
     mapped.is_ok_and(|mapped| unsafe { munmap(mapped, len) }.is_ok())
 }
@@ -51,14 +52,15 @@ fn make_writable(memory: impl AsFd, len: usize) -> bool {
 #[test]
 fn a_client_can_read_the_memory_and_nothing_else() {
     let len = 100_000;
-    let (daemon, _control, space) = with_a_page(len);
-    let session = raw::session(&daemon.control().unwrap());
+    let (_daemon, control, space) = with_a_page(len);
+    let session = raw::session(&control);
     let mut conn = NearConn::of(&session);
     let (bound, memory) = conn.bind_well();
     assert!(bound.reads_client);
     let memory = File::from(memory);
     let all = usize::try_from(bound.memory_bytes).unwrap();
-    let reopened = OpenOptions::new().read(true).write(true).open(format!("/proc/self/fd/{}", memory.as_raw_fd()));
+    let reopened =
+        OpenOptions::new().read(true).write(true).open(format!("/proc/self/fd/{}", memory.as_raw_fd()));
     for memory in [Some(memory.try_clone().unwrap()), reopened.ok()].into_iter().flatten() {
         assert!(!map_writable(&memory, all));
         assert!(!make_writable(&memory, all));
@@ -78,8 +80,8 @@ fn a_client_can_read_the_memory_and_nothing_else() {
 
 #[test]
 fn only_who_knows_the_key_gets_the_memory() {
-    let (daemon, _control, _space) = with_a_page(10);
-    let session = raw::session(&daemon.control().unwrap());
+    let (daemon, control, _space) = with_a_page(10);
+    let session = raw::session(&control);
     let socket = session.accepted.shm.clone().unwrap().socket;
     let wrong = AuthKey::from_hex(&"77".repeat(32)).unwrap();
     assert!(Control::connect(daemon.addr(), Some(wrong)).and_then(|control| control.session()).is_err());
@@ -103,7 +105,7 @@ fn only_who_knows_the_key_gets_the_memory() {
 fn memory_is_lent_until_it_is_released_or_anything_else_is_asked() {
     let len = 5000;
     let (daemon, control, space) = with_a_page(len);
-    let session = raw::session(&daemon.control().unwrap());
+    let session = raw::session(&control);
     let mut conn = NearConn::of(&session);
     conn.bind_well();
     let lend = |conn: &mut NearConn| {
@@ -126,8 +128,8 @@ fn memory_is_lent_until_it_is_released_or_anything_else_is_asked() {
 
 #[test]
 fn a_client_that_cannot_be_read_puts_through_its_socket() {
-    let (daemon, _control, space) = with_a_page(10);
-    let session = raw::session(&daemon.control().unwrap());
+    let (_daemon, control, space) = with_a_page(10);
+    let session = raw::session(&control);
     for (address, content) in [(0, [0; 8]), (64, *b"nowhere!")] {
         let mut conn = NearConn::of(&session);
         let (bound, memory) = conn.bind(address, content).unwrap();
@@ -140,8 +142,8 @@ fn a_client_that_cannot_be_read_puts_through_its_socket() {
 
 #[test]
 fn bytes_that_are_not_there_or_not_what_they_should_be_are_not_stored() {
-    let (daemon, control, space) = with_a_page(10);
-    let session = raw::session(&daemon.control().unwrap());
+    let (_daemon, control, space) = with_a_page(10);
+    let session = raw::session(&control);
     let mut conn = NearConn::of(&session);
     conn.bind_well();
     let bytes = page(b"new", 3000);
@@ -159,9 +161,14 @@ fn bytes_that_are_not_there_or_not_what_they_should_be_are_not_stored() {
     conn.bind_well();
     let nowhere = Span { offset: 64, ..span };
     assert!(conn.put(space, &[(b"third", meta, nowhere)]).is_err(), "the connection ends");
-    assert!(NearConn::of(&session).put(space, &[(b"third", meta, span)]).is_ok_and(|codes| codes == [Code::Malformed]));
+    assert!(
+        NearConn::of(&session)
+            .put(space, &[(b"third", meta, span)])
+            .is_ok_and(|codes| codes == [Code::Malformed])
+    );
     let only_two = || (control.status().unwrap().dram.unwrap().pages == 2).then_some(());
     wait_for("nothing else is stored", PATIENCE, only_two).unwrap();
-    let slots = control.status().unwrap().dram.unwrap().classes.iter().map(|class| class.slots_used).sum::<u64>();
+    let slots =
+        control.status().unwrap().dram.unwrap().classes.iter().map(|class| class.slots_used).sum::<u64>();
     assert_eq!(slots, 2);
 }
