@@ -86,7 +86,7 @@ fn mistakes_name_source_and_option_and_remedy() {
     assert!(timeout.contains("MEMKV_OP_TIMEOUT") && timeout.contains("5s"), "{timeout}");
     assert!(complaint(&[], &[("op_timeout", "0s")]).contains("out of range"));
     assert!(complaint(&[], &[("nope", "1")]).contains("there is no option \"nope\""));
-    assert!(complaint(&[("MEMKV_TRANSPORT", "udp")], &[]).contains("auto, tcp or grpc"));
+    assert!(complaint(&[("MEMKV_TRANSPORT", "udp")], &[]).contains("auto, tcp, shm, rdma or grpc"));
     assert!(complaint(&[("MEMKV_CONNECTIONS_PER_SERVER", "0")], &[]).contains("1 to 64"));
     let servers = complaint(&[("MEMKV_SERVERS", "a:b")], &[]);
     assert!(servers.contains("MEMKV_SERVERS") && servers.contains("host:port"), "{servers}");

@@ -58,12 +58,12 @@ impl OpenNic {
         // SAFETY: the box is dropped after the region, and its bytes never change.
         let trial = unsafe { nic.register(trial_start, trial_bytes.len(), Access::Local) }?;
         let begin = start.as_ptr().expose_provenance() as u64;
-        let part = |(index, region): (usize, &Box<dyn Region>)| {
+        let part = |index: usize, key: u32| {
             let from = index * PART_BYTES;
             let bytes = PART_BYTES.min(bytes - from) as u64;
-            Part { start: begin + from as u64, bytes, key: region.local_key() }
+            Part { start: begin + from as u64, bytes, key }
         };
-        let parts = arena.iter().enumerate().map(part).collect();
+        let parts = arena.iter().enumerate().map(|(index, region)| part(index, region.local_key())).collect();
         Ok(Self { _arena: arena, trial, parts, nic, trial_bytes, _engine: Keep(Arc::clone(engine)) })
     }
 

@@ -241,7 +241,7 @@ mod tests {
             regions.add(message(id, 5 * MIB, &[&[1, 2, 3]]), &gauge).unwrap();
         }
         assert!(regions.add(message(0, 5 * MIB, &[&[1, 2, 3]]), &gauge).is_err(), "there are enough");
-        assert_eq!(gauge.load(Ordering::Relaxed), REGIONS_MAX.into());
+        assert_eq!(gauge.load(Ordering::Relaxed), u64::from(REGIONS_MAX));
         regions.clear(&gauge);
         assert_eq!((gauge.load(Ordering::Relaxed), regions.count()), (0, 0));
     }
