@@ -161,11 +161,12 @@ fn on_the_shipped_trace_the_default_is_at_least_as_good_as_the_best_of_the_class
 
 #[test]
 fn on_no_shape_the_default_is_far_behind_the_best_of_the_classics() {
-    let suite = Suite { seeds: vec![1], requests: 500, shares: vec![0.05, 0.25] };
+    // With room for a tenth the classics differ most from one another, and our own ranking alone is 4 % behind on drift.
+    let suite = Suite { seeds: vec![1], requests: 1500, shares: vec![0.1] };
     let cells = run(&suite, None, Room::Exact).unwrap();
-    assert_eq!(cells.len(), Shape::ALL.len() * 2);
+    assert_eq!(cells.len(), Shape::ALL.len());
     for cell in &cells {
-        assert!(cell.ratio() >= 0.95 && cell.own <= cell.optimum, "{cell:?}");
+        assert!(cell.ratio() >= 0.97 && cell.own <= cell.optimum, "{cell:?}");
     }
     let (worst, mean) = worst_and_mean(&cells);
     assert!(worst <= mean && mean >= 1.0, "{}", table(&cells));

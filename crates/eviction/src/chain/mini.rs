@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 /// A large store makes room for one in this many of its pages at once, so that a choice is not made for every use.
-const BATCH_SHARE: usize = 256;
+const BATCH_SHARE: usize = 128;
 
 /// Digests are as good as random: they need no hash.
 #[derive(Default)]

@@ -9,6 +9,8 @@
 //! - Nothing is measured against a constant time or number of pages: ages are in logarithmic buckets, and lessons come
 //!   with every fifth of the store that was replaced.
 //!
+//! - Where a classic policy hits more, the store [follows](rivals) it.
+//!
 //! A use soon after another is the same use: an engine asks whether a page exists, reads it, and puts it again.
 
 mod age;
