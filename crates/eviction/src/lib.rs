@@ -39,7 +39,7 @@ pub trait Policy: Send + Sync {
 
     /// A page is asked for at `now_ms`; `page` tells what was known before. Returns its new word.
     ///
-    /// On the path of requests: no lock, and no write to memory that other pages share.
+    /// On the path of requests: never waits, and in a large store seldom writes to memory that other pages share.
     fn accessed(&self, page: &Page, now_ms: u64) -> u64;
 
     /// A page went to make room.
