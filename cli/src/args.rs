@@ -187,14 +187,28 @@ pub(crate) enum Command {
     ///
     /// Checks the configuration, whether every server answers, clocks, limits of this machine, and versions.
     /// Exits with 1 if anything must be mended.
-    #[command(after_help = "Example:\n  memkv-cli doctor")]
-    Doctor,
+    #[command(after_help = "Example:\n  memkv-cli doctor\n  memkv-cli doctor rdma")]
+    Doctor {
+        #[command(subcommand)]
+        subject: Option<Patient>,
+    },
     /// Print a generated document
     #[command(hide = true)]
     Reference {
         /// Which one
         document: Document,
     },
+}
+
+/// What `doctor` looks at.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Patient {
+    /// Show and try the RDMA devices of this machine
+    ///
+    /// Lists devices, ports, GIDs, MTU, NUMA node and the limit on locked memory, says which ports would be used,
+    /// and moves bytes through each of them and back. Needs no server. Exits with 1 if anything must be mended.
+    #[command(after_help = "Example:\n  memkv-cli doctor rdma\n  MEMKV_RDMA_DEVICES=mlx5_1 memkv-cli doctor rdma")]
+    Rdma,
 }
 
 /// A document that is made from code.

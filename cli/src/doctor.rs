@@ -2,7 +2,9 @@
 //!
 //! What was measured and what follows from it are apart: [`server_findings`] and [`machine_findings`] are pure.
 
-use crate::args::Global;
+mod rdma;
+
+use crate::args::{Global, Patient};
 use crate::failure::{Code, Failure};
 use crate::fleet::{Fleet, configuration};
 use crate::output::Output;
@@ -23,8 +25,11 @@ const MEMLOCK_MIN: u64 = 1 << 30;
 /// Fewer open files than this may not be enough for a server's connections.
 const FILES_MIN: u64 = 16_384;
 
-/// Looks at everything and prints the findings.
-pub(crate) async fn run(global: &Global, output: &Output) -> Result<(), Failure> {
+/// Looks at everything, or at one subject, and prints the findings.
+pub(crate) async fn run(subject: Option<Patient>, global: &Global, output: &Output) -> Result<(), Failure> {
+    if let Some(Patient::Rdma) = subject {
+        return rdma::run(global, output);
+    }
     let spinner = output.spinner("examine");
     let mut findings = Vec::new();
     match configuration(global) {

@@ -32,7 +32,7 @@ unknown; identities are in hex. Fields may be added, and none is renamed or remo
 | `put` | `space_id`, `key`, `bytes`, `outcome` (`stored`, `exists`, `too_large`, `busy`, `corrupt`, `unavailable`, `timed_out`, `denied`) |
 | `clear` | `space_id`, `removed_pages`, `removed_bytes`, `unreachable` |
 | `ping` | `servers`: list of `server`, `answered`, `lost`, `min_ms`, `median_ms`, `max_ms`, `error` |
-| `doctor` | `findings`: list of `level` (`ok`, `note`, `problem`), `check`, `text`, `fix`; `problems` |
+| `doctor`, `doctor rdma` | `findings`: list of `level` (`ok`, `note`, `problem`), `check`, `text`, `fix`; `problems` |
 ";
 
 const CLIENT: &str = "\

@@ -18,7 +18,7 @@ pub(crate) async fn execute(cli: Cli) -> Result<(), Failure> {
     let output = Output::new(cli.global.json);
     match cli.command {
         // These two look at the configuration themselves, or need none.
-        Command::Doctor => return doctor::run(&cli.global, &output).await,
+        Command::Doctor { subject } => return doctor::run(subject, &cli.global, &output).await,
         Command::Reference { document } => return output.write(reference::document(document).as_bytes()),
         _ => {}
     }
@@ -44,6 +44,6 @@ async fn on_fleet(command: Command, fleet: &Fleet, output: &Output) -> Result<()
         Command::Pins => pins::list(fleet, output).await,
         Command::Verify { space, rate } => verify::run(fleet, output, space.as_deref(), rate).await,
         Command::Ping { count } => ping::run(fleet, output, count).await,
-        Command::Doctor | Command::Reference { .. } => Ok(()),
+        Command::Doctor { .. } | Command::Reference { .. } => Ok(()),
     }
 }
