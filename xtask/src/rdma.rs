@@ -38,12 +38,20 @@ struct Job {
     variables: &'static [(&'static str, &'static str)],
 }
 
-const JOBS: &[Job] = &[Job {
-    test: "verbs",
-    package: "memkv-rdma",
-    filter: "verbs::",
-    variables: &[("MEMKV_TEST_RDMA", "required")],
-}];
+const JOBS: &[Job] = &[
+    Job {
+        test: "verbs",
+        package: "memkv-rdma",
+        filter: "verbs::",
+        variables: &[("MEMKV_TEST_RDMA", "required")],
+    },
+    Job {
+        test: "transport",
+        package: "memkv-tests",
+        filter: "rdma::",
+        variables: &[("MEMKV_TEST_TRANSPORT", "rdma"), ("MEMKV_TEST_SMALL", "1")],
+    },
+];
 
 /// `cargo xtask rdma [--keep] [FILTER]`, or `cargo xtask rdma -- COMMAND …` for any command.
 pub(crate) fn run(context: &Context, args: &[String]) -> Result<()> {
