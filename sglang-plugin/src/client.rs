@@ -5,7 +5,7 @@ use crate::errors::{BadInputError, ClosedError, ConfigError, to_python};
 use crate::process::OwnProcess;
 use crate::space::Space;
 use memkv_client::config::{self, CONFIG_ENV, OPTIONS};
-use memkv_client::{Config, OpStats, ServerState, ServerStats, blocking};
+use memkv_client::{Config, OpStats, RdmaStats, Region, ServerState, ServerStats, blocking};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use std::collections::BTreeMap;
@@ -102,16 +102,30 @@ impl Client {
         self.connection.op_timeout.as_secs_f64()
     }
 
-    /// Announces memory that pages will be read into and written from. Announcing the same memory again is fine.
-    fn register_buffer(&self, ptr: usize, size: usize) -> PyResult<()> {
-        self.connection.check()?;
-        self.buffers().add(ptr, size).map_err(BadInputError::new_err)
+    /// Announces memory that pages will be read into and written from. Announcing the same memory again is fine. It must
+    /// stay allocated until it is taken back or the client is closed.
+    ///
+    /// True if its pages move by RDMA without a copy from now on; they move in any case.
+    fn register_buffer(&self, py: Python<'_>, ptr: usize, size: usize) -> PyResult<bool> {
+        let client = self.connection.client()?;
+        if !self.buffers().add(ptr, size).map_err(BadInputError::new_err)? {
+            return Ok(self.buffers().is_registered(ptr));
+        }
+        // Not under the lock of the buffers: a thread that waits for it may hold the interpreter's.
+        let registered = py.detach(|| crate::raw::register(client, ptr, size));
+        let Ok(region) = registered else { return Ok(false) };
+        let late = self.buffers().keep(ptr, region);
+        let kept = late.is_none();
+        py.detach(|| drop(late));
+        Ok(kept)
     }
 
-    /// Takes back an announcement.
-    fn unregister_buffer(&self, ptr: usize) -> PyResult<()> {
+    /// Takes back an announcement. When it returns, no server reaches the memory any more.
+    fn unregister_buffer(&self, py: Python<'_>, ptr: usize) -> PyResult<()> {
         self.connection.check()?;
-        self.buffers().remove(ptr).map_err(BadInputError::new_err)
+        let region = self.buffers().remove(ptr).map_err(BadInputError::new_err)?;
+        py.detach(|| drop(region));
+        Ok(())
     }
 
     /// Stores `sizes[i]` bytes at `ptrs[i]` under `keys[i]`. A page that is there already counts as stored.
@@ -217,6 +231,7 @@ impl Client {
         ] {
             stats.set_item(name, count)?;
         }
+        stats.set_item("rdma", rdma_stats(py, &found.rdma)?)?;
         let servers: PyResult<Vec<_>> = found.servers.iter().map(|server| server_stats(py, server)).collect();
         stats.set_item("servers", servers?)?;
         Ok(stats)
@@ -226,7 +241,11 @@ impl Client {
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         let client = self.connection.client.get()?;
         if !self.connection.closed.swap(true, Ordering::AcqRel) {
-            py.detach(|| client.clone().close());
+            let buffers = std::mem::take(&mut *self.buffers());
+            py.detach(|| {
+                drop(buffers);
+                client.clone().close();
+            });
         }
         Ok(())
     }
@@ -327,6 +346,35 @@ fn op_stats<'py>(py: Python<'py>, stats: &OpStats) -> PyResult<Bound<'py, PyDict
     Ok(entry)
 }
 
+/// What moved by RDMA, and what had to be copied for it.
+fn rdma_stats<'py>(py: Python<'py>, stats: &RdmaStats) -> PyResult<Bound<'py, PyDict>> {
+    let RdmaStats {
+        nics,
+        regions,
+        queue_pairs,
+        direct_pages,
+        direct_bytes,
+        bounced_pages,
+        bounced_bytes,
+        framed_pages,
+    } = *stats;
+    let entry = PyDict::new(py);
+    for (name, count) in [
+        ("nics", nics.into()),
+        ("regions", regions.into()),
+        ("queue_pairs", queue_pairs.into()),
+        ("direct_pages", direct_pages),
+        ("direct_bytes", direct_bytes),
+        ("bounced_pages", bounced_pages),
+        ("bounced_bytes", bounced_bytes),
+        ("framed_pages", framed_pages),
+    ] {
+        let count: u64 = count;
+        entry.set_item(name, count)?;
+    }
+    Ok(entry)
+}
+
 /// One server's counters.
 fn server_stats<'py>(py: Python<'py>, stats: &ServerStats) -> PyResult<Bound<'py, PyDict>> {
     let ServerStats { id, available, connections, completed, timeouts, broken, breaker_opened, sessions } =
@@ -343,40 +391,67 @@ fn server_stats<'py>(py: Python<'py>, stats: &ServerStats) -> PyResult<Bound<'py
     Ok(entry)
 }
 
-/// Memory announced for transfers: start to bytes and count of announcements. Ranges do not overlap.
+/// Memory announced for transfers, by its start. Ranges do not overlap.
 #[derive(Default)]
 struct Buffers {
-    ranges: BTreeMap<usize, (usize, usize)>,
+    ranges: BTreeMap<usize, Buffer>,
+}
+
+struct Buffer {
+    bytes: usize,
+    /// How often it was announced.
+    count: usize,
+    /// What the NICs know of it; `None` if its pages are copied.
+    region: Option<Region>,
 }
 
 impl Buffers {
-    fn add(&mut self, ptr: usize, size: usize) -> Result<(), String> {
+    /// Announces memory; whether it is new.
+    fn add(&mut self, ptr: usize, size: usize) -> Result<bool, String> {
         let end = ptr.checked_add(size).filter(|_| ptr != 0 && size != 0);
         let Some(end) = end else {
             return Err(format!("not a buffer: address {ptr:#x}, {size} bytes"));
         };
-        if let Some((held, count)) = self.ranges.get_mut(&ptr).filter(|(held, _)| *held == size) {
-            debug_assert_eq!(*held, size);
-            *count += 1;
-            return Ok(());
+        if let Some(held) = self.ranges.get_mut(&ptr).filter(|held| held.bytes == size) {
+            held.count += 1;
+            return Ok(false);
         }
         let below = self.ranges.range(..end).next_back();
-        if let Some((&start, &(held, _))) = below.filter(|(start, (held, _))| *start + held > ptr) {
-            return Err(format!("the buffer at {ptr:#x} overlaps the one at {start:#x} of {held} bytes"));
+        if let Some((&start, held)) = below.filter(|(start, held)| *start + held.bytes > ptr) {
+            return Err(format!(
+                "the buffer at {ptr:#x} overlaps the one at {start:#x} of {} bytes",
+                held.bytes
+            ));
         }
-        self.ranges.insert(ptr, (size, 1));
-        Ok(())
+        self.ranges.insert(ptr, Buffer { bytes: size, count: 1, region: None });
+        Ok(true)
     }
 
-    fn remove(&mut self, ptr: usize) -> Result<(), String> {
-        let Some((_, count)) = self.ranges.get_mut(&ptr) else {
+    /// Keeps what the NICs know of announced memory; gives it back if the announcement is gone by now.
+    fn keep(&mut self, ptr: usize, region: Region) -> Option<Region> {
+        match self.ranges.get_mut(&ptr) {
+            Some(held) if held.region.is_none() && held.bytes == region.len() => {
+                held.region = Some(region);
+                None
+            }
+            _ => Some(region),
+        }
+    }
+
+    fn is_registered(&self, ptr: usize) -> bool {
+        self.ranges.get(&ptr).is_some_and(|held| held.region.is_some())
+    }
+
+    /// Takes one announcement back; with the last one goes what the NICs know.
+    fn remove(&mut self, ptr: usize) -> Result<Option<Region>, String> {
+        let Some(held) = self.ranges.get_mut(&ptr) else {
             return Err(format!("no buffer is registered at {ptr:#x}"));
         };
-        *count -= 1;
-        if *count == 0 {
-            self.ranges.remove(&ptr);
+        held.count -= 1;
+        if held.count > 0 {
+            return Ok(None);
         }
-        Ok(())
+        Ok(self.ranges.remove(&ptr).and_then(|held| held.region))
     }
 }
 

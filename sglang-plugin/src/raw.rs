@@ -9,8 +9,8 @@
 //! client crate does not touch the memory after its call has returned, whatever became of the servers.
 #![allow(unsafe_code, reason = "the host pools of the engine are given as addresses")]
 
-use memkv_client::blocking::Space;
-use memkv_client::{BatchReport, Error, PageOutcome, RawPieces};
+use memkv_client::blocking::{self, Space};
+use memkv_client::{BatchReport, Error, PageOutcome, RawPieces, Region};
 
 /// The pieces of the pages of one batch. Addresses are kept as numbers, so that they may cross a thread boundary.
 pub(crate) struct Pieces {
@@ -29,6 +29,14 @@ pub(crate) enum Direction {
     Get,
     /// From memory into the store.
     Put,
+}
+
+/// Registers memory with the NICs, so that pages in it move by RDMA without a copy.
+pub(crate) fn register(client: &blocking::Client, ptr: usize, size: usize) -> Result<Region, Error> {
+    // SAFETY: the caller of the Python method promises that the memory stays allocated until it is taken back or the client
+    // is closed, both of which drop the region first. Blocking operations have ended when they return, so no
+    // future of one is ever leaked.
+    unsafe { client.register_region(std::ptr::with_exposed_provenance_mut(ptr), size) }
 }
 
 impl Pieces {

@@ -109,9 +109,11 @@ class Client:
     @property
     def op_seconds(self) -> float:
         """The deadline of one operation."""
-    def register_buffer(self, ptr: int, size: int) -> None:
-        """Announces memory that pages will be read into and written from."""
-    def unregister_buffer(self, ptr: int) -> None: ...
+    def register_buffer(self, ptr: int, size: int) -> bool:
+        """Announces memory that pages will be read into and written from. It must stay allocated until it is taken back
+        or the client is closed. True if its pages move by RDMA without a copy; they move in any case."""
+    def unregister_buffer(self, ptr: int) -> None:
+        """Takes an announcement back. When it returns, no server reaches the memory any more."""
     def batch_set_from(self, keys: Sequence[Key], ptrs: Integers, sizes: Integers) -> list[bool]:
         """Stores ``sizes[i]`` bytes at ``ptrs[i]`` under ``keys[i]``. A page that is there already counts as stored."""
     def batch_get_into(self, keys: Sequence[Key], ptrs: Integers, sizes: Integers) -> list[bool]:

@@ -76,6 +76,7 @@ class MemKVHiCacheStorage(HiCacheStorage):
         self._lock = threading.Lock()  # guards registration only
         self._stores: dict[str, list[Store]] = {}
         self._buffers: dict[int, int] = {}
+        self._copied_buffers = 0  # pool memory that no NIC reaches: its pages move with a copy, or over TCP
         self._client = _native.Client(space=None, config=self._options.config, **self._options.client)
         self._op_seconds = self._client.op_seconds
         self._warn_about_missing_servers()
@@ -132,7 +133,11 @@ class MemKVHiCacheStorage(HiCacheStorage):
 
     def stats(self) -> dict[str, Any]:
         """Counters of the client, and failed keys by method."""
-        return {**self._client.stats(), "failures": self._incidents.counts()}
+        return {
+            **self._client.stats(),
+            "copied_buffers": self._copied_buffers,
+            "failures": self._incidents.counts(),
+        }
 
     # --- v0: flat tensors of the main KV ----------------------------------------------------------------------
 
@@ -276,9 +281,14 @@ class MemKVHiCacheStorage(HiCacheStorage):
         return Store(view, self._client.space(namespace.space_fields(self.storage_config, self._options, view)))
 
     def _register_buffer(self, tensor: torch.Tensor) -> None:
+        """Announces a pool's memory once. Where no NIC takes it, its pages are copied."""
+        if tensor.device.type != "cpu" or not tensor.is_contiguous():
+            self._copied_buffers += 1
+            return
         ptr, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
         if self._buffers.get(ptr) != size:
-            self._client.register_buffer(ptr, size)
+            if not self._client.register_buffer(ptr, size):
+                self._copied_buffers += 1
             self._buffers[ptr] = size
 
     def _anchor(self) -> Store | None:
