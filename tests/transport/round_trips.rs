@@ -60,7 +60,8 @@ fn one_batch_holds_pages_of_different_sizes(rig: &Rig) {
     let daemon = rig.daemon();
     let (client, space) = rig.space(&[&daemon], "mixed");
     let keys = keys("mixed", 60);
-    let len_of = |i: usize| 1 + i * i * i % 300_007;
+    // As many sizes as a small store has room for, each in its own chunk.
+    let len_of = |i: usize| 1 + 20 * (i % 10_usize).pow(4);
     let mixed: Vec<_> = keys.iter().enumerate().map(|(i, key)| page(key, len_of(i))).collect();
     assert_all(&put(&space, &keys, &mixed), PageOutcome::Stored);
     let mut room: Vec<Vec<u8>> = mixed.iter().map(|page| vec![0; page.len()]).collect();
