@@ -207,7 +207,9 @@ pub(crate) enum Patient {
     ///
     /// Lists devices, ports, GIDs, MTU, NUMA node and the limit on locked memory, says which ports would be used,
     /// and moves bytes through each of them and back. Needs no server. Exits with 1 if anything must be mended.
-    #[command(after_help = "Example:\n  memkv-cli doctor rdma\n  MEMKV_RDMA_DEVICES=mlx5_1 memkv-cli doctor rdma")]
+    #[command(
+        after_help = "Example:\n  memkv-cli doctor rdma\n  MEMKV_RDMA_DEVICES=mlx5_1 memkv-cli doctor rdma"
+    )]
     Rdma,
 }
 
