@@ -20,7 +20,15 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("memkv-storage", &["memkv-core", "memkv-eviction", "memkv-memory", "memkv-nvme"]),
     (
         "memkv-server",
-        &["memkv-core", "memkv-proto", "memkv-memory", "memkv-rdma", "memkv-shm", "memkv-transport", "memkv-storage"],
+        &[
+            "memkv-core",
+            "memkv-proto",
+            "memkv-memory",
+            "memkv-rdma",
+            "memkv-shm",
+            "memkv-transport",
+            "memkv-storage",
+        ],
     ),
     (
         "memkv-client",
