@@ -16,7 +16,7 @@ use crate::plan::KeyList;
 use crate::wire::Wire;
 use crate::{BatchReport, Error, PageOutcome, Space, blocking};
 use memkv_core::PageHasher;
-use memkv_shm::View;
+use memkv_shm::{Stage, View};
 use memkv_transport::frame::Op;
 use memkv_transport::iov::IOV_MAX;
 use rustix::net::{SendAncillaryBuffer, SendFlags};
@@ -371,6 +371,31 @@ impl<'a> Pieces<'a> {
                 at = at.wrapping_add(chunk.len() as u64);
                 hasher.update(chunk);
                 read
+            })
+        });
+        whole.then(|| hasher.finish())
+    }
+
+    /// Copies a page's first `len` bytes to `at` in staging memory, and computes their checksum on the way, while they are in
+    /// the core's cache. `None` if the memory does not take them.
+    pub(crate) fn copy_staged(
+        &self,
+        stage: &mut Stage,
+        at: usize,
+        page: usize,
+        len: usize,
+        digest: u64,
+    ) -> Option<u64> {
+        let (mut hasher, mut at) = (PageHasher::new(digest), at);
+        let whole = self.parts(page, 0, len, |start, part| {
+            // SAFETY: `parts` stays inside a piece, which the constructor's borrow or contract makes readable; the
+            // slice ends with this closure, and no write happens meanwhile: the staging memory is other memory.
+            let part = unsafe { std::slice::from_raw_parts(start, part) };
+            part.chunks(COPY_BYTES).all(|chunk| {
+                let written = stage.write(at, chunk);
+                at += chunk.len();
+                hasher.update(chunk);
+                written
             })
         });
         whole.then(|| hasher.finish())

@@ -2,7 +2,8 @@
 //!
 //! A connection of this way is a Unix socket. When it is opened, the server passes the memory that its pages rest in, sealed so
 //! that this process can only read it; all connections to one life of a server share one mapping of it, which goes with the
-//! last of them. What either side cannot do (the server reading this process' memory, memory that is not shared) is
+//! last of them. In return it is passed the connection's staging memory, through which pages are put, sealed so that it can only
+//! read it. What either side cannot do (the server reading this process' memory, memory that is not shared) is
 //! known from then on, and those pages go in frames over the same socket.
 
 use crate::attach::{Attacher, broken};
@@ -12,7 +13,7 @@ use crate::session::{protocol, random};
 use crate::wire::Wire;
 use crate::{Error, ErrorKind};
 use memkv_proto::v1;
-use memkv_shm::{View, pass, socket};
+use memkv_shm::{Stage, View, pass, socket};
 use memkv_transport::frame::{Code, HEADER_BYTES, Header, Mover, Op};
 use memkv_transport::records::{self, SHM_BOUND_BYTES, ShmBound};
 use parking_lot::Mutex;
@@ -28,9 +29,16 @@ use tokio::net::UnixStream;
 pub(crate) struct Shared {
     /// The server's pages; without it gets go in frames.
     pub(crate) view: Option<Arc<View>>,
-    /// Whether the server reads pages from this process' memory; if not, puts go in frames.
+    /// Whether the server reads pages from this process' memory; if not, puts that cannot be staged go in frames.
     pub(crate) reads_client: bool,
+    /// Where pages are put for the server to copy them; [`STAGE_PARTS`] parts. `None` if the server does not read it.
+    pub(crate) stage: Option<Stage>,
 }
+
+/// Parts of the staging memory: one is filled while the server reads the other.
+pub(crate) const STAGE_PARTS: usize = 2;
+/// Bytes of one part, and so of the longest page that goes through it.
+pub(crate) const STAGE_PART_BYTES: usize = 2 << 20;
 
 /// The mapping of one life of a server, for as long as a connection uses it.
 #[derive(Debug, Default)]
@@ -68,7 +76,13 @@ pub(crate) async fn attach(attacher: &Attacher) -> Result<Box<Link>, Error> {
     let meta = records::bind(Mover::Shm, &records::trial(address, *trial));
     let request = Header::request(Op::Bind, 0, Default::default(), 0);
     let frame = [&request.encode(&meta)[..], &meta].concat();
-    stream.write_all(&frame).await.map_err(broken)?;
+    // Without memory to spare, puts take the other ways.
+    let stage = Stage::new(STAGE_PARTS * STAGE_PART_BYTES).ok();
+    let sent = match &stage {
+        Some(stage) => send_with(&stream, &frame, stage).await.map_err(broken)?,
+        None => 0,
+    };
+    stream.write_all(&frame[sent..]).await.map_err(broken)?;
     let (bound, memory) = answer(&stream).await?;
     drop(std::hint::black_box(trial));
     let view = match (bound.memory_bytes, memory) {
@@ -76,7 +90,8 @@ pub(crate) async fn attach(attacher: &Attacher) -> Result<Box<Link>, Error> {
         (bytes, Some(memory)) => Some(attacher.server.views.of(attacher.incarnation, &memory, bytes)?),
         (_, None) => return Err(protocol("the server announced memory and did not pass it")),
     };
-    let mover = Bound::Shm(Shared { view, reads_client: bound.reads_client });
+    let stage = stage.filter(|_| bound.reads_stage);
+    let mover = Bound::Shm(Shared { view, reads_client: bound.reads_client, stage });
     // A tokio stream is nonblocking already, and stays so.
     let stream = stream.into_std().map_err(broken)?;
     Ok(attacher.link(Wire::Unix(stream), mover))
@@ -103,6 +118,18 @@ fn connect(offer: &v1::ShmOffer) -> Result<UnixStream, Error> {
         let text = format!("unix socket {}: {error}", offer.socket);
         Error::new(ErrorKind::Unavailable, text).with_source(error)
     })
+}
+
+/// Sends the first bytes of a frame, and the staging memory with them; returns how many went.
+async fn send_with(stream: &UnixStream, bytes: &[u8], stage: &Stage) -> io::Result<usize> {
+    loop {
+        stream.writable().await?;
+        let send = || pass::send(stream, bytes, stage.descriptor());
+        match stream.try_io(Interest::WRITABLE, send) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Reads the answer to a bind, and the memory that comes with it.

@@ -78,7 +78,7 @@ impl Accept {
         let moved = stream.into_std();
         self.data.spawn(async move {
             match moved.and_then(UnixStream::from_std) {
-                Ok(stream) => data::serve_near(node, data::Wire::Unix(stream)).await,
+                Ok(stream) => data::serve_near(node, data::Wire::near(stream)).await,
                 Err(error) => tracing::debug!(%error, "data connection failed at once"),
             }
             drop(place);

@@ -170,10 +170,10 @@ impl Machine {
             }
             Op::Put | Op::PutData => Self::Put(Put::new(from, to, direct)),
         };
-        let remote = || Remote::new(batch.op, from, to, link).map(Box::new).map(Self::Remote);
+        let remote = |link: &Link| Remote::new(batch.op, from, to, link).map(Box::new).map(Self::Remote);
         let beside = match batch.op {
-            Op::Get => Near::new(link, from, to).map(Self::Near).or_else(remote),
-            Op::Put => Lend::new(link, batch, from, to).map(Self::Lend).or_else(remote),
+            Op::Get => Near::new(link, from, to).map(Self::Near).or_else(|| remote(link)),
+            Op::Put => Lend::new(link, batch, from, to).map(Self::Lend).or_else(|| remote(link)),
             _ => None,
         };
         beside.unwrap_or_else(frames)

@@ -1,6 +1,6 @@
 //! Memory of another process, mapped to be read.
 
-use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
+use rustix::fs::{SealFlags, fcntl_get_seals, fstat, fstatfs};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::os::fd::AsFd;
@@ -8,6 +8,8 @@ use std::ptr::{NonNull, null_mut};
 
 /// Huge pages are mapped as such only at multiples of their size.
 const ALIGN: usize = 2 << 20;
+/// The kernel's number of the file system that plain shared memory is in.
+const TMPFS: u64 = 0x0102_1994;
 
 /// Why memory cannot be read.
 #[derive(Debug)]
@@ -19,6 +21,13 @@ pub enum ViewError {
         /// Bytes that it has.
         bytes: u64,
     },
+    /// It is longer than is taken.
+    Long {
+        /// Bytes that it has.
+        bytes: u64,
+    },
+    /// It is none of the kernel's plain shared memory, whose pages are there when they are read.
+    NotPlain,
     /// The kernel refused.
     System(Errno),
 }
@@ -28,6 +37,8 @@ impl std::fmt::Display for ViewError {
         match self {
             Self::NotSealed => f.write_str("the memory is not sealed against shrinking"),
             Self::Short { bytes } => write!(f, "the memory has only {bytes} bytes"),
+            Self::Long { bytes } => write!(f, "the memory has {bytes} bytes, more than is taken"),
+            Self::NotPlain => f.write_str("the memory is not plain shared memory"),
             Self::System(error) => write!(f, "cannot map the memory: {error}"),
         }
     }
@@ -89,6 +100,29 @@ impl View {
         // SAFETY: the range is this mapping, and the advice does not change what it holds.
         let _dumped = unsafe { madvise(place, len, Advice::LinuxDontDump) };
         Ok(view)
+    }
+
+    /// Maps all of the memory of a process that is not trusted, of at most `most` bytes.
+    ///
+    /// Huge pages of their own kind are refused: one that is missing when it is read, because none are free, kills the reader.
+    /// A missing plain page is made, and then it is the reader's memory that it takes; therefore `most`.
+    ///
+    /// # Errors
+    ///
+    /// [`ViewError`]: nothing is mapped then.
+    pub fn of_other(memory: impl AsFd, most: u64) -> Result<Self, ViewError> {
+        // Only the low 32 bits are the magic number, whatever the kernel's type.
+        #[allow(clippy::cast_sign_loss, reason = "only the low 32 bits are looked at")]
+        let magic = fstatfs(&memory)?.f_type as u64 & 0xffff_ffff;
+        if magic != TMPFS {
+            return Err(ViewError::NotPlain);
+        }
+        let bytes = u64::try_from(fstat(&memory)?.st_size).unwrap_or(0);
+        if bytes > most {
+            return Err(ViewError::Long { bytes });
+        }
+        // `map` looks at the seals before it looks at the length again, which cannot shrink from there on.
+        Self::map(memory, bytes)
     }
 
     /// How many bytes it has.
@@ -170,5 +204,25 @@ mod tests {
         let plain = tempfile::tempfile().unwrap();
         plain.set_len(4096).unwrap();
         assert!(matches!(View::map(&plain, 4096), Err(ViewError::NotSealed)));
+    }
+
+    #[test]
+    fn of_an_untrusted_process_only_little_and_plain_memory_is_taken() {
+        let file = memory(8192);
+        assert!(matches!(View::of_other(&file, 8192), Err(ViewError::NotSealed)));
+        fcntl_add_seals(&file, SealFlags::SHRINK).unwrap();
+        assert!(matches!(View::of_other(&file, 8191), Err(ViewError::Long { bytes: 8192 })));
+        assert_eq!(View::of_other(&file, 8192).unwrap().len(), 8192);
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB;
+        // A kernel without such pages has no such memory either.
+        if let Ok(huge) = memfd_create("memkv-test", flags) {
+            fcntl_add_seals(&huge, SealFlags::SHRINK).unwrap();
+            assert!(matches!(View::of_other(&huge, 8192), Err(ViewError::NotPlain)));
+        }
+        let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert!(matches!(View::of_other(&socket, 8192), Err(ViewError::NotPlain)));
+        let empty = memory(0);
+        fcntl_add_seals(&empty, SealFlags::SHRINK).unwrap();
+        assert!(matches!(View::of_other(&empty, 8192), Err(ViewError::Short { .. })));
     }
 }

@@ -9,7 +9,7 @@
 //! | offered pages with records and spans | offered page, page record, `u16 spans`, spans |
 //! | span          | `u32 region`, `u32 len`, `u64 offset` (16 bytes) |
 //! | mover, token  | `u8 mover`, 7 zero bytes, 16 bytes of token; shm: `u64 address`, 8 bytes that are there |
-//! | answer to a bind of shm | `u64` bytes of the shared memory or 0, `u8` 1 if the server reads the client's memory, 7 zero bytes |
+//! | answer to a bind of shm | `u64` bytes of the shared memory or 0, `u8` 1 if the server reads the client's memory, `u8` 1 if it reads the client's staging memory, 6 zero bytes |
 //! | page record   | `u8 code`, `u8 codec`, `u16 flags`, `u32 len`, `u64 checksum` (16 bytes) |
 //! | verdict       | `u8 code` |
 //! | bitmap        | bit `i % 8` of byte `i / 8` belongs to key `i` |
@@ -18,7 +18,7 @@
 //! from 1; 0 means unknown.
 //!
 //! A span is a piece of the client's memory: `len` bytes at `offset` inside a registered region, or, with
-//! [`REGION_OWN`], at that address of the client's process. The spans of a page are its bytes, in order; they add up to the
+//! [`REGION_OWN`], at that address of the client's process, or, with [`REGION_STAGE`], in its staging memory. The spans of a page are its bytes, in order; they add up to the
 //! room (wanted) or to the page (offered).
 
 use crate::frame::{Code, FrameError, Mover};
@@ -31,6 +31,10 @@ pub const PAGE_RECORD_BYTES: usize = 16;
 pub const SPAN_BYTES: usize = 16;
 /// The region that is the client's whole address space; over shared memory only.
 pub const REGION_OWN: u32 = u32::MAX;
+/// The region that is the staging memory which the client passed with its bind; over shared memory only.
+pub const REGION_STAGE: u32 = u32::MAX - 1;
+/// The most bytes of staging memory that a server takes.
+pub const STAGE_BYTES_MAX: u64 = 16 << 20;
 /// Bytes of a bind's records.
 pub const BIND_BYTES: usize = 24;
 
@@ -147,8 +151,10 @@ pub const SHM_BOUND_BYTES: usize = 16;
 pub struct ShmBound {
     /// Bytes of the memory for pages, whose descriptor comes with the answer; 0 if it is not shared, and gets go in frames.
     pub memory_bytes: u64,
-    /// Whether the server can read the client's memory; if not, puts go in frames.
+    /// Whether the server can read the client's memory.
     pub reads_client: bool,
+    /// Whether the server reads the staging memory that came with the bind. Without this and the other, puts go in frames.
+    pub reads_stage: bool,
 }
 
 /// The records of the answer to a bind of [`Mover::Shm`].
@@ -157,6 +163,7 @@ pub fn shm_bound(bound: ShmBound) -> [u8; SHM_BOUND_BYTES] {
     let mut out = [0; SHM_BOUND_BYTES];
     out[..8].copy_from_slice(&bound.memory_bytes.to_le_bytes());
     out[8] = u8::from(bound.reads_client);
+    out[9] = u8::from(bound.reads_stage);
     out
 }
 
@@ -168,15 +175,14 @@ pub fn shm_bound(bound: ShmBound) -> [u8; SHM_BOUND_BYTES] {
 pub fn read_shm_bound(meta: &[u8]) -> Result<ShmBound, FrameError> {
     let mut reader = Reader { rest: meta };
     let memory_bytes = reader.u64()?;
-    let reads_client = match reader.u64()? {
-        0 => false,
-        1 => true,
+    let (reads_client, reads_stage) = match reader.array()? {
+        [client @ 0..=1, stage @ 0..=1, 0, 0, 0, 0, 0, 0] => (client == 1, stage == 1),
         _ => return Err(FrameError::Records),
     };
     if !reader.rest.is_empty() {
         return Err(FrameError::Records);
     }
-    Ok(ShmBound { memory_bytes, reads_client })
+    Ok(ShmBound { memory_bytes, reads_client, reads_stage })
 }
 
 /// Appends a key of a key list.
@@ -461,15 +467,19 @@ mod tests {
     fn the_records_of_shared_memory_round_trip_and_nothing_else_is_read() {
         assert_eq!(trial_of(&trial(7 << 40, *b"01234567")), (7 << 40, *b"01234567"));
         assert_eq!(read_bind(&bind(Mover::Shm, &trial(1, [2; 8]))), Ok((Mover::Shm, trial(1, [2; 8]))));
-        for bound in [(0, false), (u64::MAX, true)] {
-            let bound = ShmBound { memory_bytes: bound.0, reads_client: bound.1 };
+        for bound in [(0, false, false), (u64::MAX, true, false), (7, false, true), (7, true, true)] {
+            let bound = ShmBound { memory_bytes: bound.0, reads_client: bound.1, reads_stage: bound.2 };
             let bytes = shm_bound(bound);
             assert_eq!(read_shm_bound(&bytes), Ok(bound));
-            assert!(read_shm_bound(&bytes[1..]).is_err() && read_shm_bound(&[&bytes[..], &[0]].concat()).is_err());
+            assert!(
+                read_shm_bound(&bytes[1..]).is_err() && read_shm_bound(&[&bytes[..], &[0]].concat()).is_err()
+            );
         }
-        let mut unknown = shm_bound(ShmBound { memory_bytes: 1, reads_client: true });
-        unknown[15] = 1;
-        assert!(read_shm_bound(&unknown).is_err());
+        for (at, value) in [(15, 1), (10, 1), (9, 2), (8, 2)] {
+            let mut unknown = shm_bound(ShmBound { memory_bytes: 1, reads_client: true, reads_stage: true });
+            unknown[at] = value;
+            assert!(read_shm_bound(&unknown).is_err());
+        }
     }
 
     #[test]

@@ -2,9 +2,11 @@
 //!
 //! Everything above reads and writes through this and does not know which one it is.
 
+use memkv_shm::pass;
+use parking_lot::Mutex;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use tokio::io::Interest;
@@ -16,19 +18,35 @@ pub(crate) enum Wire {
     /// From another host, or from this one.
     Tcp(TcpStream),
     /// From this host only.
-    Unix(UnixStream),
+    Unix(UnixStream, Passed),
+}
+
+/// The descriptor that came last with a connection's bytes, until somebody takes it. The ones before it are closed.
+#[derive(Debug, Default)]
+pub(crate) struct Passed(Mutex<Option<OwnedFd>>);
+
+impl Passed {
+    /// The descriptor, if one came.
+    pub(crate) fn take(&self) -> Option<OwnedFd> {
+        self.0.lock().take()
+    }
 }
 
 macro_rules! each {
     ($wire:expr, $stream:ident => $act:expr) => {
         match $wire {
             Wire::Tcp($stream) => $act,
-            Wire::Unix($stream) => $act,
+            Wire::Unix($stream, _) => $act,
         }
     };
 }
 
 impl Wire {
+    /// A connection from this host.
+    pub(crate) fn near(stream: UnixStream) -> Self {
+        Self::Unix(stream, Passed::default())
+    }
+
     /// Waits until bytes may be there.
     pub(crate) async fn readable(&self) -> io::Result<()> {
         each!(self, stream => stream.readable().await)
@@ -39,12 +57,22 @@ impl Wire {
         each!(self, stream => stream.writable().await)
     }
 
-    /// Reads what is there.
+    /// Reads what is there. A descriptor that comes with it is kept.
     pub(crate) fn try_read(&self, bytes: &mut [u8]) -> io::Result<usize> {
-        each!(self, stream => stream.try_read(bytes))
+        match self {
+            Self::Tcp(stream) => stream.try_read(bytes),
+            Self::Unix(stream, passed) => {
+                let receive = || pass::receive(stream, bytes);
+                let (came, descriptor) = stream.try_io(Interest::READABLE, receive)?;
+                if descriptor.is_some() {
+                    *passed.0.lock() = descriptor;
+                }
+                Ok(came)
+            }
+        }
     }
 
-    /// Reads what is there into several places.
+    /// Reads what is there into several places. Descriptors that come with it are closed.
     pub(crate) fn try_read_vectored(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         each!(self, stream => stream.try_read_vectored(slices))
     }
@@ -74,7 +102,7 @@ impl Wire {
     pub(crate) fn peer_addr(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(stream) => stream.peer_addr().ok(),
-            Self::Unix(_) => None,
+            Self::Unix(..) => None,
         }
     }
 }

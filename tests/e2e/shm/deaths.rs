@@ -1,7 +1,10 @@
 //! Clients and daemons that freeze and die while memory is shared.
 
 use super::raw::{self, NearConn};
-use super::{SPACE, daemon_with, lent, mappings_of, memory_of, space_of, wait_until_nothing_is_lent};
+use super::staging::STAGE;
+use super::{
+    SPACE, daemon_with, lent, mappings_of, maps_of, memory_of, space_of, wait_until_nothing_is_lent,
+};
 use crate::common::{PATIENCE, assert_all, assert_hits, get, put};
 use memkv_client::{PageOutcome, Transport};
 use memkv_core::SpaceId;
@@ -65,9 +68,10 @@ fn a_client_that_is_killed_in_the_middle_leaves_nothing_behind() {
                 let dram = control.status().unwrap().dram.unwrap();
                 let slots: u64 = dram.classes.iter().map(|class| class.slots_used).sum();
                 let connections = metrics.sum("memkv_data_connections", &[]);
-                (connections == 2.0 && slots == dram.pages).then_some(())
+                let staged = maps_of(&daemon.pid().to_string(), STAGE).len();
+                (connections == 2.0 && slots == dram.pages && staged == 0).then_some(())
             };
-            wait_for("its connections and slots are gone", PATIENCE, at_rest).unwrap();
+            wait_for("its connections, slots and memory are gone", PATIENCE, at_rest).unwrap();
         }
     }
     let (outcomes, _): (Vec<_>, Vec<_>) = get(&space, &keys, 1 << 20).into_iter().unzip();

@@ -4,6 +4,7 @@
 mod deaths;
 mod raw;
 mod rights;
+mod staging;
 
 use crate::common::{PATIENCE, assert_all, assert_hits, client_of, config_of, put};
 use memkv_client::blocking::{Client, Space};
@@ -41,8 +42,13 @@ fn lent(daemon: &Daemon) -> f64 {
 
 /// What the shared memory in a process' map is called; for each mapping once.
 fn memory_of(process: &str) -> Vec<String> {
+    maps_of(process, MEMORY)
+}
+
+/// The inodes of memory with this name in a process' map; for each mapping once.
+fn maps_of(process: &str, name: &str) -> Vec<String> {
     let maps = fs::read_to_string(format!("/proc/{process}/maps")).unwrap();
-    let lines = maps.lines().filter(|line| line.contains(MEMORY));
+    let lines = maps.lines().filter(|line| line.contains(name));
     lines.filter_map(|line| line.split_whitespace().nth(4).map(str::to_owned)).collect()
 }
 

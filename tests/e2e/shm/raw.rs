@@ -12,7 +12,7 @@ use memkv_transport::frame::{
 use memkv_transport::handshake::{Attach, CHALLENGE_BYTES, WELCOME_BYTES, read_status};
 use memkv_transport::records::{self, PAGE_RECORD_BYTES, SHM_BOUND_BYTES, ShmBound, Span};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -62,8 +62,23 @@ impl NearConn {
 
     /// Binds, saying that `content` is at `address`.
     pub(super) fn bind(&mut self, address: u64, content: [u8; 8]) -> io::Result<(ShmBound, Option<OwnedFd>)> {
+        self.bind_with(address, content, None)
+    }
+
+    /// Binds, and passes staging memory along.
+    pub(super) fn bind_with(
+        &mut self,
+        address: u64,
+        content: [u8; 8],
+        stage: Option<BorrowedFd<'_>>,
+    ) -> io::Result<(ShmBound, Option<OwnedFd>)> {
         let meta = records::bind(Mover::Shm, &records::trial(address, content));
-        self.stream.write_all(&frame(Header::request(Op::Bind, 1, SpaceId::default(), 0), &meta, &[]))?;
+        let request = frame(Header::request(Op::Bind, 1, SpaceId::default(), 0), &meta, &[]);
+        let sent = match stage {
+            Some(stage) => pass::send(&self.stream, &request, stage)?,
+            None => 0,
+        };
+        self.stream.write_all(&request[sent..])?;
         let mut bytes = [0; HEADER_BYTES + SHM_BOUND_BYTES];
         let (came, memory) = pass::receive(&self.stream, &mut bytes)?;
         self.stream.read_exact(&mut bytes[came..])?;

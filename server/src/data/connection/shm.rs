@@ -5,10 +5,10 @@ use crate::data::desk::Taken;
 use crate::data::movers::{Bound, shm};
 use crate::data::transfer::{Broken, write_reply};
 use crate::data::wire::Wire;
-use memkv_shm::{Peer, pass};
+use memkv_shm::{Peer, View, pass};
 use memkv_storage::PagePin;
 use memkv_transport::frame::{Code, FrameError, HEADER_BYTES, Header, Op};
-use memkv_transport::records::{self, ShmBound};
+use memkv_transport::records::{self, STAGE_BYTES_MAX, ShmBound};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ impl Connection {
     /// Gives the client the memory for pages, and tries whether the client's own can be read. What cannot be done is left
     /// out, and its pages go in frames.
     pub(super) async fn bind_shm(&mut self, header: &Header, token: &[u8; 16]) -> Result<Next, Broken> {
-        let Wire::Unix(stream) = &self.stream else {
+        let Wire::Unix(stream, passed) = &self.stream else {
             return self.protocol_error(Some(header), FrameError::Records).await;
         };
         if !matches!(self.mover, Bound::None) {
@@ -35,17 +35,24 @@ impl Connection {
         let peer = peer
             .inspect_err(|error| {
                 let client = &self.attachment.session.client_name;
-                tracing::info!(%error, client, "pages that this client puts come through its socket");
+                tracing::info!(%error, client, "large pages that this client puts come through its socket");
             })
             .ok();
+        let stage = passed.take().and_then(|memory| {
+            let client = &self.attachment.session.client_name;
+            let stage = View::of_other(memory, STAGE_BYTES_MAX);
+            stage
+                .inspect_err(|error| tracing::info!(%error, client, "a client's staging memory is refused"))
+                .ok()
+        });
         let node = Arc::clone(&self.node);
         let memory = node.engine.shared_memory();
         let memory_bytes = memory.map_or(0, |(_, bytes)| bytes);
         self.desk.pins.clear();
         self.desk.meta.clear();
-        let bound = ShmBound { memory_bytes, reads_client: peer.is_some() };
+        let bound = ShmBound { memory_bytes, reads_client: peer.is_some(), reads_stage: stage.is_some() };
         self.desk.meta.extend_from_slice(&records::shm_bound(bound));
-        self.mover = Bound::Shm(shm::Shm::new(peer, memory.is_some()));
+        self.mover = Bound::Shm(shm::Shm::new(shm::Reads { peer, stage }, memory.is_some()));
         let reply = Header::reply_to(header, Code::Ok, 0);
         match memory {
             Some((memory, _)) => self.reply_with(&reply, memory).await,
@@ -55,7 +62,7 @@ impl Connection {
 
     /// Replies, and passes a descriptor along.
     async fn reply_with(&mut self, reply: &Header, descriptor: BorrowedFd<'_>) -> Result<Next, Broken> {
-        let Wire::Unix(stream) = &self.stream else { return Err(Broken::Closed) };
+        let Wire::Unix(stream, _) = &self.stream else { return Err(Broken::Closed) };
         let patience = self.patience();
         let head: [u8; HEADER_BYTES] = reply.encode(&self.desk.meta);
         let bytes = [&head[..], &self.desk.meta].concat();
@@ -106,11 +113,11 @@ impl Connection {
     }
 
     async fn put_shm(&mut self, header: &Header, meta: &[u8]) -> Result<Next, Broken> {
-        let Bound::Shm(shm::Shm { peer: Some(peer), .. }) = &self.mover else {
+        let Bound::Shm(shm::Shm { reads, .. }) = &self.mover else {
             return self.protocol_error(Some(header), FrameError::Records).await;
         };
         let pages = || records::remote_offered(meta, header.count).map_while(Result::ok);
-        if !pages().all(|page| shm::are_own(page.spans)) {
+        if !pages().all(|page| reads.allow(page.spans)) {
             return self.protocol_error(Some(header), FrameError::Records).await;
         }
         let (space, mut held) = match self.desk.take_remote(header, meta, &self.offers) {
@@ -121,7 +128,7 @@ impl Connection {
         let now_ms = self.node.clock.now_ms();
         let mut copy = || {
             held.iter_mut().zip(pages()).try_fold(0_u64, |stored, (held, page)| {
-                held.bring(page.meta, now_ms, shm::reader(peer, page.spans)).map(|bytes| stored + bytes)
+                held.bring(page.meta, now_ms, reads.reader(page.spans)).map(|bytes| stored + bytes)
             })
         };
         let bytes: u64 = pages().map(|page| u64::from(page.page.len)).sum();
