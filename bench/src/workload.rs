@@ -26,6 +26,11 @@ impl Workload {
         (&self.source, &mut self.target)
     }
 
+    /// Address and length of both halves.
+    pub(crate) fn memory(&mut self) -> [(*mut u8, usize); 2] {
+        [&mut self.source, &mut self.target].map(|half| (half.as_mut_ptr(), half.len()))
+    }
+
     /// The first `count` source pages of a length.
     pub(crate) fn source_pages(&self, len: usize, count: usize) -> Vec<&[u8]> {
         self.source.chunks_exact(len).take(count).collect()

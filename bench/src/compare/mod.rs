@@ -127,7 +127,8 @@ impl Bench {
             empty_bytes,
         };
         for transport in bench.plan.transports.clone() {
-            let subject = Ours::new(&bench.daemon, transport);
+            let memory = bench.workload.memory();
+            let subject = Ours::new(&bench.daemon, transport, memory);
             bench.add(&ours::name(transport), subject.map(|subject| Box::new(subject) as Box<dyn Subject>));
         }
         for conns in [1, 2] {

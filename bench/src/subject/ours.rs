@@ -1,11 +1,11 @@
 //! MemKV over one transport, as a subject.
 
-use super::{Kind, Subject};
+use super::{Kind, Subject, region};
 use crate::daemon::Daemon;
 use crate::raw::elapsed_nanos;
 use anyhow::{Context as _, ensure};
 use memkv_client::blocking::{Client, Space};
-use memkv_client::{Config, PageOutcome, Transport};
+use memkv_client::{Config, PageOutcome, Region, Transport};
 use memkv_core::SpaceDescription;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,8 @@ pub(crate) struct Ours {
     space: Space,
     servers: Vec<u32>,
     outcomes: Vec<PageOutcome>,
+    /// The run's memory, where pages move by RDMA.
+    regions: Vec<Region>,
 }
 
 /// What MemKV over a transport is called.
@@ -73,11 +75,18 @@ impl Ours {
     /// # Errors
     ///
     /// As said.
-    pub(crate) fn new(daemon: &Daemon, transport: Transport) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        daemon: &Daemon,
+        transport: Transport,
+        memory: [(*mut u8, usize); 2],
+    ) -> anyhow::Result<Self> {
         let client = connect(&daemon.address(), Some(daemon.key()), transport)?;
         let space = client.space(SpaceDescription::named(&format!("bench-{transport}"))?)?;
         probe(&client, &space)?;
-        Ok(Self { name: name(transport), client, space, servers: vec![daemon.pid()], outcomes: Vec::new() })
+        let regions =
+            if transport == Transport::Rdma { region::register(&client, memory)? } else { Vec::new() };
+        let (servers, outcomes) = (vec![daemon.pid()], Vec::new());
+        Ok(Self { name: name(transport), client, space, servers, outcomes, regions })
     }
 
     fn outcomes(&mut self, count: usize) {
@@ -94,6 +103,14 @@ impl Ours {
 
 impl Drop for Ours {
     fn drop(&mut self) {
+        if !self.regions.is_empty() {
+            let moved = self.client.stats().rdma;
+            eprintln!(
+                "by RDMA: {} pages without a copy, {} through the bounce buffer, {} in frames",
+                moved.direct_pages, moved.bounced_pages, moved.framed_pages
+            );
+            self.regions.clear();
+        }
         self.client.clone().close();
     }
 }
