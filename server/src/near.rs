@@ -8,8 +8,9 @@ use crate::app::StartError;
 use crate::config::shm::ShmSocket;
 use memkv_shm::socket::address;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A socket that takes connections, or keeps them waiting until somebody does. Its file, if it has one, goes with it.
@@ -67,7 +68,10 @@ fn listen(name: &str) -> io::Result<Near> {
 /// Whether a socket's file is there and nobody listens.
 fn is_left_over(address: &SocketAddr) -> bool {
     let refused = |error: &io::Error| error.kind() == ErrorKind::ConnectionRefused;
-    address.as_pathname().is_some() && UnixStream::connect_addr(address).is_err_and(|error| refused(&error))
+    // A plain file refuses connections too, and is somebody's.
+    let is_socket = |path: &Path| std::fs::metadata(path).is_ok_and(|about| about.file_type().is_socket());
+    address.as_pathname().is_some_and(is_socket)
+        && UnixStream::connect_addr(address).is_err_and(|error| refused(&error))
 }
 
 impl Near {

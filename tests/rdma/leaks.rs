@@ -9,7 +9,9 @@ use memkv_server::Server;
 use memkv_tests::pages::{keys, page};
 use memkv_tests::wait_for;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context, Waker};
 
 const LEN: usize = 32 << 10;
@@ -88,13 +90,15 @@ fn servers_die_in_the_middle_again_and_again() {
     config_of.data_threads = 1;
     let first = server_with(&fabric, config_of.clone());
     config_of.listen = first.address();
+    // The port behind it may be anybody's by then.
+    config_of.admin_listen = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
     let client = connect(&fabric, config(&[&first]).set("rdma_bounce", "64KiB"));
     let space = space(&client);
     let memory = Memory::registered(&client, LEN);
     let name = keys("server", 1);
     let bytes = page(&name[0], LEN);
     let mut server = first;
-    for round in 0..10 {
+    for round in 0..20 {
         memory.fill(0, &bytes);
         wait_for("the server takes the page", PATIENCE, || {
             Pieces::pages(&memory, 1, LEN).put(&space, &name)[0].is_success().then_some(())
@@ -108,7 +112,9 @@ fn servers_die_in_the_middle_again_and_again() {
             assert_eq!(get.join().unwrap(), [PageOutcome::Unavailable]);
         });
         fabric.hold(Hold::Nothing);
-        server = server_with(&fabric, config_of.clone());
+        let again = || Server::start_with(config_of.clone(), Some(Arc::new(fabric.clone()))).ok();
+        // Somebody may have had the port for a moment.
+        server = wait_for("the server is back", PATIENCE, again).unwrap();
     }
     drop((memory, space, client, server));
     let gone = || {

@@ -7,7 +7,10 @@ pub(crate) mod conns;
 pub(crate) mod file;
 pub(crate) mod ours;
 pub(crate) mod raw;
-#[allow(unsafe_code, reason = "registered memory must outlive its region, which only the one who has both can see")]
+#[allow(
+    unsafe_code,
+    reason = "registered memory must outlive its region, which only the one who has both can see"
+)]
 mod region;
 
 use crate::machine;

@@ -228,7 +228,10 @@ fn rdma_error(error: &RdmaError) -> Error {
 
 /// Why a client that was told to use RDMA cannot.
 pub(crate) fn not_supported(error: &RdmaError) -> Error {
-    let text = format!("the transport is rdma, but there is none: {error}; {}", error.fix());
+    let text = format!(
+        "the transport is rdma, but there is none: {error}; {}, or set MEMKV_TRANSPORT=auto",
+        error.fix()
+    );
     Error::new(ErrorKind::NotSupported, text)
 }
 
