@@ -50,6 +50,10 @@ const DISTRUST: f64 = 2.0;
 /// A store that holds fewer than this many chains of usual length keeps to our own ranking: there a single chain more or
 /// less looks like a lead, and each change costs a large part of the store.
 const CHAINS_MIN: f64 = 10.0;
+/// While more pages than this go in a second nothing is played: a played page costs about 17 µs, and there is better use
+/// for the processor then.
+const GONE_MAX: usize = 8192;
+const SECOND_MS: u64 = 1000;
 
 pub(super) struct Rivals {
     /// Whether anything is played yet.
@@ -85,6 +89,29 @@ struct Game {
     open: Vec<(u32, u8)>,
     open_ms: u64,
     seats: Vec<Seat>,
+    pace: Pace,
+}
+
+/// How fast pages go.
+#[derive(Default)]
+struct Pace {
+    since_ms: u64,
+    gone: usize,
+    is_high: bool,
+}
+
+impl Pace {
+    /// So many more go; whether the pace is too high for playing.
+    fn is_high(&mut self, more: usize, now_ms: u64) -> bool {
+        let passed = now_ms.saturating_sub(self.since_ms);
+        if passed >= SECOND_MS {
+            self.is_high = self.gone > GONE_MAX && passed < 2 * SECOND_MS;
+            (self.since_ms, self.gone) = (now_ms, 0);
+        }
+        self.gone += more;
+        self.is_high |= self.gone > GONE_MAX;
+        self.is_high
+    }
 }
 
 /// Our own ranking, as it is now.
@@ -123,6 +150,7 @@ impl Rivals {
             open: Vec::new(),
             open_ms: 0,
             seats: Vec::new(),
+            pace: Pace::default(),
         };
         Self {
             playing: AtomicBool::new(false),
@@ -164,6 +192,9 @@ impl Rivals {
         if self.sample.swap(sample, Ordering::Relaxed) != sample {
             game.minis.iter_mut().for_each(|mini| mini.retain(|digest| in_sample(digest, sample)));
         }
+        if game.pace.is_high {
+            return;
+        }
         game.capacity = pages.len();
         game.rankings = if sample == 1 { RANKINGS } else { LRU + 1 };
         if game.leader >= game.rankings {
@@ -182,6 +213,11 @@ impl Rivals {
         let game = &mut *self.game.lock();
         let mut notes = Vec::new();
         self.notes.iter().for_each(|part| notes.append(&mut part.lock()));
+        if game.pace.is_high(count_of(want, pages), now_ms) {
+            self.playing.store(false, Ordering::Relaxed);
+            game.leader = OWN;
+            return seat::choose(worth, pages, want, now_ms, &mut game.seats, choice);
+        }
         game.play_all(&mut notes, worth, true);
         if game.leader == OWN {
             return seat::choose(worth, pages, want, now_ms, &mut game.seats, choice);
@@ -450,5 +486,16 @@ mod tests {
         rivals.learn(sampler, &worth);
         assert!(!rivals.lost.load(Ordering::Relaxed));
         assert!(rivals.game.lock().minis.iter().all(|mini| mini.keeps(stranger.digest)));
+    }
+
+    #[test]
+    fn nothing_is_played_while_pages_go_too_fast() {
+        let mut pace = Pace::default();
+        assert!(!pace.is_high(GONE_MAX, 10_000));
+        assert!(pace.is_high(1, 10_999), "more than that in one second");
+        assert!(pace.is_high(0, 11_000), "the second before was too fast");
+        assert!(!pace.is_high(0, 12_000));
+        assert!(pace.is_high(GONE_MAX + 1, 12_500));
+        assert!(!pace.is_high(0, 15_000), "long ago");
     }
 }
