@@ -7,14 +7,11 @@
 
 use crate::context::{Context, Profile, SELECTION};
 use crate::process::{capture, probe, show_tail, step, watch};
-use crate::python::{Purpose, Venv, venv};
-use crate::report::{CargoReader, PytestReader, Suite, closing_line, table};
+use crate::report::{CargoReader, Suite, closing_line, table};
 use crate::ui::say;
-use crate::wheel;
 use anyhow::{Context as _, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
 /// What turns RDMA on in everything that is built for tests and releases.
 pub(crate) const FEATURES: [&str; 2] = ["--features", "memkv-server/rdma,memkv-client/rdma,memkv-cli/rdma"];
@@ -56,11 +53,6 @@ const JOBS: &[Job] = &[
     },
 ];
 
-/// The plugin's tests with real tensors, which run there too, as pytest's `-k` takes them.
-const TENSORS: &str = "test_pools.py and (test_v1 or test_v2)";
-/// What they are called in the table.
-const TENSORS_NAME: &str = "rdma: pytest";
-
 /// `cargo xtask rdma [--keep] [FILTER]`, or `cargo xtask rdma -- COMMAND …` for any command.
 pub(crate) fn run(context: &Context, args: &[String]) -> Result<()> {
     if let Some((first, command)) = args.split_first()
@@ -81,10 +73,7 @@ pub(crate) fn run(context: &Context, args: &[String]) -> Result<()> {
     let mut build = context.cargo(&["build", "--bins"]);
     build.args(SELECTION).args(FEATURES);
     step(context, "build programs with RDMA", "rdma-build", build)?;
-    let venv = venv(context, Purpose::Sglang)?;
-    let wheel = wheel::build(context, &venv, Profile::Dev, true)?;
-    wheel::install(context, &venv, &wheel)?;
-    let suites = run_jobs(context, filter, keep, &venv)?;
+    let suites = run_jobs(context, filter, keep)?;
     say(&format!("\n{}\n{}", table(&suites), closing_line(&suites)));
     let (passed, failed) =
         suites.iter().fold((0, 0), |sum, suite| (sum.0 + suite.passed, sum.1 + suite.failed));
@@ -98,8 +87,7 @@ pub(crate) fn level(context: &Context, filter: Option<&str>, missing: Option<&st
     let reason = match missing {
         Some(reason) => reason.to_owned(),
         None => match prepare(context) {
-            // The level before this one has installed the wheel.
-            Ok(()) => return run_jobs(context, filter, false, &venv(context, Purpose::Sglang)?),
+            Ok(()) => return run_jobs(context, filter, false),
             Err(error) => format!("{error:#}"),
         },
     };
@@ -121,12 +109,11 @@ fn vm(context: &Context, options: &[&str]) -> Command {
     command
 }
 
-fn run_jobs(context: &Context, filter: Option<&str>, keep: bool, venv: &Venv) -> Result<Vec<Suite>> {
+fn run_jobs(context: &Context, filter: Option<&str>, keep: bool) -> Result<Vec<Suite>> {
     let mut text = String::from("# Runs in the VM; made by `cargo xtask rdma`.\nstatus=0\n");
     for job in JOBS {
         text.push_str(&script(job, &executable(context, job)?, filter));
     }
-    text.push_str(&tensors(context, venv, filter));
     text.push_str("exit $status\n");
     let path = context.logs.join("rdma-jobs.sh");
     std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
@@ -134,17 +121,14 @@ fn run_jobs(context: &Context, filter: Option<&str>, keep: bool, venv: &Venv) ->
     command.args(["--", "sh"]).arg(&path);
     command.env("MEMKV_SERVER_BIN", context.binary(Profile::Dev, "memkv-server"));
     command.env("MEMKV_CLI_BIN", context.binary(Profile::Dev, "memkv-cli"));
-    let started = Instant::now();
     let log = context.logs.join("rdma-vm.log");
-    let (mut reader, mut pytest) = (CargoReader::default(), PytestReader::default());
+    let mut reader = CargoReader::default();
     let mut lines = Vec::new();
     let status = watch(context, "run the RDMA tests in a VM", &log, command, |line| {
         reader.line(line);
-        pytest.line(line);
         lines.push(line.to_owned());
     })?;
     let mut suites = reader.finish();
-    suites.push(pytest.finish(TENSORS_NAME, started.elapsed()));
     for suite in &mut suites {
         suite.name = suite.name.replace("tests:", "rdma:");
     }
@@ -165,20 +149,6 @@ fn script(job: &Job, executable: &Path, filter: Option<&str>) -> String {
     let path = executable.display();
     let filter = quoted(filter.unwrap_or(job.filter));
     format!("echo '     Running {} ({path})'\n{variables}'{path}' {filter} || status=1\n", job.test)
-}
-
-/// The lines that run the plugin's tests with real tensors.
-fn tensors(context: &Context, venv: &Venv, filter: Option<&str>) -> String {
-    let select = filter.map_or_else(|| TENSORS.to_owned(), |filter| format!("({TENSORS}) and ({filter})"));
-    let (root, python) = (context.root.display().to_string(), venv.python().display().to_string());
-    // Status 5: a filter has left none.
-    format!(
-        "cd {} && MEMKV_TEST_TRANSPORT=rdma {} -m pytest sglang-plugin/tests -v -rs --color=no \
-         -p no:cacheprovider -k {} || [ $? = 5 ] || status=1\n",
-        quoted(&root),
-        quoted(&python),
-        quoted(&select)
-    )
 }
 
 fn quoted(text: &str) -> String {
