@@ -10,13 +10,17 @@
 use crate::map::Mapping;
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::thread;
+use std::time::Instant;
 
 /// Chunks that are made resident ahead of use: at most 256 MiB, and a sixteenth of a large arena.
 pub(crate) const AHEAD: usize = 4;
 /// Bytes in one go: short enough that the thread ends soon after its arena.
 const STEP: usize = 4 << 20;
+/// After each step in memory that is in use, the thread rests for so many times as long as the step took: the kernel copies
+/// such memory to make huge pages of it, and that must not be felt by those who use it.
+const REST: u32 = 24;
 
 /// The chunks that will be used next, in this order; fewer at the end of the arena.
 pub(crate) type Upcoming = [Option<u32>; AHEAD];
@@ -60,13 +64,40 @@ fn run(data: &Mapping, chunk_bytes: usize, messages: &Receiver<Upcoming>) {
             && data.collapses()
             && let Some(chunk) = missed.pop()
         {
-            if warm.insert(chunk) {
-                let Some(newer) = warm_chunk(data, chunk, chunk_bytes, messages) else { return };
-                upcoming = newer;
+            if warm.contains(&chunk) {
+                continue;
             }
+            let Some(newer) = go_back(data, chunk, chunk_bytes, messages) else { return };
+            // Interrupted, it begins again later; what it has done already takes no time then.
+            match newer {
+                Some(_) => missed.push(chunk),
+                None => drop(warm.insert(chunk)),
+            }
+            upcoming = newer;
         }
         upcoming = upcoming.or_else(|| messages.recv().ok());
     }
+}
+
+/// Makes huge pages of a chunk that is in use, with rests. The result is that of [`warm_chunk`]; what is next by now ends it
+/// at once.
+fn go_back(
+    data: &Mapping,
+    chunk: u32,
+    chunk_bytes: usize,
+    messages: &Receiver<Upcoming>,
+) -> Option<Option<Upcoming>> {
+    let start = chunk as usize * chunk_bytes;
+    for at in (start..start + chunk_bytes).step_by(STEP) {
+        let begun = Instant::now();
+        data.warm(at, STEP.min(start + chunk_bytes - at)).ok()?;
+        match messages.recv_timeout(begun.elapsed() * REST) {
+            Ok(newer) => return Some(Some(newer)),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return None,
+        }
+    }
+    Some(None)
 }
 
 /// Makes a chunk resident. `None` if there is no more to do: the kernel cannot, or the arena is gone. Else what is next by
@@ -109,5 +140,24 @@ mod tests {
         while Arc::strong_count(&data) > 1 {
             thread::yield_now();
         }
+    }
+
+    #[test]
+    fn going_back_ends_for_news_and_with_its_owner_and_changes_nothing() {
+        const CHUNK: usize = 2 * STEP;
+        let data = Mapping::anonymous(CHUNK, HugePages::Off).unwrap();
+        // SAFETY: the mapping has these bytes and nobody else uses it.
+        unsafe { data.start().write_bytes(7, STEP) };
+        let (sender, messages) = sync_channel(1);
+        sender.send([Some(3), None, None, None]).unwrap();
+        assert_eq!(go_back(&data, 0, CHUNK, &messages), Some(Some([Some(3), None, None, None])));
+        assert_eq!(data.resident(STEP, STEP), 0, "the news came first");
+        assert_eq!(go_back(&data, 0, CHUNK, &messages), Some(None));
+        assert_eq!(data.resident(0, CHUNK), CHUNK);
+        drop(sender);
+        assert_eq!(go_back(&data, 0, CHUNK, &messages), None);
+        // SAFETY: as above.
+        let bytes = unsafe { std::slice::from_raw_parts(data.start().as_ptr(), CHUNK) };
+        assert!(bytes[..STEP].iter().all(|&byte| byte == 7) && bytes[STEP..].iter().all(|&byte| byte == 0));
     }
 }

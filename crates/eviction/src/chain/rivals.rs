@@ -52,7 +52,7 @@ const DISTRUST: f64 = 2.0;
 const CHAINS_MIN: f64 = 10.0;
 /// While more pages than this go in a second nothing is played: a played page costs about 17 µs, and there is better use
 /// for the processor then.
-const GONE_MAX: usize = 8192;
+const GONE_MAX: usize = 2048;
 const SECOND_MS: u64 = 1000;
 
 pub(super) struct Rivals {
