@@ -18,9 +18,10 @@ use memkv_transport::frame::{Code, HEADER_BYTES, Header, Mover, Op};
 use memkv_transport::handshake::{self, Attach, AttachError, AttachStatus};
 use memkv_transport::records;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio::time::timeout;
 
 /// What it takes to open a data connection of a session.

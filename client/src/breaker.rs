@@ -8,7 +8,8 @@
 //!
 //! Probes are made in the background, never with a user's call. Time and jitter come in as arguments.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// The first pause.
 const PAUSE_MIN: Duration = Duration::from_millis(100);

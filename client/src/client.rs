@@ -1,14 +1,16 @@
 //! The client: its servers, its background runtime, its life and end.
 
 use crate::config::Transport;
+use crate::members::Members;
 use crate::plan::ScratchPool;
 use crate::server::{Attempt, Server};
 use crate::spin::Spin;
 use crate::stats::Counters;
 use crate::way::Way;
 use crate::{ClientStats, Config, Error, ErrorKind, ServerAddress, Space, control, drive, rdma, session};
+use arc_swap::ArcSwap;
 use memkv_core::page::key_digest;
-use memkv_core::route::{self, Node};
+use memkv_core::route;
 use memkv_core::{Key, Limits, SpaceDescription, SpaceId};
 use memkv_rdma::Verbs;
 use parking_lot::Mutex;
@@ -16,8 +18,8 @@ use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Instant;
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::time::Instant;
 
 /// What a client's background tasks share with it. Does not keep the client alive.
 pub(crate) struct Shared {
@@ -57,8 +59,7 @@ impl Shared {
 
 pub(crate) struct Inner {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) nodes: Vec<Node>,
-    pub(crate) servers: Vec<Arc<Server>>,
+    members: ArcSwap<Members>,
     pub(crate) handle: Handle,
     pub(crate) scratch: ScratchPool,
     pub(crate) counters: Counters,
@@ -185,8 +186,7 @@ impl Inner {
         let handle = runtime.handle().clone();
         let shared = Shared::new(config, rdma);
         let inner = Self {
-            nodes: shared.config.servers.iter().map(|s| Node::new(s.id.as_str(), s.weight)).collect(),
-            servers: Vec::new(),
+            members: ArcSwap::default(),
             handle,
             scratch: ScratchPool::default(),
             counters: Counters::default(),
@@ -196,25 +196,47 @@ impl Inner {
             shared,
         };
         // From here on, an early return shuts the runtime down in `Drop`.
-        inner.with_servers()
+        inner.adopt(&inner.shared.config.servers)?;
+        Ok(inner)
     }
 
-    /// Makes the servers and starts their tasks.
-    fn with_servers(mut self) -> Result<Self, Error> {
-        let context = self.handle.clone();
-        let _context = context.enter();
-        for address in &self.shared.config.servers {
-            let channel = control::channel(address, self.shared.config.connect_timeout)?;
-            let server = Server::new(address.clone(), channel);
-            if self.shared.rdma.is_none() {
-                server.ways.set_missing(Way::Rdma);
-            }
-            self.servers.push(Arc::new(server));
+    /// The cluster as it is now.
+    pub(crate) fn members(&self) -> Arc<Members> {
+        self.members.load_full()
+    }
+
+    /// Takes over a member list: starts what is new, goes on with what is known (whatever its
+    /// weight is now), ends what is gone.
+    pub(crate) fn adopt(&self, list: &[ServerAddress]) -> Result<(), Error> {
+        let _context = self.handle.enter();
+        let before = self.members();
+        let (mut servers, mut new) = (Vec::new(), Vec::new());
+        for address in list {
+            let server = match before.same(address) {
+                Some(known) => known.clone(),
+                None => {
+                    let channel = control::channel(address, self.shared.config.connect_timeout)?;
+                    let server = Arc::new(Server::new(address.clone(), channel));
+                    if self.shared.rdma.is_none() {
+                        server.ways.set_missing(Way::Rdma);
+                    }
+                    new.push(server.clone());
+                    server
+                }
+            };
+            servers.push((server, address.weight));
         }
-        for server in &self.servers {
-            self.handle.spawn(session::run(self.shared.clone(), server.clone()));
+        let after = Arc::new(before.next(servers));
+        self.members.store(after.clone());
+        for server in new {
+            let task = self.handle.spawn(session::run(self.shared.clone(), server.clone()));
+            server.runs(task.abort_handle());
         }
-        Ok(self)
+        for gone in before.servers.iter().filter(|old| !after.servers.iter().any(|new| Arc::ptr_eq(old, new)))
+        {
+            gone.end();
+        }
+        Ok(())
     }
 
     /// Refuses to work after `close`, and in a process that was forked off.
@@ -231,7 +253,7 @@ impl Inner {
             return;
         }
         self.closed.store(true, Relaxed);
-        for server in &self.servers {
+        for server in &self.members().servers {
             server.pool.end_session();
         }
         let runtime = self.runtime.lock().take();
@@ -251,7 +273,7 @@ impl Drop for Inner {
         // In a forked child the background thread does not exist, and locks that it held stay locked for ever. The
         // parent's things are left alone; the child is the poorer by their memory.
         let runtime = self.runtime.try_lock().and_then(|mut runtime| runtime.take());
-        let _left = ManuallyDrop::new((runtime, std::mem::take(&mut self.servers), self.shared.rdma.clone()));
+        let _left = ManuallyDrop::new((runtime, self.members.load_full(), self.shared.rdma.clone()));
     }
 }
 
@@ -279,13 +301,14 @@ impl Client {
         let client = Self { inner: Arc::new(Inner::new(config, verbs)?) };
         let inner = &client.inner;
         let deadline = Instant::now() + inner.shared.config.connect_timeout;
-        for server in &inner.servers {
+        let members = inner.members();
+        for server in &members.servers {
             let mut attempt = server.attempt.subscribe();
             let answered =
                 async move { attempt.wait_for(|attempt| !matches!(attempt, Attempt::None)).await.is_ok() };
             drive::before(&inner.handle, deadline, answered).await;
         }
-        for server in &inner.servers {
+        for server in &members.servers {
             let attempt = server.attempt.borrow().clone();
             if let Attempt::Failed { fatal: Some(kind), text } = attempt {
                 return Err(Error::new(kind, format!("server {}: {text}", server.address)));
@@ -314,14 +337,16 @@ impl Client {
     #[must_use]
     pub fn stats(&self) -> ClientStats {
         let rdma = self.inner.shared.rdma.as_ref().map(|rdma| rdma.stats()).unwrap_or_default();
-        self.inner.counters.read(self.inner.servers.iter().map(|server| server.stats()).collect(), rdma)
+        self.inner
+            .counters
+            .read(self.inner.members().servers.iter().map(|server| server.stats()).collect(), rdma)
     }
 
     /// What the client sees of its servers now.
     #[must_use]
     pub fn servers(&self) -> Vec<ServerView> {
         let transport = self.inner.shared.config.transport;
-        self.inner.servers.iter().map(|server| server.view(transport)).collect()
+        self.inner.members().servers.iter().map(|server| server.view(transport)).collect()
     }
 
     /// The configuration it runs with.
@@ -335,11 +360,12 @@ impl Client {
     pub fn route(&self, space: SpaceId, key: &[u8]) -> Vec<RouteEntry> {
         let Ok(key) = Key::new(key) else { return Vec::new() };
         let digest = key_digest(space, key);
+        let members = self.inner.members();
         let entry = |index: usize| RouteEntry {
-            server: self.inner.servers[index].address.clone(),
-            score: self.inner.nodes[index].score(digest),
+            server: members.servers[index].address.clone(),
+            score: members.nodes[index].score(digest),
         };
-        route::order(&self.inner.nodes, digest).into_iter().map(entry).collect()
+        route::order(&members.nodes, digest).into_iter().map(entry).collect()
     }
 
     /// Closes connections and sessions and ends the background thread, for all clones. Ops that run meanwhile in
@@ -369,7 +395,7 @@ mod tests {
         inner.pid = inner.pid.wrapping_add(1);
         let error = inner.check().unwrap_err();
         assert!(error.kind() == ErrorKind::Closed && error.to_string().contains("fork"), "{error}");
-        let (handle, server) = (inner.handle.clone(), inner.servers[0].clone());
+        let (handle, server) = (inner.handle.clone(), inner.members().servers[0].clone());
         drop(inner);
         // The runtime still runs, and the servers are still held, as they are in the parent.
         assert_eq!(crate::blocking::block_on(handle.spawn(async { 7 })).unwrap(), 7);

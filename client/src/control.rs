@@ -128,9 +128,10 @@ pub(crate) async fn open_spaces(
 impl Inner {
     /// The server with this id.
     fn server(&self, server_id: &str) -> Result<Arc<Server>, Error> {
-        let server = self.servers.iter().find(|server| server.address.id == server_id);
+        let members = self.members();
+        let server = members.servers.iter().find(|server| server.address.id == server_id);
         server.cloned().ok_or_else(|| {
-            let known: Vec<_> = self.servers.iter().map(|server| server.address.id.as_str()).collect();
+            let known: Vec<_> = members.servers.iter().map(|server| server.address.id.as_str()).collect();
             Error::bad_input(format!("no server has the id {server_id:?}; the ids are: {}", known.join(", ")))
         })
     }
@@ -155,9 +156,10 @@ impl Inner {
             let closed = |server: &Arc<Server>| {
                 (server.address.clone(), self.check().and(Err(crate::client::closed())))
             };
-            return self.servers.iter().map(closed).collect();
+            return self.members().servers.iter().map(closed).collect();
         }
-        let asked = self.servers.iter().map(|server| {
+        let members = self.members();
+        let asked = members.servers.iter().map(|server| {
             let task = self.handle.spawn(ask(self.shared.clone(), server.clone()));
             (server.address.clone(), task)
         });

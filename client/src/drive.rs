@@ -20,9 +20,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::thread::Builder;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 /// A server's pages of a batch are split over two connections from this many bytes on.
 const SPLIT_BYTES: usize = 2 << 20;
@@ -137,7 +138,7 @@ pub(crate) fn run_blocking(
                     break;
                 }
                 Taken::NotReady => break,
-                Taken::Busy if listener.wait_deadline(batch.deadline).is_none() => {
+                Taken::Busy if listener.wait_deadline(batch.deadline.into_std()).is_none() => {
                     none_idle(ends, index, batch);
                     break;
                 }
@@ -322,7 +323,7 @@ pub(crate) async fn run_async(
 pub(crate) async fn before(handle: &Handle, deadline: Instant, future: impl Future) -> bool {
     let timeout = {
         let _context = handle.enter();
-        tokio::time::timeout_at(deadline.into(), future)
+        tokio::time::timeout_at(deadline, future)
     };
     timeout.await.is_ok()
 }
@@ -333,7 +334,7 @@ async fn ready_until_done(handle: &Handle, batch: &mut Batch<'_>, exchanges: &mu
     let mut sockets: Vec<Option<AsyncFd<Arc<Wire>>>> = exchanges.iter().map(|_| None).collect();
     let sleep = {
         let _context = handle.enter();
-        tokio::time::sleep_until(batch.deadline.into())
+        tokio::time::sleep_until(batch.deadline)
     };
     let mut sleep = pin!(sleep);
     std::future::poll_fn(|cx| {

@@ -20,9 +20,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
@@ -62,12 +63,12 @@ struct Portion {
 }
 
 /// Runs a batch through the gRPC API.
-pub(crate) async fn run(inner: &Inner, ends: &[usize], batch: &mut Batch<'_>) {
+pub(crate) async fn run(inner: &Inner, servers: &[Arc<Server>], ends: &[usize], batch: &mut Batch<'_>) {
     let (tell, mut hear) = mpsc::channel(QUEUE);
     let mut calls = JoinSet::new();
-    let mut open = vec![0; inner.servers.len()];
+    let mut open = vec![0; servers.len()];
     let mut feeds = Vec::new();
-    for (index, server) in inner.servers.iter().enumerate() {
+    for (index, server) in servers.iter().enumerate() {
         let (from, to) = drive::group(ends, index);
         if from == to || !server.is_available() {
             continue;
@@ -99,8 +100,8 @@ pub(crate) async fn run(inner: &Inner, ends: &[usize], batch: &mut Batch<'_>) {
     }
     drop(tell);
     let deadline = batch.deadline;
-    drive::before(&inner.handle, deadline, exchange(inner, batch, &mut hear, feeds, &mut open)).await;
-    for (index, server) in inner.servers.iter().enumerate().filter(|(index, _)| open[*index] > 0) {
+    drive::before(&inner.handle, deadline, exchange(servers, batch, &mut hear, feeds, &mut open)).await;
+    for (index, server) in servers.iter().enumerate().filter(|(index, _)| open[*index] > 0) {
         server.failed(Failure::Timeout);
         let (from, to) = drive::group(ends, index);
         for &page in &batch.order[from..to] {
@@ -132,7 +133,7 @@ fn portions(batch: &Batch<'_>, from: usize, to: usize, limits: &Limits) -> Vec<P
 
 /// Carries messages between the caller's memory and the calls until all calls have ended.
 async fn exchange(
-    inner: &Inner,
+    servers: &[Arc<Server>],
     batch: &mut Batch<'_>,
     hear: &mut mpsc::Receiver<Event>,
     feeds: Vec<(usize, usize, mpsc::Sender<v1::PutRequest>)>,
@@ -168,7 +169,7 @@ async fn exchange(
             Event::Part { from, part } => page.take(batch, from, &part),
             Event::End { server, result } => {
                 open[server] -= 1;
-                end(&inner.servers[server], result);
+                end(&servers[server], result);
             }
         }
     }

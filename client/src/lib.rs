@@ -27,6 +27,7 @@ mod error;
 mod exchange;
 mod grpc;
 mod link;
+mod members;
 #[allow(dead_code, reason = "not bound yet")]
 mod mover;
 mod ops;

@@ -4,12 +4,13 @@
 use crate::client::Inner;
 use crate::config::Transport;
 use crate::exchange::Batch;
+use crate::members::Members;
 use crate::plan::{KeyList, Scratch};
 use crate::raw::{Pieces, RawPieces};
 use crate::stats::Tally;
 use crate::{BatchReport, Error, PageOutcome, SpaceId, blocking, drive, grpc};
 use memkv_transport::frame::Op;
-use std::time::Instant;
+use tokio::time::Instant;
 
 /// The most pages of a brief op, and the most bytes.
 const BRIEF_PAGES: usize = 4;
@@ -80,7 +81,7 @@ pub(crate) fn check_raw(keys: usize, raw: &RawPieces<'_>) -> Result<(), Error> {
 
 impl Inner {
     /// Checks the arguments and groups the pages by server.
-    fn start(&self, call: &Call<'_>) -> Result<Box<Scratch>, Error> {
+    fn start(&self, members: &Members, call: &Call<'_>) -> Result<Box<Scratch>, Error> {
         self.check()?;
         let count = call.keys.count();
         if u32::try_from(count).is_err() {
@@ -91,7 +92,7 @@ impl Inner {
             return Err(Error::bad_input(format!("page {page} has no bytes; a page has at least one")));
         }
         let mut scratch = self.scratch.take();
-        if let Err(bad) = scratch.plan(&self.nodes, call.space, call.keys) {
+        if let Err(bad) = scratch.plan(&members.nodes, call.space, call.keys) {
             self.scratch.give(scratch);
             return Err(Error::bad_input(format!("key {}: {}", bad.index, bad.error)));
         }
@@ -104,10 +105,11 @@ impl Inner {
             return blocking::block_on(self.call(call));
         }
         let started = Instant::now();
-        let mut scratch = self.start(&call)?;
+        let members = self.members();
+        let mut scratch = self.start(&members, &call)?;
         let Scratch { digests, order, ends, exchanges, .. } = &mut *scratch;
         let mut batch = self.batch(call, digests, order, started);
-        drive::run_blocking(&self.servers, ends, &mut batch, exchanges);
+        drive::run_blocking(&members.servers, ends, &mut batch, exchanges);
         let finished = self.finish(&batch, started);
         self.scratch.give(scratch);
         Ok(finished)
@@ -116,13 +118,14 @@ impl Inner {
     /// Runs a batch op in the caller's task. Dropped midway, it closes the connections it used.
     pub(crate) async fn call(&self, call: Call<'_>) -> Result<Finished, Error> {
         let started = Instant::now();
-        let mut scratch = self.start(&call)?;
+        let members = self.members();
+        let mut scratch = self.start(&members, &call)?;
         let Scratch { digests, order, ends, exchanges, .. } = &mut *scratch;
         let mut batch = self.batch(call, digests, order, started);
         if self.shared.config.transport == Transport::Grpc {
-            grpc::run(self, ends, &mut batch).await;
+            grpc::run(self, &members.servers, ends, &mut batch).await;
         } else {
-            drive::run_async(&self.handle, &self.servers, ends, &mut batch, exchanges).await;
+            drive::run_async(&self.handle, &members.servers, ends, &mut batch, exchanges).await;
         }
         let finished = self.finish(&batch, started);
         self.scratch.give(scratch);

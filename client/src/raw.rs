@@ -19,7 +19,6 @@ use memkv_core::PageHasher;
 use memkv_shm::{Stage, View};
 use memkv_transport::frame::Op;
 use memkv_transport::iov::IOV_MAX;
-use rustix::net::{SendAncillaryBuffer, SendFlags};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -274,13 +273,7 @@ impl<'a> Pieces<'a> {
                 break;
             }
         }
-        // `writev` would raise SIGPIPE in a process that does not ignore it; this does not.
-        let went = rustix::net::sendmsg(
-            stream,
-            &slices[..used],
-            &mut SendAncillaryBuffer::default(),
-            SendFlags::NOSIGNAL,
-        )?;
+        let went = stream.write_vectored(&slices[..used])?;
         Ok((went, room))
     }
 

@@ -9,8 +9,9 @@ use crate::{Error, ServerAddress, ServerState, ServerStats, ServerView};
 use memkv_core::Limits;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
 use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tonic::transport::Channel;
 
 /// What became of the last attempt to open a session.
@@ -46,6 +47,8 @@ pub(crate) struct Server {
     existing: AtomicU32,
     /// The server takes pages together with their offer.
     direct: AtomicBool,
+    /// The background task that keeps the session.
+    task: Mutex<Option<AbortHandle>>,
 }
 
 /// Pages are put without asking first while fewer of them than this were there already, in 1/1024.
@@ -74,7 +77,21 @@ impl Server {
             sessions: AtomicU64::new(0),
             existing: AtomicU32::new(0),
             direct: AtomicBool::new(false),
+            task: Mutex::new(None),
         }
+    }
+
+    /// Remembers the task that keeps the session.
+    pub(crate) fn runs(&self, task: AbortHandle) {
+        *self.task.lock() = Some(task);
+    }
+
+    /// The server is no member any more: its task ends, and its connections close.
+    pub(crate) fn end(&self) {
+        if let Some(task) = self.task.lock().take() {
+            task.abort();
+        }
+        self.pool.end_session();
     }
 
     /// Whether ops may go to it.

@@ -16,9 +16,10 @@ use memkv_proto::{PROTOCOL_VERSION, v1};
 use memkv_transport::auth::{AuthKey, SessionTranscript, same_secret};
 use memkv_transport::frame::{CAPABILITY_DIRECT, CAPABILITY_RDMA, CAPABILITY_SHM};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -316,7 +317,7 @@ async fn serve(shared: &Shared, server: &Arc<Server>, mut session: Session) -> E
             }
             () = server.woken() => {}
             Some(done) = work.running.join_next() => if let Some(error) = work.end(done) { return error },
-            () = tokio::time::sleep_until(timer.into()) => {}
+            () = tokio::time::sleep_until(timer) => {}
         }
     }
 }

@@ -10,7 +10,8 @@ use crate::breaker::Backoff;
 use crate::config::Transport;
 use parking_lot::Mutex;
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// How pages move on a connection. Later is better.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

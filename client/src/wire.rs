@@ -1,6 +1,7 @@
 //! The socket under a data connection: TCP, or a Unix socket on the same host.
 
-use std::io::{self, IoSliceMut, Read as _};
+use rustix::net::{SendAncillaryBuffer, SendFlags};
+use std::io::{self, IoSlice, IoSliceMut, Read as _};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -21,6 +22,13 @@ impl Wire {
             Self::Tcp(stream) => (&mut &*stream).read(bytes),
             Self::Unix(stream) => (&mut &*stream).read(bytes),
         }
+    }
+
+    /// Writes as much as there is room for. Raises no signal if the peer is gone.
+    pub(crate) fn write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        // `writev` would raise SIGPIPE in a process that does not ignore it; this does not.
+        let mut nothing_beside = SendAncillaryBuffer::default();
+        Ok(rustix::net::sendmsg(self, slices, &mut nothing_beside, SendFlags::NOSIGNAL)?)
     }
 
     /// Reads what is there into several places.

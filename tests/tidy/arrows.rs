@@ -12,6 +12,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("memkv-radix", &["memkv-core"]),
     ("memkv-eviction", &["memkv-core"]),
     ("memkv-rdma", &[]),
+    ("memkv-discovery", &["memkv-core"]),
+    ("memkv-tls", &[]),
     ("memkv-memory", &["memkv-core"]),
     ("memkv-shm", &[]),
     ("memkv-nvme", &["memkv-core", "memkv-memory"]),
@@ -26,15 +28,37 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "memkv-memory",
             "memkv-rdma",
             "memkv-shm",
+            "memkv-tls",
+            "memkv-discovery",
             "memkv-transport",
             "memkv-storage",
         ],
     ),
     (
         "memkv-client",
-        &["memkv-core", "memkv-proto", "memkv-memory", "memkv-rdma", "memkv-shm", "memkv-transport"],
+        &[
+            "memkv-core",
+            "memkv-discovery",
+            "memkv-proto",
+            "memkv-memory",
+            "memkv-rdma",
+            "memkv-shm",
+            "memkv-tls",
+            "memkv-transport",
+        ],
     ),
-    ("memkv-cli", &["memkv-client", "memkv-proto", "memkv-core", "memkv-codec", "memkv-rdma"]),
+    (
+        "memkv-cli",
+        &[
+            "memkv-client",
+            "memkv-proto",
+            "memkv-core",
+            "memkv-codec",
+            "memkv-discovery",
+            "memkv-rdma",
+            "memkv-tls",
+        ],
+    ),
     (
         "memkv-bench",
         &[
@@ -50,6 +74,18 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("memkv-offload", &["memkv-client", "memkv-radix", "memkv-core", "memkv-codec"]),
     ("memkv-sglang", &["memkv-client", "memkv-core", "memkv-codec", "memkv-radix"]),
     ("memkv-tiny-engine", &["memkv-client", "memkv-core", "memkv-offload", "memkv-radix"]),
+    (
+        "memkv-sim",
+        &[
+            "memkv-client",
+            "memkv-core",
+            "memkv-memory",
+            "memkv-proto",
+            "memkv-server",
+            "memkv-storage",
+            "memkv-transport",
+        ],
+    ),
     ("xtask", &[]),
 ];
 

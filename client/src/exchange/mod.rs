@@ -28,7 +28,7 @@ use near::Near;
 use put::Put;
 use remote::{Advanced, Remote};
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 
 /// About the most bytes of pages in one frame's body.
 const BODY_BYTES_MAX: u64 = 32 << 20;

@@ -17,7 +17,8 @@ use parking_lot::Mutex;
 use std::cell::UnsafeCell;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Memory is registered in parts of so many bytes, several at a time.
 const PART_BYTES: usize = 1 << 30;

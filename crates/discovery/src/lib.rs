@@ -1,0 +1,3 @@
+//! Who the members of a cluster are.
+
+#![forbid(unsafe_code)]

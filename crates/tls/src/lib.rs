@@ -1,0 +1,3 @@
+//! Certificates and TLS for both planes.
+
+#![forbid(unsafe_code)]

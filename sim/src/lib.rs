@@ -1,0 +1,3 @@
+//! Clients and servers on a simulated network, from a seed.
+
+#![forbid(unsafe_code)]
