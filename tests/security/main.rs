@@ -1,0 +1,8 @@
+//! Security: what the protocol document and the security page promise, against real daemons.
+//!
+//! One binary, tests as modules, one module for each theme.
+
+#![deny(unsafe_code)]
+
+#[cfg(test)]
+mod tls;

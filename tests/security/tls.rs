@@ -1,0 +1,1 @@
+//! TLS on the one port and on the admin port.
