@@ -123,3 +123,21 @@ fn a_socket_with_a_path_works_and_goes_with_its_daemon() {
     daemon.stop().unwrap();
     assert!(!path.exists());
 }
+
+#[test]
+fn a_client_that_began_with_tcp_climbs_to_shared_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, away) = (folder.path().join("memkv.sock"), folder.path().join("away.sock"));
+    let daemon = daemon_with(&["--shm-socket", path.to_str().unwrap()]);
+    fs::rename(&path, &away).unwrap();
+    let (client, space) = space_of(&daemon, Transport::Auto);
+    assert_eq!(client.servers()[0].transport, Transport::Tcp);
+    let keys = keys("climb", 3);
+    assert_all(&put(&space, &keys, &pages(&keys, 5000)), PageOutcome::Stored);
+    assert_eq!(mappings_of(&daemon), 0);
+    fs::rename(&away, &path).unwrap();
+    let climbed = || (client.servers()[0].transport == Transport::Shm).then_some(());
+    wait_for("the client found the socket", PATIENCE, climbed).unwrap();
+    assert_hits(&space, &keys, 5000);
+    assert_eq!(mappings_of(&daemon), 1, "pages came through shared memory");
+}
