@@ -1,0 +1,9 @@
+//! Clusters that change: real daemons that join, leave, restart and fail, and clients that go on meanwhile. One
+//! binary, one file for each theme.
+//!
+//! No test judges speed. Where a time is asserted, it is a deadline that the product promises.
+
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+mod membership;
