@@ -8,6 +8,9 @@
 //! A server without a key uses [`AuthKey::open`], 32 zero bytes; it listens on loopback only.
 //!
 //! Every value in a transcript is preceded by its length as `u32le`, so that no two transcripts collide.
+//!
+//! Clients of a tenant prove a key of their own, see [`crate::tenant`]; the transcript names tenant and key, and, on a
+//! TLS connection, the connection.
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::{Digest as _, Sha256};
@@ -48,6 +51,17 @@ impl AuthKey {
     pub fn open() -> Self {
         Self([0; SECRET_BYTES])
     }
+
+    /// A key from 32 random bytes.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; SECRET_BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    /// MAC under this key.
+    pub(crate) fn mac(&self, parts: &[&[u8]]) -> [u8; SECRET_BYTES] {
+        mac(&self.0, parts)
+    }
 }
 
 impl fmt::Debug for AuthKey {
@@ -85,22 +99,34 @@ pub struct SessionTranscript<'a> {
     pub node_id: &'a str,
     /// Whether the server says that it has a key.
     pub key_required: bool,
+    /// The tenant and the id of its key; empty with the cluster's key.
+    pub identity: (&'a str, &'a str),
+    /// What only the two ends of this TLS connection know (RFC 9266); empty without TLS.
+    pub channel: &'a [u8],
 }
 
 impl SessionTranscript<'_> {
-    fn digest(&self) -> [u8; 32] {
-        let mut hash = Sha256::new();
+    /// Without tenant and TLS the transcript is that of the first version; otherwise it has three parts more.
+    pub(crate) fn digest(&self) -> [u8; 32] {
         let versions = [self.protocol_min, self.protocol_max, self.protocol, u32::from(self.key_required)];
         let versions: Vec<u8> = versions.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let parts: [&[u8]; 6] = [
-            b"memkv session transcript v1",
+        let (tenant, key_id) = self.identity;
+        let plain = tenant.is_empty() && key_id.is_empty() && self.channel.is_empty();
+        let label: &[u8] =
+            if plain { b"memkv session transcript v1" } else { b"memkv session transcript v2" };
+        let parts: [&[u8]; 9] = [
+            label,
             &versions,
             self.client_nonce,
             self.server_nonce,
             self.session_id,
             self.node_id.as_bytes(),
+            tenant.as_bytes(),
+            key_id.as_bytes(),
+            self.channel,
         ];
-        for part in parts {
+        let mut hash = Sha256::new();
+        for part in &parts[..if plain { 6 } else { 9 }] {
             hash.update(length_prefix(part));
             hash.update(part);
         }
@@ -127,6 +153,10 @@ impl SessionTranscript<'_> {
 }
 
 impl SessionKey {
+    pub(crate) fn new(key: [u8; SECRET_BYTES]) -> Self {
+        Self(key)
+    }
+
     /// Proof of one side of a data connection over both nonces.
     pub(crate) fn attach_proof(&self, label: &[u8], transcript: &[&[u8]]) -> [u8; SECRET_BYTES] {
         let mut parts = vec![label];
@@ -161,7 +191,7 @@ pub enum CredentialError {
     #[error("the call carries no valid memkv-auth credential; set MEMKV_AUTH_KEY to the server's key")]
     Malformed,
     /// The HMAC is wrong.
-    #[error("the credential does not match the server's key; check MEMKV_AUTH_KEY")]
+    #[error("the credential does not match a key of the server; check MEMKV_AUTH_KEY and MEMKV_TENANT")]
     WrongKey,
     /// The clocks differ too much, or the credential is old.
     #[error(
@@ -220,7 +250,7 @@ impl fmt::Display for Credential {
     }
 }
 
-fn from_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+pub(crate) fn from_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digits = text.as_bytes();
     if digits.len() != 2 * N || !digits.iter().all(u8::is_ascii_hexdigit) {
         return None;
@@ -232,12 +262,12 @@ fn from_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(out)
 }
 
-fn length_prefix(part: &[u8]) -> [u8; 4] {
+pub(crate) fn length_prefix(part: &[u8]) -> [u8; 4] {
     // Transcript parts are names and nonces, far below 4 GiB.
     u32::try_from(part.len()).unwrap_or(u32::MAX).to_le_bytes()
 }
 
-fn mac(key: &[u8; SECRET_BYTES], parts: &[&[u8]]) -> [u8; SECRET_BYTES] {
+pub(crate) fn mac(key: &[u8; SECRET_BYTES], parts: &[&[u8]]) -> [u8; SECRET_BYTES] {
     let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
     for part in parts {
         mac.update(&length_prefix(part));
@@ -264,6 +294,8 @@ mod tests {
             session_id: &[3; 16],
             node_id,
             key_required: true,
+            identity: ("", ""),
+            channel: &[],
         }
     }
 
@@ -288,6 +320,12 @@ mod tests {
         assert_ne!(server, transcript(&[1; 32], "other").server_proof(&key(7)));
         let downgraded = SessionTranscript { protocol_max: 2, ..base };
         assert_ne!(server, downgraded.server_proof(&key(7)));
+        let relayed = SessionTranscript { channel: &[1; 32], ..base };
+        assert_ne!(server, relayed.server_proof(&key(7)), "a proof is for one TLS connection");
+        let renamed = SessionTranscript { identity: ("a", ""), ..base };
+        assert_ne!(server, renamed.server_proof(&key(7)));
+        let other = SessionTranscript { identity: ("", "a"), ..base };
+        assert_ne!(renamed.server_proof(&key(7)), other.server_proof(&key(7)), "parts have lengths");
     }
 
     #[test]

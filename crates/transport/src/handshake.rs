@@ -222,6 +222,8 @@ mod tests {
             session_id: &[3; 16],
             node_id: "n",
             key_required: false,
+            identity: ("", ""),
+            channel: &[],
         }
         .session_key(&AuthKey::open())
     }

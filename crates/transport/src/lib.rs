@@ -4,7 +4,9 @@
 //! - [`records`]: the lists inside a frame;
 //! - [`handshake`]: how a data connection joins a session;
 //! - [`auth`]: keys, proofs and per-call credentials;
-//! - [`iov`]: a cursor over many pieces of memory for vectored I/O.
+//! - [`tenant`]: the same for tenants, whose keys a server does not have;
+//! - [`iov`]: a cursor over many pieces of memory for vectored I/O;
+//! - `sim` (a feature): sockets of a simulated network.
 //!
 //! Deliberately absent: sockets, threads, clocks and randomness. Both sides drive these functions with whatever
 //! runtime they have, so that a simulated network can drive the very same code.
@@ -16,3 +18,6 @@ pub mod frame;
 pub mod handshake;
 pub mod iov;
 pub mod records;
+#[cfg(feature = "sim")]
+pub mod sim;
+pub mod tenant;
