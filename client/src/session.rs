@@ -184,6 +184,8 @@ async fn greet(shared: &Shared, server: &Arc<Server>) -> Result<Session, Error> 
         session_id: &challenge.session_id,
         node_id: &challenge.node_id,
         key_required: challenge.key_required,
+        identity: ("", ""),
+        channel: &[],
     };
     if challenge.server_nonce.len() != 32
         || !same_secret(&transcript.server_proof(&key), &challenge.server_proof)

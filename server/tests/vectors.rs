@@ -73,6 +73,8 @@ fn proofs(out: &mut String) -> std::fmt::Result {
         session_id: &[0x33; 16],
         node_id: "node-a",
         key_required: true,
+        identity: ("", ""),
+        channel: &[],
     };
     let inputs = format!(
         "key {KEY}, versions 1 2 1, client nonce 32 times 11, server nonce 32 times 22, session id 16 times 33, node-a, key required"

@@ -299,6 +299,8 @@ async fn open_session(
         session_id: &challenge.session_id,
         node_id: &challenge.node_id,
         key_required: challenge.key_required,
+        identity: ("", ""),
+        channel: &[],
     };
     // A client would stop here if the server's proof is wrong; a test wants to see what the server says.
     let trusted = transcript.server_proof(&key)[..] == challenge.server_proof[..];

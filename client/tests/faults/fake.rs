@@ -204,6 +204,8 @@ impl v1::session_server::Session for Control {
                 session_id: &session_id,
                 node_id: "fake",
                 key_required: state.key.is_some(),
+                identity: ("", ""),
+                channel: &[],
             };
             let challenge = v1::Challenge {
                 protocol: 1,

@@ -121,6 +121,8 @@ impl Stream {
             session_id: &session_id,
             node_id: &node.id,
             key_required: node.config.auth_key.is_some(),
+            identity: ("", ""),
+            channel: &[],
         };
         self.send(ToClient::Challenge(v1::Challenge {
             protocol: transcript.protocol,
@@ -252,7 +254,8 @@ impl Stream {
     }
 }
 
-fn check_hello(hello: &v1::Hello) -> Result<(), Fault> {
+/// Everything about a first message that must hold whoever sends it.
+pub(super) fn check_hello(hello: &v1::Hello) -> Result<(), Fault> {
     let (min, max) = (hello.protocol_min, hello.protocol_max);
     if !(min..=max).contains(&PROTOCOL_VERSION) {
         return Err(Fault::Version { ours: PROTOCOL_VERSION, min, max });

@@ -196,6 +196,8 @@ impl OpenSession {
             session_id: &challenge.session_id,
             node_id: &challenge.node_id,
             key_required: challenge.key_required,
+            identity: ("", ""),
+            channel: &[],
         };
         let server_knows_key = same_secret(&challenge.server_proof, &transcript.server_proof(key));
         let client_proof = transcript.client_proof(key).to_vec();

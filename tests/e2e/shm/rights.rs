@@ -94,6 +94,8 @@ fn only_who_knows_the_key_gets_the_memory() {
         session_id: &session.id,
         node_id: &session.node_id,
         key_required: true,
+        identity: ("", ""),
+        channel: &[],
     };
     let key = stranger.session_key(&AuthKey::from_hex(&"77".repeat(32)).unwrap());
     assert!(NearConn::attach(&socket, session.id, &key).is_err(), "a session's name alone is not enough");
