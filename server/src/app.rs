@@ -177,6 +177,12 @@ impl Server {
         Ok(Self { node, address, admin_address, places, health, accept: accepting, workers, control, data })
     }
 
+    /// What its parts share.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
     /// Where clients connect.
     #[must_use]
     pub fn address(&self) -> SocketAddr {

@@ -18,6 +18,9 @@ mod clock;
 pub mod config;
 mod control;
 mod data;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 pub mod logging;
 mod metrics;

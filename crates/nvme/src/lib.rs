@@ -57,6 +57,9 @@ mod drive;
 mod extent;
 mod faults;
 mod format;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod head;
 mod io;
 mod keeper;

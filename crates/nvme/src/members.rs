@@ -55,7 +55,7 @@ pub(crate) enum Read {
 }
 
 impl Card {
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let entries = self.members.iter().map(|id| (id, 1_u32)).chain(self.retired.iter().map(|id| (id, 2)));
         let mut body = self.id.to_vec();
         let mut count = 0_u32;

@@ -78,3 +78,9 @@ pub(crate) async fn report(reporter: &HealthReporter, status: tonic_health::Serv
         reporter.set_service_status(service, status).await;
     }
 }
+
+/// Whether a session may begin with this message.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn is_acceptable(hello: &v1::Hello) -> bool {
+    session::check_hello(hello).is_ok()
+}

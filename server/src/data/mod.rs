@@ -135,3 +135,9 @@ async fn handshake(
 async fn send(stream: &Wire, patience: &Patience, bytes: &[u8]) -> Result<(), Broken> {
     write_reply(stream, patience, bytes, &[], &mut Vec::new()).await
 }
+
+/// Reads a client's message about its memory; `None` if it makes no sense, else whether the server may move `len` bytes at `offset`.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn reads_region(message: memkv_proto::v1::RegisterRegion, offset: u64, len: u32) -> Option<bool> {
+    movers::rdma::reads_region(message, offset, len)
+}

@@ -24,3 +24,9 @@ pub(crate) mod session;
 pub(crate) use nics::Nics;
 pub(crate) use queue::Queue;
 pub(crate) use session::SessionRdma;
+
+/// Reads a message about a region; `None` if it makes no sense, else whether `len` bytes at `offset` are inside.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn reads_region(message: memkv_proto::v1::RegisterRegion, offset: u64, len: u32) -> Option<bool> {
+    Some(regions::ClientRegion::read(message).ok()?.is_sound(offset, len))
+}

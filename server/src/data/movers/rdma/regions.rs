@@ -80,6 +80,19 @@ impl ClientRegion {
         };
         Some((first..=last).map(piece))
     }
+
+    /// Whether these bytes are inside, for the fuzzer, after a look at the pieces that they lie in.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn is_sound(&self, offset: u64, len: u32) -> bool {
+        let Some(pieces) = self.pieces(0, offset, len) else { return false };
+        let mut at = self.address + offset;
+        for piece in pieces {
+            assert_eq!(piece.address, at, "pieces follow each other");
+            at += u64::from(piece.len);
+        }
+        assert_eq!(at, self.address + offset + u64::from(len), "pieces are as long as what was asked for");
+        true
+    }
 }
 
 /// The regions of one session.
