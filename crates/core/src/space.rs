@@ -18,6 +18,9 @@ pub const MAX_FIELD_NAME_BYTES: usize = 64;
 /// The longest field value, in bytes.
 pub const MAX_FIELD_VALUE_BYTES: usize = 1024;
 
+/// The field that says whose space it is. A space without it belongs to whoever has the cluster's key.
+pub const TENANT_FIELD: &str = "tenant";
+
 /// A space's identity: the first 16 bytes of its description's digest.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct SpaceId(pub [u8; 16]);
@@ -56,7 +59,7 @@ impl fmt::Debug for SpaceId {
 ///
 /// Every field takes part in the identity. The well-known names are `name`, `engine`, `model`, `revision`,
 /// `dtype`, `page_tokens`, `page_bytes`, `layout`, `tp_rank`, `tp_size`, `pp_rank`, `pp_size`, `cp_rank`,
-/// `cp_size`, `pool`, `codec` and `tag`; `inspect` shows them as columns.
+/// `cp_size`, `pool`, `codec`, `tag` and `tenant`; `inspect` shows them as columns.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub struct SpaceDescription {
     fields: BTreeMap<String, String>,
@@ -119,6 +122,25 @@ impl SpaceDescription {
         Ok(Self { fields })
     }
 
+    /// Whose space it is; `None` for that of the cluster's key.
+    #[must_use]
+    pub fn tenant(&self) -> Option<&str> {
+        self.fields.get(TENANT_FIELD).map(String::as_str)
+    }
+
+    /// The same space of a tenant. One that says already whose it is stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`SpaceError`] if the name is not valid or there is no room for one more field.
+    pub fn of_tenant(&self, tenant: &str) -> Result<Self, SpaceError> {
+        if self.tenant().is_some() {
+            return Ok(self.clone());
+        }
+        let own = std::iter::once((TENANT_FIELD.to_owned(), tenant.to_owned()));
+        Self::new(self.fields.clone().into_iter().chain(own))
+    }
+
     /// The identity of the space.
     #[must_use]
     pub fn id(&self) -> SpaceId {
@@ -155,6 +177,16 @@ mod tests {
 
     fn described(fields: &[(&str, &str)]) -> Result<SpaceDescription, SpaceError> {
         SpaceDescription::new(fields.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())))
+    }
+
+    #[test]
+    fn the_same_space_of_two_tenants_has_two_identities() {
+        let plain = SpaceDescription::named("a").unwrap();
+        let (one, two) = (plain.of_tenant("one").unwrap(), plain.of_tenant("two").unwrap());
+        assert_eq!((plain.tenant(), one.tenant()), (None, Some("one")));
+        assert!(plain.id() != one.id() && one.id() != two.id());
+        assert_eq!(one.of_tenant("two").unwrap(), one, "whose it is does not change");
+        assert!(plain.of_tenant("a\nb").is_err());
     }
 
     #[test]
