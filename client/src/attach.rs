@@ -73,6 +73,8 @@ impl Attacher {
     async fn attach_by(&self, way: Way) -> Result<Box<Link>, Error> {
         let attached = timeout(self.timeout, async {
             match way {
+                #[cfg(feature = "sim")]
+                Way::Tcp if self.server.net.get().is_some() => crate::sim::attach(self, false).await,
                 Way::Tcp => self.tcp_link(self.handshake().await?),
                 Way::Shm => crate::shm::attach(self).await,
                 Way::Rdma => crate::rdma::attach(self).await,
@@ -96,21 +98,14 @@ impl Attacher {
 
     /// Opens one data connection and sees whether the server answers a request on it.
     pub(crate) async fn probe(&self) -> Result<Box<Link>, Error> {
+        #[cfg(feature = "sim")]
+        if self.server.net.get().is_some() {
+            let attached = timeout(self.timeout, crate::sim::attach(self, true)).await;
+            return attached.unwrap_or_else(|_| Err(no_answer(self.timeout)));
+        }
         let ping = async {
             let mut stream = self.handshake().await?;
-            let request = Header::request(Op::Ping, u64::MAX, Default::default(), 0).encode(&[]);
-            stream.write_all(&request).await.map_err(broken)?;
-            let mut reply = [0; HEADER_BYTES];
-            stream.read_exact(&mut reply).await.map_err(broken)?;
-            let header = Header::decode(&reply).map_err(|error| protocol(&error.to_string()))?;
-            header.verify(&reply, &[]).map_err(|error| protocol(&error.to_string()))?;
-            if header.op != Op::Ping || header.status != Code::Ok {
-                let outcome = outcome::from_code(header.op, header.status);
-                return Err(Error::new(
-                    ErrorKind::Unavailable,
-                    format!("a ping was answered by {outcome:?}"),
-                ));
-            }
+            self.ping(&mut stream).await?;
             Ok(stream)
         };
         let stream = timeout(self.timeout, ping).await.map_err(|_| no_answer(self.timeout))??;
@@ -118,6 +113,24 @@ impl Attacher {
             Some(Way::Tcp) => self.tcp_link(stream),
             _ => self.attach().await,
         }
+    }
+
+    /// Sees whether the server answers a request.
+    pub(crate) async fn ping<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut S) -> Result<(), Error> {
+        let request = Header::request(Op::Ping, u64::MAX, Default::default(), 0).encode(&[]);
+        stream.write_all(&request).await.map_err(broken)?;
+        let mut reply = [0; HEADER_BYTES];
+        stream.read_exact(&mut reply).await.map_err(broken)?;
+        let header = Header::decode(&reply).map_err(|error| protocol(&error.to_string()))?;
+        header.verify(&reply, &[]).map_err(|error| protocol(&error.to_string()))?;
+        if header.op != Op::Ping || header.status != Code::Ok {
+            let outcome = outcome::from_code(header.op, header.status);
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("a ping was answered by {outcome:?}"),
+            ));
+        }
+        Ok(())
     }
 
     fn tcp_link(&self, stream: TcpStream) -> Result<Box<Link>, Error> {

@@ -29,18 +29,23 @@ pub(crate) struct Shared {
     pub(crate) spin: Spin,
     /// The NICs, if there are any to use.
     pub(crate) rdma: Option<Arc<rdma::Context>>,
+    /// The network of a simulation.
+    #[cfg(feature = "sim")]
+    pub(crate) net: std::sync::OnceLock<Arc<dyn memkv_transport::sim::Net>>,
     spaces: Mutex<BTreeMap<SpaceId, SpaceDescription>>,
     this: std::sync::Weak<Shared>,
 }
 
 impl Shared {
-    fn new(config: Config, rdma: Option<Arc<rdma::Context>>) -> Arc<Self> {
+    pub(crate) fn new(config: Config, rdma: Option<Arc<rdma::Context>>) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new_cyclic(|this| Self {
             config,
             cores,
             spin: Spin::default(),
             rdma,
+            #[cfg(feature = "sim")]
+            net: std::sync::OnceLock::new(),
             spaces: Mutex::default(),
             this: this.clone(),
         })
@@ -130,7 +135,7 @@ pub(crate) fn closed() -> Error {
 }
 
 /// Checks a configuration and settles the transport.
-fn settle(config: Config) -> Result<Config, Error> {
+pub(crate) fn settle(config: Config) -> Result<Config, Error> {
     if config.servers.is_empty() {
         let text = "no server is configured; set MEMKV_SERVERS, for example MEMKV_SERVERS=10.0.0.5:9900,10.0.0.6:9900";
         return Err(Error::new(ErrorKind::Config, text));
@@ -184,13 +189,21 @@ impl Inner {
                 Error::new(ErrorKind::Unavailable, text).with_source(error)
             })?;
         let handle = runtime.handle().clone();
-        let shared = Shared::new(config, rdma);
+        Self::run_on(Shared::new(config, rdma), handle, Some(runtime))
+    }
+
+    /// A client whose background tasks run on `handle`; it ends `runtime` with itself.
+    pub(crate) fn run_on(
+        shared: Arc<Shared>,
+        handle: Handle,
+        runtime: Option<Runtime>,
+    ) -> Result<Self, Error> {
         let inner = Self {
             members: ArcSwap::default(),
             handle,
             scratch: ScratchPool::default(),
             counters: Counters::default(),
-            runtime: Mutex::new(Some(runtime)),
+            runtime: Mutex::new(runtime),
             closed: AtomicBool::new(false),
             pid: std::process::id(),
             shared,
@@ -215,8 +228,11 @@ impl Inner {
             let server = match before.same(address) {
                 Some(known) => known.clone(),
                 None => {
-                    let channel = control::channel(address, self.shared.config.connect_timeout)?;
-                    let server = Arc::new(Server::new(address.clone(), channel));
+                    let channel = control::channel(&self.shared, address)?;
+                    let server = Server::new(address.clone(), channel);
+                    #[cfg(feature = "sim")]
+                    server.join_net(self.shared.net.get());
+                    let server = Arc::new(server);
                     if self.shared.rdma.is_none() {
                         server.ways.set_missing(Way::Rdma);
                     }
@@ -254,7 +270,7 @@ impl Inner {
         }
         self.closed.store(true, Relaxed);
         for server in &self.members().servers {
-            server.pool.end_session();
+            server.end();
         }
         let runtime = self.runtime.lock().take();
         if let Some(runtime) = runtime {
@@ -298,7 +314,12 @@ impl Client {
     ///
     /// See [`Client::connect`].
     pub async fn connect_with(config: Config, verbs: Option<Arc<dyn Verbs>>) -> Result<Self, Error> {
-        let client = Self { inner: Arc::new(Inner::new(config, verbs)?) };
+        Self::answered(Inner::new(config, verbs)?).await
+    }
+
+    /// Waits for the servers' first answers.
+    pub(crate) async fn answered(inner: Inner) -> Result<Self, Error> {
+        let client = Self { inner: Arc::new(inner) };
         let inner = &client.inner;
         let deadline = Instant::now() + inner.shared.config.connect_timeout;
         let members = inner.members();

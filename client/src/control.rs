@@ -43,19 +43,23 @@ pub struct ClearReport {
 }
 
 /// The channel to a server. It connects by itself when it is used; call inside the client's runtime.
-pub(crate) fn channel(address: &ServerAddress, connect_timeout: Duration) -> Result<Channel, Error> {
+pub(crate) fn channel(shared: &Shared, address: &ServerAddress) -> Result<Channel, Error> {
     let uri = format!("http://{}", address.host_port());
     let endpoint = Endpoint::from_shared(uri).map_err(|error| {
         Error::new(ErrorKind::Config, format!("server {address}: not a usable address")).with_source(error)
     })?;
-    Ok(endpoint
-        .connect_timeout(connect_timeout)
+    let endpoint = endpoint
+        .connect_timeout(shared.config.connect_timeout)
         .tcp_nodelay(true)
         .tcp_keepalive(Some(Duration::from_secs(10)))
         .initial_stream_window_size(4 << 20)
         .initial_connection_window_size(16 << 20)
-        .max_frame_size(FRAME_BYTES)
-        .connect_lazy())
+        .max_frame_size(FRAME_BYTES);
+    #[cfg(feature = "sim")]
+    if let Some(net) = shared.net.get() {
+        return Ok(crate::sim::channel(&endpoint, net, address));
+    }
+    Ok(endpoint.connect_lazy())
 }
 
 /// What a failed gRPC call means.

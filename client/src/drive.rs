@@ -360,6 +360,10 @@ fn poll_exchange(
     loop {
         // The first attempt comes before the registration: small ops often need no wait after the request.
         let current = exchange.lease().shared_link().stream().clone();
+        #[cfg(feature = "sim")]
+        if matches!(*current, Wire::Sim(_)) {
+            return crate::sim::poll_exchange(cx, batch, exchange);
+        }
         if socket.as_ref().is_none_or(|socket| !Arc::ptr_eq(socket.get_ref(), &current)) {
             if exchange.advance(batch) == Step::Done {
                 return Poll::Ready(());

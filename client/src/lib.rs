@@ -40,6 +40,8 @@ mod rdma;
 mod server;
 mod session;
 mod shm;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod space;
 mod spin;
 mod stats;

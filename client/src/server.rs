@@ -49,6 +49,9 @@ pub(crate) struct Server {
     direct: AtomicBool,
     /// The background task that keeps the session.
     task: Mutex<Option<AbortHandle>>,
+    /// The network of a simulation.
+    #[cfg(feature = "sim")]
+    pub(crate) net: std::sync::OnceLock<std::sync::Arc<dyn memkv_transport::sim::Net>>,
 }
 
 /// Pages are put without asking first while fewer of them than this were there already, in 1/1024.
@@ -78,6 +81,16 @@ impl Server {
             existing: AtomicU32::new(0),
             direct: AtomicBool::new(false),
             task: Mutex::new(None),
+            #[cfg(feature = "sim")]
+            net: std::sync::OnceLock::new(),
+        }
+    }
+
+    /// Its data connections go over this network, if there is one.
+    #[cfg(feature = "sim")]
+    pub(crate) fn join_net(&self, net: Option<&std::sync::Arc<dyn memkv_transport::sim::Net>>) {
+        if let Some(net) = net {
+            self.net.get_or_init(|| net.clone());
         }
     }
 

@@ -13,6 +13,9 @@ pub(crate) enum Wire {
     Tcp(TcpStream),
     /// To this host only.
     Unix(UnixStream),
+    /// On a simulated network.
+    #[cfg(feature = "sim")]
+    Sim(memkv_transport::sim::Socket),
 }
 
 impl Wire {
@@ -21,11 +24,17 @@ impl Wire {
         match self {
             Self::Tcp(stream) => (&mut &*stream).read(bytes),
             Self::Unix(stream) => (&mut &*stream).read(bytes),
+            #[cfg(feature = "sim")]
+            Self::Sim(socket) => socket.read(bytes),
         }
     }
 
     /// Writes as much as there is room for. Raises no signal if the peer is gone.
     pub(crate) fn write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        #[cfg(feature = "sim")]
+        if let Self::Sim(socket) = self {
+            return socket.write_vectored(slices);
+        }
         // `writev` would raise SIGPIPE in a process that does not ignore it; this does not.
         let mut nothing_beside = SendAncillaryBuffer::default();
         Ok(rustix::net::sendmsg(self, slices, &mut nothing_beside, SendFlags::NOSIGNAL)?)
@@ -36,6 +45,8 @@ impl Wire {
         match self {
             Self::Tcp(stream) => (&mut &*stream).read_vectored(slices),
             Self::Unix(stream) => (&mut &*stream).read_vectored(slices),
+            #[cfg(feature = "sim")]
+            Self::Sim(socket) => socket.read_vectored(slices),
         }
     }
 }
@@ -45,6 +56,8 @@ impl AsFd for Wire {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => unreachable!("only threads wait for descriptors, and a simulation has tasks"),
         }
     }
 }
