@@ -125,10 +125,7 @@ impl Attacher {
         header.verify(&reply, &[]).map_err(|error| protocol(&error.to_string()))?;
         if header.op != Op::Ping || header.status != Code::Ok {
             let outcome = outcome::from_code(header.op, header.status);
-            return Err(Error::new(
-                ErrorKind::Unavailable,
-                format!("a ping was answered by {outcome:?}"),
-            ));
+            return Err(Error::new(ErrorKind::Unavailable, format!("a ping was answered by {outcome:?}")));
         }
         Ok(())
     }

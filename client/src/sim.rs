@@ -26,7 +26,10 @@ impl Client {
     /// As [`Client::connect`]; [`ErrorKind::Config`] for any transport but TCP.
     pub async fn connect_simulated(config: Config, net: Arc<dyn Net>) -> Result<Self, Error> {
         if config.transport != Transport::Tcp {
-            return Err(Error::new(ErrorKind::Config, "a simulated network has TCP only; set transport to tcp"));
+            return Err(Error::new(
+                ErrorKind::Config,
+                "a simulated network has TCP only; set transport to tcp",
+            ));
         }
         let shared = Shared::new(settle(config)?, None);
         shared.net.get_or_init(|| net);
@@ -66,7 +69,11 @@ pub(crate) async fn attach(attacher: &Attacher, ping: bool) -> Result<Box<Link>,
 }
 
 /// Advances an exchange whose socket is simulated, until it is done or waits.
-pub(crate) fn poll_exchange(cx: &mut Context<'_>, batch: &mut Batch<'_>, exchange: &mut Exchange) -> Poll<()> {
+pub(crate) fn poll_exchange(
+    cx: &mut Context<'_>,
+    batch: &mut Batch<'_>,
+    exchange: &mut Exchange,
+) -> Poll<()> {
     loop {
         if exchange.advance(batch) == Step::Done {
             return Poll::Ready(());

@@ -33,7 +33,7 @@ impl Wire {
     pub(crate) fn write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         #[cfg(feature = "sim")]
         if let Self::Sim(socket) = self {
-            return socket.write_vectored(slices);
+            return socket.try_write_vectored(slices);
         }
         // `writev` would raise SIGPIPE in a process that does not ignore it; this does not.
         let mut nothing_beside = SendAncillaryBuffer::default();
@@ -46,7 +46,7 @@ impl Wire {
             Self::Tcp(stream) => (&mut &*stream).read_vectored(slices),
             Self::Unix(stream) => (&mut &*stream).read_vectored(slices),
             #[cfg(feature = "sim")]
-            Self::Sim(socket) => socket.read_vectored(slices),
+            Self::Sim(socket) => socket.try_read_vectored(slices),
         }
     }
 }

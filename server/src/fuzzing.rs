@@ -89,7 +89,11 @@ impl Stand {
         });
         assert_eq!(self.session.session.connections(), 0, "the place in the session is given back");
         assert_eq!(self.server.node().in_flight.count(), 0, "no request is in flight");
-        assert_eq!(self.server.node().metrics.data_connections.load(Ordering::Relaxed), 0, "no connection is counted");
+        assert_eq!(
+            self.server.node().metrics.data_connections.load(Ordering::Relaxed),
+            0,
+            "no connection is counted"
+        );
         self.server.node().engine.clear(&self.space);
         let held = self.server.node().engine.status();
         assert_eq!(held.used_slot_bytes, 0, "no slot is held");

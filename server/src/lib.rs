@@ -29,6 +29,8 @@ mod node;
 mod opening;
 mod random;
 mod sessions;
+#[cfg(feature = "sim")]
+pub mod sim;
 
 pub use app::{Server, StartError, Stopped};
 pub use config::{Config, ConfigError};

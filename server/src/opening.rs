@@ -65,7 +65,7 @@ fn log_recovery(report: &RecoveryReport) {
     );
 }
 
-fn engine_config(config: &Config) -> Result<EngineConfig, StartError> {
+pub(crate) fn engine_config(config: &Config) -> Result<EngineConfig, StartError> {
     let storage = &config.storage;
     Ok(EngineConfig {
         dram_bytes: config.dram_bytes,

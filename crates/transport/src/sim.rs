@@ -10,7 +10,7 @@
 //!
 //! Deliberately absent: descriptors. Nothing here can be waited for with `poll(2)`, so there is no blocking use.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -134,6 +134,26 @@ impl Socket {
         }
     }
 
+    /// Waits until a read would not block.
+    ///
+    /// # Errors
+    ///
+    /// None; the attempt tells.
+    pub async fn readable(&self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_readable(cx)).await;
+        Ok(())
+    }
+
+    /// Waits until a write would not block.
+    ///
+    /// # Errors
+    ///
+    /// None; the attempt tells.
+    pub async fn writable(&self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_writable(cx)).await;
+        Ok(())
+    }
+
     /// Reads what is there.
     ///
     /// # Errors
@@ -148,7 +168,7 @@ impl Socket {
     /// # Errors
     ///
     /// As [`Socket::read`].
-    pub fn read_vectored(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    pub fn try_read_vectored(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         let mut state = self.state();
         let mut taken = 0;
         for slice in slices.iter_mut().filter(|slice| !slice.is_empty()) {
@@ -169,7 +189,7 @@ impl Socket {
     /// # Errors
     ///
     /// `WouldBlock` if it takes nothing; what became of the connection.
-    pub fn write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    pub fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut state = self.state();
         if let Some(kind) = state.error {
             return Err(kind.into());
@@ -273,14 +293,14 @@ mod tests {
         let (a, b) = pair();
         let mut bytes = [0; 8];
         assert_eq!(b.read(&mut bytes).unwrap_err().kind(), ErrorKind::WouldBlock);
-        assert_eq!(a.write_vectored(&[IoSlice::new(b"one"), IoSlice::new(b"two")]).unwrap(), 6);
+        assert_eq!(a.try_write_vectored(&[IoSlice::new(b"one"), IoSlice::new(b"two")]).unwrap(), 6);
         let (mut left, mut right) = ([0; 2], [0; 8]);
         let mut slices = [IoSliceMut::new(&mut left), IoSliceMut::new(&mut right)];
-        assert_eq!(b.read_vectored(&mut slices).unwrap(), 6);
+        assert_eq!(b.try_read_vectored(&mut slices).unwrap(), 6);
         assert_eq!((&left, &right[..4]), (b"on", &b"etwo"[..]));
         let full = [7; 100];
-        assert_eq!(a.write_vectored(&[IoSlice::new(&full)]).unwrap(), 64);
-        assert_eq!(a.write_vectored(&[IoSlice::new(&full)]).unwrap_err().kind(), ErrorKind::WouldBlock);
+        assert_eq!(a.try_write_vectored(&[IoSlice::new(&full)]).unwrap(), 64);
+        assert_eq!(a.try_write_vectored(&[IoSlice::new(&full)]).unwrap_err().kind(), ErrorKind::WouldBlock);
         a.shutdown_write().unwrap();
         let mut rest = [0; 100];
         assert_eq!(b.read(&mut rest).unwrap(), 64);

@@ -19,6 +19,9 @@ pub(crate) enum Wire {
     Tcp(TcpStream),
     /// From this host only.
     Unix(UnixStream, Passed),
+    /// On a simulated network.
+    #[cfg(feature = "sim")]
+    Sim(memkv_transport::sim::Socket),
 }
 
 /// The descriptor that came last with a connection's bytes, until somebody takes it. The ones before it are closed.
@@ -37,6 +40,8 @@ macro_rules! each {
         match $wire {
             Wire::Tcp($stream) => $act,
             Wire::Unix($stream, _) => $act,
+            #[cfg(feature = "sim")]
+            Wire::Sim($stream) => $act,
         }
     };
 }
@@ -69,6 +74,8 @@ impl Wire {
                 }
                 Ok(came)
             }
+            #[cfg(feature = "sim")]
+            Self::Sim(socket) => socket.read(bytes),
         }
     }
 
@@ -84,7 +91,11 @@ impl Wire {
 
     /// Whether the peer has closed its side, as far as is known. Does not wait.
     pub(crate) fn is_closed_by_peer(&self) -> bool {
-        let mut ready = pin!(async { each!(self, stream => stream.ready(Interest::READABLE).await) });
+        #[cfg(feature = "sim")]
+        if let Self::Sim(socket) = self {
+            return socket.is_closed_by_peer();
+        }
+        let mut ready = pin!(self.ready_to_read());
         let mut context = Context::from_waker(Waker::noop());
         match ready.as_mut().poll(&mut context) {
             Poll::Ready(Ok(ready)) => ready.is_read_closed() || ready.is_error(),
@@ -93,8 +104,29 @@ impl Wire {
         }
     }
 
+    async fn ready_to_read(&self) -> io::Result<tokio::io::Ready> {
+        match self {
+            Self::Tcp(stream) => stream.ready(Interest::READABLE).await,
+            Self::Unix(stream, _) => stream.ready(Interest::READABLE).await,
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => Ok(tokio::io::Ready::EMPTY),
+        }
+    }
+
+    /// Whether it is a socket of a simulation, whose time stands still while anybody works.
+    pub(crate) fn is_simulated(&self) -> bool {
+        #[cfg(feature = "sim")]
+        return matches!(self, Self::Sim(_));
+        #[cfg(not(feature = "sim"))]
+        false
+    }
+
     /// Says that nothing more will be written.
     pub(crate) fn shutdown_write(&self) -> io::Result<()> {
+        #[cfg(feature = "sim")]
+        if let Self::Sim(socket) = self {
+            return socket.shutdown_write();
+        }
         socket2::SockRef::from(self).shutdown(Shutdown::Write)
     }
 
@@ -103,12 +135,19 @@ impl Wire {
         match self {
             Self::Tcp(stream) => stream.peer_addr().ok(),
             Self::Unix(..) => None,
+            #[cfg(feature = "sim")]
+            Self::Sim(socket) => socket.peer(),
         }
     }
 }
 
 impl AsFd for Wire {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        each!(self, stream => stream.as_fd())
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream, _) => stream.as_fd(),
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => unreachable!("nothing in a simulation asks for a descriptor"),
+        }
     }
 }

@@ -1,0 +1,234 @@
+//! Servers on a simulated network, for `memkv-sim`.
+//!
+//! Such a server is the real one without its runtimes, threads and sockets: sessions, connections, gRPC services and the
+//! engine are what every server has. Its duties beside requests are tasks of the present runtime, and connections are
+//! handed to it by whoever owns the network. There is no admin HTTP, no shared memory and no RDMA.
+
+use crate::accept::Peer;
+use crate::app::StartError;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::node::{Node, Phase};
+use crate::{control, data, opening, random};
+use memkv_storage::{Engine, EngineStatus, RecoveryReport};
+use memkv_transport::handshake::PREFACE;
+use memkv_transport::sim::{Socket, Stream};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+
+/// gRPC connections that wait to be served.
+const GRPC_QUEUE: usize = 64;
+/// How often the evictor and the scrubber look at the store.
+const EVICT_EVERY: Duration = Duration::from_millis(10);
+const SCRUB_EVERY: Duration = Duration::from_millis(100);
+/// How long a stopping server answers new requests with "stopping".
+const FAREWELL: Duration = Duration::from_millis(200);
+
+/// A server of a simulation. Its tasks live as long as the runtime it was started in.
+#[derive(Clone)]
+pub struct SimServer {
+    node: Arc<Node>,
+    grpc: mpsc::Sender<io::Result<Greeted>>,
+    places: Arc<Semaphore>,
+}
+
+/// What a server holds at one moment.
+#[derive(Clone, Debug)]
+pub struct Census {
+    /// Open sessions.
+    pub sessions: usize,
+    /// Attached data connections.
+    pub data_connections: u64,
+    /// Requests in flight.
+    pub in_flight: usize,
+    /// Regions that clients registered for RDMA.
+    pub regions: u64,
+    /// Malformed frames and silent connections.
+    pub protocol_errors: u64,
+    /// The store.
+    pub engine: EngineStatus,
+}
+
+impl SimServer {
+    /// Starts a server whose connections come through [`SimServer::admit`]; also tells what it found of an earlier life.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if its memory or its files cannot be used.
+    pub async fn start(config: Config) -> Result<(Self, RecoveryReport), StartError> {
+        let (engine, report) = Engine::open(opening::engine_config(&config)?)?;
+        let id = config.node_id.clone().unwrap_or_else(|| config.listen.to_string());
+        let incarnation = u64::from_le_bytes(random::bytes());
+        let node = Arc::new(Node::new(config, id, incarnation, engine, None, Metrics::new()));
+        let places = Arc::new(Semaphore::new(node.limits.connections_max as usize));
+        let (grpc, connections) = mpsc::channel(GRPC_QUEUE);
+        let (routes, _health) = control::routes(&node).await;
+        let served = Arc::clone(&node);
+        tokio::spawn(async move {
+            let router = control::server().add_routes(routes);
+            let connections = ReceiverStream::new(connections);
+            if let Err(error) = router.serve_with_incoming_shutdown(connections, served.wait_closing()).await
+            {
+                tracing::error!(%error, "grpc server ended");
+            }
+        });
+        tokio::spawn(evict(Arc::clone(&node)));
+        tokio::spawn(scrub(Arc::clone(&node)));
+        Ok((Self { node, grpc, places }, report))
+    }
+
+    /// Serves a connection, if there is room for it.
+    pub fn admit(&self, stream: Box<dyn Stream>) {
+        let metrics = &self.node.metrics;
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            Metrics::add(&metrics.refused, 1);
+            return;
+        };
+        Metrics::add(&metrics.accepted, 1);
+        let this = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = this.node.wait_closing() => {}
+                () = this.greet(stream, place) => {}
+            }
+        });
+    }
+
+    /// Tells the two planes apart by their first eight bytes.
+    async fn greet(&self, mut stream: Box<dyn Stream>, place: OwnedSemaphorePermit) {
+        let mut first = [0; PREFACE.len()];
+        let limit = self.node.config.handshake_timeout;
+        let read = timeout(limit, stream.read_exact(&mut first)).await;
+        if !matches!(read, Ok(Ok(_))) {
+            Metrics::add(&self.node.metrics.protocol_errors, 1);
+            return;
+        }
+        if first == PREFACE {
+            data::serve(Arc::clone(&self.node), data::Wire::Sim(Socket::new(stream))).await;
+            drop(place);
+        } else {
+            let greeted = Greeted { stream, first, given_back: 0, _place: place };
+            // If nobody takes it, the server is stopping and the connection closes here.
+            let _stopping = self.grpc.send(Ok(greeted)).await;
+        }
+    }
+
+    /// What the server holds now.
+    #[must_use]
+    pub fn census(&self) -> Census {
+        let node = &self.node;
+        Census {
+            sessions: node.sessions.count(),
+            data_connections: node.metrics.data_connections.load(Ordering::Relaxed),
+            in_flight: node.in_flight.count(),
+            regions: node.metrics.rdma_regions.load(Ordering::Relaxed),
+            protocol_errors: node.metrics.protocol_errors.load(Ordering::Relaxed),
+            engine: node.engine.status(),
+        }
+    }
+
+    /// Removes every page, whoever keeps it.
+    pub fn clear(&self) {
+        for space in self.node.engine.spaces() {
+            let _cleared = self.node.engine.clear(&space);
+        }
+    }
+
+    /// Compares every stored page with its checksum; returns how many were wrong.
+    #[must_use]
+    pub fn verify(&self) -> u64 {
+        let all = memkv_storage::VerifyRequest::default();
+        let report = self.node.engine.verify(all, &|_| std::ops::ControlFlow::Continue(()));
+        report.progress.corrupt
+    }
+
+    /// Stops gracefully: what is in flight finishes, then everything closes and the store is marked as whole.
+    pub async fn stop(&self) {
+        self.node.enter(Phase::Stopping);
+        self.node.in_flight.wait_idle().await;
+        sleep(FAREWELL).await;
+        self.node.in_flight.wait_idle().await;
+        self.node.enter(Phase::Closing);
+        self.node.sessions.end_all();
+        // A moment for connections to drop what they hold.
+        sleep(FAREWELL).await;
+        self.node.engine.close();
+    }
+}
+
+async fn evict(node: Arc<Node>) {
+    loop {
+        sleep(EVICT_EVERY).await;
+        let evicted = node.engine.evict_round(node.clock.now_ms());
+        if evicted.pages > 0 {
+            tracing::debug!(evicted.pages, evicted.bytes, "evicted");
+        }
+    }
+}
+
+async fn scrub(node: Arc<Node>) {
+    let rate = node.config.storage.scrub_bytes_per_s;
+    while rate > 0 {
+        sleep(SCRUB_EVERY).await;
+        let step = node.engine.scrub(rate / 10);
+        if step.corrupt > 0 {
+            tracing::debug!(pages = step.corrupt, "stored pages did not match and were taken out");
+        }
+    }
+}
+
+/// A gRPC connection whose first bytes were read already.
+struct Greeted {
+    stream: Box<dyn Stream>,
+    first: [u8; PREFACE.len()],
+    given_back: usize,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connected for Greeted {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        Peer(self.stream.peer())
+    }
+}
+
+impl AsyncRead for Greeted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.given_back < self.first.len() {
+            let bytes = buf.remaining().min(self.first.len() - self.given_back);
+            buf.put_slice(&self.first[self.given_back..self.given_back + bytes]);
+            self.given_back += bytes;
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Greeted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
