@@ -9,6 +9,8 @@ pub mod options;
 pub mod rdma;
 pub mod shm;
 pub mod storage;
+mod table;
+pub mod tls;
 pub(crate) mod units;
 mod values;
 
@@ -23,6 +25,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 use storage::StorageConfig;
+use tls::TlsConfig;
 
 /// The clients' variable; a server on the same machine takes its key from it if it has no other.
 const CLIENT_KEY_ENV: &str = "MEMKV_AUTH_KEY";
@@ -72,6 +75,8 @@ pub struct Config {
     pub rdma: RdmaConfig,
     /// Where clients on the same host connect.
     pub shm_socket: ShmSocket,
+    /// TLS on the main port and the admin port.
+    pub tls: TlsConfig,
     /// Form of log lines.
     pub log_format: LogFormat,
     /// What is logged.
@@ -118,6 +123,7 @@ impl Default for Config {
             storage: StorageConfig::default(),
             rdma: RdmaConfig::default(),
             shm_socket: ShmSocket::default(),
+            tls: TlsConfig::default(),
             log_format: LogFormat::Text,
             log_filter: "info".to_owned(),
         }
@@ -232,8 +238,17 @@ impl Config {
     }
 
     fn merge_file(&mut self, path: &str, warnings: &mut Vec<String>) -> Result<(), ConfigError> {
-        let text = read(path)?;
-        let read = FileValues::parse(&text)
+        self.merge_text(path, &read(path)?, warnings)
+    }
+
+    /// Merges what the file at `path` says.
+    pub(crate) fn merge_text(
+        &mut self,
+        path: &str,
+        text: &str,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), ConfigError> {
+        let read = FileValues::parse(text)
             .map_err(|error| ConfigError::Yaml { path: path.to_owned(), text: error.to_string() })?;
         for (key, text) in read.values {
             for option in OPTIONS.iter().filter(|option| option.key == key) {
@@ -289,7 +304,8 @@ impl Config {
         Ok(())
     }
 
-    fn check(&self) -> Result<(), ConfigError> {
+    /// Whether the values fit together.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let invalid = |text: String| Err(ConfigError::Invalid(text));
         if self.auth_key.is_none() && !self.listen.ip().is_loopback() {
             return invalid(format!(
@@ -333,6 +349,7 @@ impl Config {
             return invalid(format!("data_threads is {}; it must be 0 to 1024", self.data_threads));
         }
         self.rdma.check()?;
+        self.tls.check(self.rdma.mode == rdma::RdmaMode::Require)?;
         self.storage.check()
     }
 
