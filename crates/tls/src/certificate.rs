@@ -169,7 +169,10 @@ fn common_name(subject: &[u8]) -> Option<String> {
         while let Some(pair) = pairs.next(SEQUENCE) {
             let mut pair = Der(pair);
             if pair.next(OID) == Some(COMMON_NAME) {
-                found = pair.any().filter(|(tag, _)| matches!(*tag, UTF8 | PRINTABLE)).and_then(|(_, text)| name(text));
+                found = pair
+                    .any()
+                    .filter(|(tag, _)| matches!(*tag, UTF8 | PRINTABLE))
+                    .and_then(|(_, text)| name(text));
             }
         }
     }
@@ -221,7 +224,8 @@ fn time((tag, text): (u8, &[u8])) -> Option<SystemTime> {
         (_, year) => year,
     };
     let [month, day, hour, minute, second] = [0, 2, 4, 6, 8].map(|at| number(&rest[at..at + 2]));
-    let fits = (1..=12).contains(&month) && (1..=31).contains(&day) && hour < 24 && minute < 60 && second < 61;
+    let fits =
+        (1..=12).contains(&month) && (1..=31).contains(&day) && hour < 24 && minute < 60 && second < 61;
     // A time before 1970 is over all the same.
     let days = if fits { days_since_1970(year, month, day) } else { return None };
     let seconds = ((days * 24 + hour) * 60 + minute) * 60 + second;

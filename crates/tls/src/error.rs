@@ -64,10 +64,7 @@ pub fn hint(text: &str) -> Option<&'static str> {
             &["NotValidForName"],
             "the server's certificate is for another name; set MEMKV_TLS_SERVER_NAME to a name in it, or make one for this name",
         ),
-        (
-            &["NotValidYet"],
-            "the server's certificate is not valid yet; check the clocks",
-        ),
+        (&["NotValidYet"], "the server's certificate is not valid yet; check the clocks"),
     ];
     let found = HINTS.iter().find(|(words, _)| words.iter().any(|word| text.contains(word)));
     found.map(|(_, hint)| *hint)

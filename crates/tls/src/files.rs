@@ -113,7 +113,10 @@ pub(crate) fn private_key(path: &Path) -> Result<(PrivateKeyDer<'static>, Option
     })?;
     let open = about.mode() & BY_OTHERS != 0;
     let warning = open.then(|| {
-        format!("the private key {path} can be read or written by anybody on this machine; chmod 600 it", path = path.display())
+        format!(
+            "the private key {path} can be read or written by anybody on this machine; chmod 600 it",
+            path = path.display()
+        )
     });
     Ok((key, warning))
 }

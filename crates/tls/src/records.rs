@@ -62,7 +62,11 @@ impl Records {
     ///
     /// `WouldBlock` if nothing is there, `InvalidData` if the peer's records are wrong, `UnexpectedEof` if it went
     /// without saying so; else what the socket says.
-    pub fn read(&mut self, socket: &mut (impl Read + Write), slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    pub fn read(
+        &mut self,
+        socket: &mut (impl Read + Write),
+        slices: &mut [IoSliceMut<'_>],
+    ) -> io::Result<usize> {
         let (mut came, mut slice, mut at) = (0, 0, 0);
         loop {
             while self.plaintext > 0 && slice < slices.len() {
@@ -91,7 +95,10 @@ impl Records {
     /// Takes bytes from the socket once, and decrypts what is whole.
     fn receive(&mut self, socket: &mut (impl Read + Write)) -> io::Result<()> {
         if self.connection.read_tls(socket)? == 0 {
-            return Err(io::Error::new(ErrorKind::UnexpectedEof, "the peer closed the connection without saying so"));
+            return Err(io::Error::new(
+                ErrorKind::UnexpectedEof,
+                "the peer closed the connection without saying so",
+            ));
         }
         match self.connection.process_new_packets() {
             Ok(state) => {

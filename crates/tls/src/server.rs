@@ -5,8 +5,8 @@ use crate::{ALPN_DATA, ALPN_GRPC, ALPN_HTTP, Certificate, Identity, TlsError, pr
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rustls::ServerConfig;
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::pki_types::CertificateDer;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 use super::*;
-use rcgen::{CertificateParams, DnType, KeyPair, SanType};
 use rcgen::date_time_ymd;
+use rcgen::{CertificateParams, DnType, KeyPair, SanType};
 
 fn made(params: CertificateParams) -> Certificate {
     let key = KeyPair::generate().unwrap();
@@ -44,7 +44,8 @@ fn renewal_is_due_before_the_end() {
 #[test]
 fn bytes_of_a_stranger_are_no_certificate() {
     let key = KeyPair::generate().unwrap();
-    let whole = CertificateParams::new(vec!["a".to_owned()]).unwrap().self_signed(&key).unwrap().der().to_vec();
+    let whole =
+        CertificateParams::new(vec!["a".to_owned()]).unwrap().self_signed(&key).unwrap().der().to_vec();
     for cut in 0..whole.len() {
         assert_eq!(Certificate::read(&whole[..cut].into()), None, "{cut}");
     }
