@@ -342,6 +342,8 @@ impl Server {
                     v1::ServerState::Serving if status.degraded.is_empty() => "serving",
                     v1::ServerState::Serving => "degraded",
                     v1::ServerState::Stopping => "stopping",
+                    v1::ServerState::Draining => "draining",
+                    v1::ServerState::Drained => "drained",
                     v1::ServerState::Unspecified => "unknown",
                 };
                 Self { id, address, state, error: None, status: Some(status.into()) }

@@ -1,6 +1,7 @@
 //! The admin HTTP server: `/metrics`, `/healthz`, `/readyz` and a status page. It never shows a key or a page.
 
 use crate::config::units::show_size;
+use crate::drain::Duty;
 use crate::metrics::resident_bytes;
 use crate::node::{Node, Phase};
 use axum::Router;
@@ -64,7 +65,12 @@ async fn ready(State(watched): State<Arc<Watched>>) -> (StatusCode, &'static str
         return (StatusCode::SERVICE_UNAVAILABLE, "starting\n");
     };
     match node.phase() {
-        Phase::Serving => (StatusCode::OK, "ready\n"),
+        // A server that is being drained answers reads, so nobody may take it out of their list yet.
+        Phase::Serving => match node.drain.duty() {
+            Duty::Serving => (StatusCode::OK, "ready\n"),
+            Duty::Draining => (StatusCode::OK, "draining\n"),
+            Duty::Drained => (StatusCode::OK, "drained\n"),
+        },
         Phase::Stopping | Phase::Closing => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
     }
 }
@@ -82,6 +88,8 @@ fn sample(node: &Node, engine: &EngineStatus) {
         (&sampled.pages, engine.pages),
         (&sampled.resident, resident_bytes()),
         (&sampled.ready, u64::from(node.phase() == Phase::Serving)),
+        (&sampled.draining, u64::from(node.drain.duty() == Duty::Draining)),
+        (&sampled.drained, u64::from(node.drain.duty() == Duty::Drained)),
         (&sampled.evicted, engine.counters.evicted_pages),
         (&sampled.corrupt, engine.counters.corrupt),
     ];
@@ -135,6 +143,8 @@ async fn page(State(watched): State<Arc<Watched>>) -> String {
 /// The state in a word.
 fn state(node: &Node, engine: &EngineStatus) -> &'static str {
     match node.phase() {
+        Phase::Serving if node.drain.duty() == Duty::Draining => "draining",
+        Phase::Serving if node.drain.duty() == Duty::Drained => "drained",
         Phase::Serving if engine.degraded.is_empty() => "serving",
         Phase::Serving => "degraded",
         Phase::Stopping => "stopping",

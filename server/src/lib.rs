@@ -7,7 +7,8 @@
 //! Invariants: every bound is known and all memory for pages is reserved before the port listens; what a client
 //! holds (slots, pins, places) belongs to its connection's task and goes with it.
 //!
-//! Deliberately absent: routing between servers. Each server owns its pages and knows no other.
+//! Deliberately absent: routing between servers. Each server owns its pages and knows no other; one that is drained is
+//! told the others for that time.
 
 #![deny(unsafe_code)]
 
@@ -18,6 +19,7 @@ mod clock;
 pub mod config;
 mod control;
 mod data;
+mod drain;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -34,6 +34,15 @@ const COUNTERS: &[Series] = &[
     ("memkv_put_existing_total", "Pages offered that were already there", |m| &m.put_existing),
     ("memkv_put_bytes_total", "Bytes of pages stored", |m| &m.put_bytes),
     ("memkv_put_busy_total", "Pages refused because the store was full", |m| &m.put_busy),
+    ("memkv_put_draining_total", "Pages refused because the server is being drained", |m| &m.put_draining),
+    ("memkv_drain_moved_pages_total", "Pages that a drain sent to their next owners", |m| &m.drain_moved),
+    ("memkv_drain_moved_bytes_total", "Bytes of pages that a drain sent", |m| &m.drain_moved_bytes),
+    (
+        "memkv_drain_existing_pages_total",
+        "Pages that their next owners had before a drain came to them",
+        |m| &m.drain_existing,
+    ),
+    ("memkv_drain_lost_pages_total", "Pages that no other server took when a drain ended", |m| &m.drain_lost),
     ("memkv_exists_keys_total", "Keys asked about by exists", |m| &m.exists_keys),
     ("memkv_exists_hits_total", "Keys that exists found", |m| &m.exists_hits),
     ("memkv_deleted_pages_total", "Pages removed by delete and clear", |m| &m.deleted),
@@ -71,6 +80,12 @@ const GAUGES: &[Series] = &[
     ("memkv_dram_pages", "Pages in DRAM", |m| &m.sampled.pages),
     ("memkv_process_resident_bytes", "Memory the process holds", |m| &m.sampled.resident),
     ("memkv_ready", "1 while the server takes requests", |m| &m.sampled.ready),
+    ("memkv_draining", "1 while the server takes no new pages and copies its own to others", |m| {
+        &m.sampled.draining
+    }),
+    ("memkv_drained", "1 while the server takes no new pages and others have all of its own", |m| {
+        &m.sampled.drained
+    }),
 ];
 
 const OPS: [(Op, &str); 9] = [
@@ -97,6 +112,8 @@ pub(crate) struct Sampled {
     pub(crate) pages: AtomicU64,
     pub(crate) resident: AtomicU64,
     pub(crate) ready: AtomicU64,
+    pub(crate) draining: AtomicU64,
+    pub(crate) drained: AtomicU64,
     pub(crate) evicted: AtomicU64,
     pub(crate) corrupt: AtomicU64,
 }
@@ -112,6 +129,11 @@ pub(crate) struct Metrics {
     pub(crate) put_existing: AtomicU64,
     pub(crate) put_bytes: AtomicU64,
     pub(crate) put_busy: AtomicU64,
+    pub(crate) put_draining: AtomicU64,
+    pub(crate) drain_moved: AtomicU64,
+    pub(crate) drain_moved_bytes: AtomicU64,
+    pub(crate) drain_existing: AtomicU64,
+    pub(crate) drain_lost: AtomicU64,
     pub(crate) exists_keys: AtomicU64,
     pub(crate) exists_hits: AtomicU64,
     pub(crate) deleted: AtomicU64,

@@ -4,9 +4,11 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::storage::NvmeMode;
 use crate::data::Nics;
+use crate::drain::{Drain, Duty};
 use crate::metrics::Metrics;
 use crate::sessions::Sessions;
 use memkv_core::Limits;
+use memkv_proto::v1;
 use memkv_storage::{Engine, HashedKey, Space};
 use memkv_transport::auth::AuthKey;
 use std::sync::Arc;
@@ -42,6 +44,7 @@ pub(crate) struct Node {
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) metrics: Metrics,
     pub(crate) in_flight: Arc<InFlight>,
+    pub(crate) drain: Drain,
     phase: watch::Sender<Phase>,
 }
 
@@ -68,6 +71,7 @@ impl Node {
             sessions: Arc::default(),
             metrics,
             in_flight: Arc::default(),
+            drain: Drain::default(),
             phase: watch::Sender::new(Phase::Serving),
         }
     }
@@ -97,6 +101,16 @@ impl Node {
         *self.phase.borrow()
     }
 
+    /// What the server says that it is doing.
+    pub(crate) fn state(&self) -> v1::ServerState {
+        match (self.phase(), self.drain.duty()) {
+            (Phase::Stopping | Phase::Closing, _) => v1::ServerState::Stopping,
+            (Phase::Serving, Duty::Serving) => v1::ServerState::Serving,
+            (Phase::Serving, Duty::Draining) => v1::ServerState::Draining,
+            (Phase::Serving, Duty::Drained) => v1::ServerState::Drained,
+        }
+    }
+
     /// Moves on to `phase`.
     pub(crate) fn enter(&self, phase: Phase) {
         self.phase.send_replace(phase);
@@ -116,22 +130,29 @@ impl Node {
 }
 
 /// Counts the requests that a graceful stop waits for.
+///
+/// Each belongs to one of two generations, so that one can wait for those that have begun while new ones begin.
 #[derive(Debug, Default)]
 pub(crate) struct InFlight {
-    count: AtomicUsize,
+    counts: [AtomicUsize; 2],
+    /// Its lowest bit is the generation of those that begin now.
+    generation: AtomicUsize,
     idle: Notify,
+    /// A generation has none.
+    over: Notify,
 }
 
 impl InFlight {
     /// Counts one request until the result is dropped.
     pub(crate) fn enter(self: &Arc<Self>) -> RequestGuard {
-        self.count.fetch_add(1, Ordering::Relaxed);
-        RequestGuard { in_flight: Arc::clone(self) }
+        let generation = self.generation.load(Ordering::SeqCst) & 1;
+        self.counts[generation].fetch_add(1, Ordering::SeqCst);
+        RequestGuard { in_flight: Arc::clone(self), generation }
     }
 
     /// Requests in flight now.
     pub(crate) fn count(&self) -> usize {
-        self.count.load(Ordering::Acquire)
+        self.counts.iter().map(|count| count.load(Ordering::SeqCst)).sum()
     }
 
     /// Waits for a moment without any request in flight. Whoever is refused counts too, so the number may be
@@ -144,18 +165,67 @@ impl InFlight {
             notified.await;
         }
     }
+
+    /// Waits for the end of every request that has begun, and of the offers that they made, however many begin
+    /// meanwhile. For one caller at a time.
+    pub(crate) async fn wait_earlier(&self) {
+        // The first round ends with the requests; an offer that one of them made may belong to the generation after.
+        for _ in 0..2 {
+            let earlier = self.generation.fetch_xor(1, Ordering::SeqCst) & 1;
+            loop {
+                let over = self.over.notified();
+                tokio::pin!(over);
+                over.as_mut().enable();
+                if self.counts[earlier].load(Ordering::SeqCst) == 0 {
+                    break;
+                }
+                over.await;
+            }
+        }
+    }
 }
 
 /// One request in flight.
 #[derive(Debug)]
 pub(crate) struct RequestGuard {
     in_flight: Arc<InFlight>,
+    generation: usize,
 }
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
-        if self.in_flight.count.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.in_flight.idle.notify_waiters();
+        let in_flight = &self.in_flight;
+        if in_flight.counts[self.generation].fetch_sub(1, Ordering::SeqCst) == 1 {
+            in_flight.over.notify_waiters();
+            if in_flight.count() == 0 {
+                in_flight.idle.notify_waiters();
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    #[test]
+    fn those_that_began_before_are_waited_for_and_later_ones_are_not() {
+        let in_flight = Arc::new(InFlight::default());
+        let early = in_flight.enter();
+        let mut waits = pin!(in_flight.wait_earlier());
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(waits.as_mut().poll(&mut cx).is_pending());
+        // What an early request leaves behind is waited for too.
+        let offer = in_flight.enter();
+        drop(early);
+        assert!(waits.as_mut().poll(&mut cx).is_pending());
+        let late = in_flight.enter();
+        assert!(waits.as_mut().poll(&mut cx).is_pending());
+        drop(offer);
+        assert!(waits.as_mut().poll(&mut cx).is_ready());
+        assert_eq!(in_flight.count(), 1);
+        drop(late);
     }
 }

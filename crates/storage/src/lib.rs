@@ -14,8 +14,8 @@
 //! Invariants:
 //! - a page is visible only whole and verified, and never changes; the first writer of a key wins;
 //! - a page's bytes stay as they are while anyone holds a pin, whatever happens to its key;
-//! - no call waits for another caller's page, and of the calls for pages only [`Engine::pin_batch`] (for pages that are
-//!   only on drives) and [`Engine::persist`] wait for I/O; a full store answers [`Refusal::Busy`];
+//! - no call waits for another caller's page, and of the calls for pages only [`Engine::pin_batch`] and [`Engine::peek`]
+//!   (for pages that are only on drives) and [`Engine::persist`] wait for I/O; a full store answers [`Refusal::Busy`];
 //! - a page that was removed does not come back, also not after a restart, once [`Engine::settle_removals`] says so.
 //!
 //! Deliberately absent: clocks (time enters as milliseconds), networks, and threads but one: with drives, one thread
@@ -38,6 +38,7 @@ mod list;
 #[cfg(feature = "measure")]
 pub mod measure;
 mod page;
+mod peek;
 mod policy;
 mod pressure;
 mod quarantine;
@@ -64,6 +65,7 @@ pub use memkv_nvme::{
     SegmentStatus,
 };
 pub use page::{Corrupt, Filling, PagePin, Published, Refusal, Sealed};
+pub use peek::{NoPeek, Peeked};
 pub use quarantine::QuarantinedInfo;
 pub use space::{OpenSpaceError, Space, SpaceStats};
 pub use status::{Cleared, Counters, EngineStatus, Evicted, NvmeStatus, RecoveryReport, Tier, TierStatus};

@@ -1,10 +1,10 @@
 //! `memkv.v1.Admin`: looks inside and cleans up.
 
 use super::status::Fault;
-use super::{pins, tiers, verify};
+use super::{drain, pins, tiers, verify};
 use crate::clock;
 use crate::metrics::{Metrics, resident_bytes};
-use crate::node::{Node, Phase};
+use crate::node::Node;
 use crate::sessions::Session;
 use memkv_core::{Key, PageHasher, SpaceId};
 use memkv_proto::{Invalid, space_id_from_wire, v1};
@@ -42,6 +42,7 @@ impl AdminService {
 #[tonic::async_trait]
 impl v1::admin_server::Admin for AdminService {
     type VerifyStream = verify::Steps;
+    type DrainStream = drain::Steps;
 
     async fn get_status(
         &self,
@@ -55,7 +56,7 @@ impl v1::admin_server::Admin for AdminService {
             node_id: node.id.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             incarnation: node.incarnation,
-            state: state(node.phase()).into(),
+            state: node.state().into(),
             uptime_ms: node.clock.uptime_ms(),
             now_unix_ms: clock::unix_ms(),
             key_required: node.config.auth_key.is_some(),
@@ -74,6 +75,7 @@ impl v1::admin_server::Admin for AdminService {
             recovery: Some(tiers::recovery(&engine)),
             quarantined: engine.quarantined,
             degraded: engine.degraded,
+            drain: node.drain.job().map(|job| job.view()),
         }))
     }
 
@@ -158,6 +160,10 @@ impl v1::admin_server::Admin for AdminService {
         Ok(Response::new(verify::start(&self.node, &request.into_inner(), place)?))
     }
 
+    async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
+        Ok(Response::new(drain::run(&self.node, request.into_inner()).await?))
+    }
+
     async fn list_quarantined(
         &self,
         _request: Request<v1::ListQuarantinedRequest>,
@@ -189,14 +195,6 @@ impl AdminService {
             tracing::error!(key = %key.key, "a stored page did not match its checksum; check this machine's memory");
         }
         good
-    }
-}
-
-/// The phase as clients see it.
-pub(crate) fn state(phase: Phase) -> v1::ServerState {
-    match phase {
-        Phase::Serving => v1::ServerState::Serving,
-        Phase::Stopping | Phase::Closing => v1::ServerState::Stopping,
     }
 }
 

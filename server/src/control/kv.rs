@@ -2,6 +2,7 @@
 
 use super::status::Fault;
 use crate::config::storage::NvmeMode;
+use crate::drain::Duty;
 use crate::metrics::Metrics;
 use crate::node::{Node, Phase, RequestGuard};
 use bytes::Bytes;
@@ -326,7 +327,11 @@ impl Put<'_> {
         let target = if meta.len == 0 || meta.len > limits.page_bytes_max {
             Err(v1::Status::TooLarge)
         } else {
-            match self.node.engine.reserve(&space, key, meta.len, message.position) {
+            let reserved = match self.node.drain.duty() {
+                Duty::Serving => self.node.engine.reserve(&space, key, meta.len, message.position),
+                Duty::Draining | Duty::Drained => Err(self.leaving(&space, key)),
+            };
+            match reserved {
                 Ok(filling) => Ok((filling, PageHasher::new(key.digest))),
                 Err(Refusal::Exists) => Err(v1::Status::Exists),
                 Err(Refusal::Busy) => Err(v1::Status::Busy),
@@ -335,6 +340,14 @@ impl Put<'_> {
         };
         let write_through = self.node.config.storage.nvme_mode == NvmeMode::WriteThrough;
         Ok(Page { key: write_through.then(|| message.key.clone()), meta, came: 0, target })
+    }
+
+    /// Why a server that is being drained does not take a page.
+    fn leaving(&self, space: &Space, key: HashedKey<'_>) -> Refusal {
+        let mut found = [false];
+        self.node.engine.exists_batch(space, &[key], &mut found);
+        Metrics::add(&self.node.metrics.put_draining, u64::from(!found[0]));
+        if found[0] { Refusal::Exists } else { Refusal::Busy }
     }
 
     fn finish(&mut self, page: Page) {

@@ -176,26 +176,25 @@ impl Stream {
     async fn keep(&mut self, session: &Arc<Session>) -> Result<(), Fault> {
         let silence = self.node.config.ping_interval * SILENT_INTERVALS;
         let mut phases = self.node.phases();
-        let mut told = Phase::Serving;
+        let mut duties = self.node.drain.duties();
+        let mut told = v1::ServerState::Serving;
         loop {
-            let phase = *phases.borrow_and_update();
-            match phase {
-                Phase::Serving => {}
-                Phase::Stopping if told == Phase::Serving => {
-                    let state = v1::ServerState::Stopping.into();
-                    let text = "the server is stopping; use the other servers".to_owned();
-                    self.send(ToClient::Notice(v1::Notice { state, text })).await?;
-                    told = Phase::Stopping;
-                }
-                Phase::Stopping => {}
-                Phase::Closing => return Err(Fault::Stopping),
+            duties.mark_unchanged();
+            if *phases.borrow_and_update() == Phase::Closing {
+                return Err(Fault::Stopping);
+            }
+            let state = self.node.state();
+            if state != told {
+                let text = notice(state).to_owned();
+                self.send(ToClient::Notice(v1::Notice { state: state.into(), text })).await?;
+                told = state;
             }
             tokio::select! {
                 message = timeout(silence, self.inbox.message()) => {
                     match message.map_err(|_| Fault::Silent)? {
                         Ok(Some(v1::ClientMessage { message: Some(FromClient::Ping(ping)) })) => {
-                            let state = super::admin::state(phase).into();
-                            self.send(ToClient::Pong(v1::Pong { sequence: ping.sequence, state })).await?;
+                            let state = self.node.state().into();
+                            self.send(ToClient::Pong(v1::Pong { sequence: ping.sequence, state, ..v1::Pong::default() })).await?;
                         }
                         Ok(Some(v1::ClientMessage { message: Some(message) })) => self.rdma(session, message).await?,
                         Ok(Some(_)) => return Err(Fault::Invalid(Invalid::Missing("message"))),
@@ -203,6 +202,7 @@ impl Stream {
                     }
                 }
                 _changed = phases.changed() => {}
+                _changed = duties.changed() => {}
                 () = session.wait_ended() => return Err(Fault::Stopping),
                 () = self.outbox.closed() => return Ok(()),
             }
@@ -251,6 +251,16 @@ impl Stream {
             Ok(Err(_)) => Err(Fault::Broken),
             Err(_) => Err(Fault::Silent),
         }
+    }
+}
+
+/// What a state means to a client, for people.
+fn notice(state: v1::ServerState) -> &'static str {
+    match state {
+        v1::ServerState::Unspecified | v1::ServerState::Serving => "the server takes new pages again",
+        v1::ServerState::Stopping => "the server is stopping; use the other servers",
+        v1::ServerState::Draining => "the server is being drained; store new pages on the other servers",
+        v1::ServerState::Drained => "the server is drained; the other servers have its pages",
     }
 }
 

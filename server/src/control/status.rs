@@ -1,5 +1,6 @@
 //! Every failure of the control plane and the gRPC status it becomes.
 
+use crate::drain::NoDrain;
 use memkv_proto::Invalid;
 use memkv_storage::OpenSpaceError;
 use memkv_transport::auth::CredentialError;
@@ -62,6 +63,9 @@ pub(crate) enum Fault {
     /// The system gives no thread.
     #[error("the system gives no thread: {0}; try again later")]
     NoThread(String),
+    /// A drain cannot begin.
+    #[error(transparent)]
+    Drain(#[from] NoDrain),
     /// The server is stopping.
     #[error("the server is stopping")]
     Stopping,
@@ -86,7 +90,10 @@ impl From<Fault> for Status {
             | Fault::TooManySessions(_)
             | Fault::Verifying
             | Fault::NoThread(_) => Code::ResourceExhausted,
-            Fault::Stopping => Code::Unavailable,
+            Fault::Drain(NoDrain::Itself(_) | NoDrain::NoWeight) => Code::InvalidArgument,
+            Fault::Stopping | Fault::Drain(NoDrain::NobodyAnswers(_) | NoDrain::Stopping) => {
+                Code::Unavailable
+            }
             Fault::Silent => Code::DeadlineExceeded,
             Fault::Broken => Code::Cancelled,
         };

@@ -6,6 +6,7 @@
 
 use super::offers::{Held, Offer, Offers};
 use crate::config::storage::NvmeMode;
+use crate::drain::Duty;
 use crate::metrics::Metrics;
 use crate::node::Node;
 use memkv_core::{Key, PageMeta, SpaceId};
@@ -239,6 +240,7 @@ impl Desk {
         let mut room = self.offer_bytes_max().saturating_sub(offers.held_bytes());
         let mut held = Vec::with_capacity(header.count as usize);
         let write_through = self.node.config.storage.nvme_mode == NvmeMode::WriteThrough;
+        let leaving = self.node.drain.duty() != Duty::Serving;
         let mut busy = 0;
         for offered in pages() {
             let offered = offered?;
@@ -246,7 +248,7 @@ impl Desk {
             let refused = |code| Held::unwanted(code, offered.len);
             let page = if offered.len == 0 || offered.len > self.node.limits.page_bytes_max {
                 refused(Code::TooLarge)
-            } else if !offers.has_room() || u64::from(offered.len) > room {
+            } else if leaving || !offers.has_room() || u64::from(offered.len) > room {
                 refused(self.if_absent(&space, hashed, Code::Busy))
             } else {
                 match self.node.engine.reserve(&space, hashed, offered.len, offered.position) {
@@ -264,7 +266,8 @@ impl Desk {
             held.push(page);
         }
         Metrics::add(&self.node.metrics.put_keys, header.count.into());
-        Metrics::add(&self.node.metrics.put_busy, busy);
+        let refused = if leaving { &self.node.metrics.put_draining } else { &self.node.metrics.put_busy };
+        Metrics::add(refused, busy);
         Ok(Taken::Pages(space, held))
     }
 
