@@ -65,7 +65,8 @@ fn main() -> Result<()> {
             let target = named(&target)?;
             let seed = match seed {
                 Some(seed) => seed,
-                None => getrandom::u64().map_err(|error| anyhow::anyhow!("the system has no randomness: {error}"))?,
+                None => getrandom::u64()
+                    .map_err(|error| anyhow::anyhow!("the system has no randomness: {error}"))?,
             };
             search(target, Duration::from_secs_f64(minutes * 60.0), &artifacts, seed)
         }
@@ -109,6 +110,10 @@ fn search(target: &Target, time: Duration, artifacts: &std::path::Path, seed: u6
             }
         }
     }
-    println!("{}: {executions} executions in {:.1} s, seed {seed}", target.name, begun.elapsed().as_secs_f64());
+    println!(
+        "{}: {executions} executions in {:.1} s, seed {seed}",
+        target.name,
+        begun.elapsed().as_secs_f64()
+    );
     Ok(())
 }

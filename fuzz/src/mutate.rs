@@ -76,7 +76,9 @@ fn once(input: &mut Vec<u8>, others: &[Vec<u8>], random: &mut Random) {
         }
         _ => {
             // The front of this one and the end of another.
-            if let Some(other) = others.get(random.below(others.len().max(1))).filter(|other| !other.is_empty()) {
+            if let Some(other) =
+                others.get(random.below(others.len().max(1))).filter(|other| !other.is_empty())
+            {
                 input.truncate(at);
                 input.extend_from_slice(&other[random.below(other.len())..]);
             }

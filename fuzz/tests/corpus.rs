@@ -23,7 +23,11 @@ fn the_inputs_made_from_real_messages_are_kept() {
         let kept = corpus::read(target).expect("every target has a corpus");
         for (name, _) in corpus::seeds(target) {
             let missing = !kept.iter().any(|(has, _)| *has == name);
-            assert!(!missing, "{}/{name} is missing; run: cargo run -p memkv-fuzz --bin memkv-fuzz seeds", target.name);
+            assert!(
+                !missing,
+                "{}/{name} is missing; run: cargo run -p memkv-fuzz --bin memkv-fuzz seeds",
+                target.name
+            );
         }
     }
 }

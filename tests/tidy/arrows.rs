@@ -90,6 +90,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "memkv-transport",
         ],
     ),
+    (
+        "memkv-fuzz",
+        &[
+            "memkv-client",
+            "memkv-core",
+            "memkv-memory",
+            "memkv-nvme",
+            "memkv-proto",
+            "memkv-server",
+            "memkv-storage",
+            "memkv-transport",
+        ],
+    ),
     ("xtask", &[]),
 ];
 

@@ -43,7 +43,8 @@ fn judge(mut said: &[u8]) {
     while let Some((head, rest)) = said.split_first_chunk::<HEADER_BYTES>() {
         let reply = Header::decode(head).expect("the server writes headers that can be read");
         assert!(reply.reply, "the server only replies");
-        let (meta_len, body_len) = (reply.meta_len as usize, usize::try_from(reply.body_len).unwrap_or(usize::MAX));
+        let (meta_len, body_len) =
+            (reply.meta_len as usize, usize::try_from(reply.body_len).unwrap_or(usize::MAX));
         let (meta, rest) = rest.split_at_checked(meta_len).expect("a reply's records are whole");
         reply.verify(head, meta).expect("a reply's check is right");
         let (_body, rest) = rest.split_at_checked(body_len).expect("a reply's pages are whole");

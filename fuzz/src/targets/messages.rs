@@ -94,7 +94,8 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
     let space = v1::Space::from(&SpaceDescription::named("default").expect("the name is short"));
     let challenge = v1::Challenge { protocol: 1, node_id: "a".to_owned(), ..v1::Challenge::default() };
     let challenge = v1::ServerMessage { message: Some(ToClient::Challenge(challenge)) };
-    let get = v1::GetRequest { space_id: vec![1; 16], keys: vec![b"k".to_vec()], ..v1::GetRequest::default() };
+    let get =
+        v1::GetRequest { space_id: vec![1; 16], keys: vec![b"k".to_vec()], ..v1::GetRequest::default() };
     let delete = v1::DeleteRequest { space_id: vec![1; 16], keys: vec![b"k".to_vec()] };
     vec![
         with(0, client(FromClient::Hello(hello))),

@@ -48,7 +48,7 @@ fn on_drives(path: PathBuf) -> EngineConfig {
 }
 
 fn in_file(path: PathBuf) -> EngineConfig {
-    EngineConfig { page_bytes_max: PAGE_BYTES_MAX, backing: Some(path), ..EngineConfig::with_dram(4 << 20) }
+    EngineConfig { page_bytes_max: PAGE_BYTES_MAX, backing: Some(path), ..EngineConfig::with_dram(8 << 20) }
 }
 
 fn description() -> SpaceDescription {
@@ -60,7 +60,7 @@ fn key(page: usize) -> String {
 }
 
 fn content(page: usize) -> Vec<u8> {
-    let len = [100, 4096, 5000, 20_000][page % 4];
+    let len = [4096, 20_000, 4000, 19_999][page % 4];
     (0..len).map(|at| u8::try_from((at * 7 + page * 31) % 251).unwrap_or(0)).collect()
 }
 
@@ -119,7 +119,8 @@ fn damage(images: &[Image], mut bytes: Bytes<'_>, into: &Path) {
         let (image, file) = (&images[which], &mut files[which]);
         let place = usize::from(u16::from_le_bytes(bytes.array()));
         let Some((start, block)) = image.blocks.get(place % image.blocks.len().max(1)) else { continue };
-        let at = usize::try_from(*start).unwrap_or(0) + usize::from(u16::from_le_bytes(bytes.array())) % block.len();
+        let at = usize::try_from(*start).unwrap_or(0)
+            + usize::from(u16::from_le_bytes(bytes.array())) % block.len();
         match bytes.byte() {
             0 => file.truncate(at),
             1 => {
@@ -152,7 +153,9 @@ fn run(images: &[Image], input: &[u8], config: fn(PathBuf) -> EngineConfig) {
     damage(images, Bytes::new(input), directory.path());
     let (engine, _report) = match Engine::open(config(directory.path().to_owned())) {
         Ok(opened) => opened,
-        Err(EngineError::Watermarks { low, high }) => unreachable!("the marks {low} and {high} are the defaults"),
+        Err(EngineError::Watermarks { low, high }) => {
+            unreachable!("the marks {low} and {high} are the defaults")
+        }
         Err(error) => {
             let text = error.to_string();
             assert!(text.contains("version"), "only a later version keeps the engine from starting: {text}");
@@ -200,5 +203,10 @@ pub(super) fn drive_seeds() -> Vec<Vec<u8>> {
 }
 
 pub(super) fn arena_seeds() -> Vec<Vec<u8>> {
-    vec![vec![], vec![0, 0, 0, 0, 16, 0, 7], vec![0, 0, 2, 0, 40, 0, 255, 0, 3, 0, 9, 0, 1], vec![0, 0, 1, 0, 0, 0, 4]]
+    vec![
+        vec![],
+        vec![0, 0, 0, 0, 16, 0, 7],
+        vec![0, 0, 2, 0, 40, 0, 255, 0, 3, 0, 9, 0, 1],
+        vec![0, 0, 1, 0, 0, 0, 4],
+    ]
 }

@@ -24,9 +24,11 @@ pub(super) fn frame(input: &[u8]) {
 pub(super) fn frame_seeds() -> Vec<Vec<u8>> {
     let mut meta = Vec::new();
     records::push_key(&mut meta, Key::new(b"some key").expect("eight bytes are a key"));
-    let request = Header { deadline_ms: 100, ..Header::request(Op::Exists, 7, SpaceId([9; 16]), 1) };
+    let mut request = Header::request(Op::Exists, 7, SpaceId([9; 16]), 1);
+    request.deadline_ms = 100;
     let reply = Header::reply_to(&request, Code::Busy, 0);
-    let put = Header { body_len: 80, ..Header::request(Op::PutData, 8, SpaceId([9; 16]), 1) };
+    let mut put = Header::request(Op::PutData, 8, SpaceId([9; 16]), 1);
+    put.body_len = 80;
     let with = |header: &Header, meta: &[u8]| [&header.encode(meta)[..], meta].concat();
     vec![with(&request, &meta), with(&reply, b"full"), with(&put, b"")]
 }
