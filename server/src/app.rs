@@ -12,7 +12,7 @@ use crate::config::{Config, units};
 use crate::data::Nics;
 use crate::metrics::Metrics;
 use crate::node::{Node, Phase};
-use crate::{control, http, near, opening, random};
+use crate::{control, http, membership, near, opening, random};
 use memkv_rdma::Verbs;
 use memkv_storage::EngineError;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -126,7 +126,7 @@ impl Server {
     pub fn start_with(config: Config, verbs: Option<Arc<dyn Verbs>>) -> Result<Self, StartError> {
         let (socket, address) = bind(config.listen, "listen")?;
         let (admin_socket, admin_address) = bind(config.admin_address(address), "admin_listen")?;
-        let id = config.node_id.clone().unwrap_or_else(|| address.to_string());
+        let id = config.node_id.clone().unwrap_or_else(|| config.discovery.default_id(address));
         let control = runtime("memkv-control", CONTROL_THREADS)?;
         // From here on, whoever asks is told that the server is starting.
         let watched = Arc::new(http::Watched::default());
@@ -171,6 +171,7 @@ impl Server {
         accepting.push(control.spawn(accept.run(listener)));
         watched.serving(&node);
         control.spawn(upkeep(Arc::clone(&node)));
+        membership::join(&node, control.handle(), address);
         drop(inside);
         log_start(&node, address, admin_address);
         let (control, data) = (Some(control), Some(data));
@@ -248,6 +249,7 @@ impl Server {
         }
         self.node.enter(Phase::Stopping);
         control::report(&self.health, ServingStatus::NotServing).await;
+        membership::leave(&self.node).await;
         self.node.in_flight.wait_idle().await;
         sleep(FAREWELL).await;
         self.node.in_flight.wait_idle().await;
@@ -358,7 +360,7 @@ fn log_start(node: &Node, address: SocketAddr, admin: SocketAddr) {
         tracing::info!(page_max, "pages are limited to what fits this much memory");
     }
     tracing::info!(memory_for_pages = memory, "effective configuration: {}", node.config.to_line());
-    if address.ip().is_unspecified() && node.config.node_id.is_none() {
+    if address.ip().is_unspecified() && node.config.node_id.is_none() && node.membership.get().is_none() {
         tracing::warn!(
             node_id = node.id,
             "servers on other machines would have the same node id; set node_id"

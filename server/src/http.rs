@@ -78,6 +78,7 @@ async fn ready(State(watched): State<Arc<Watched>>) -> (StatusCode, &'static str
 /// Takes the values that exist only while somebody looks.
 fn sample(node: &Node, engine: &EngineStatus) {
     let sampled = &node.metrics.sampled;
+    let membership = crate::membership::shown(node);
     let values = [
         (&sampled.sessions, node.sessions.count() as u64),
         (&sampled.spaces, engine.spaces),
@@ -88,6 +89,11 @@ fn sample(node: &Node, engine: &EngineStatus) {
         (&sampled.pages, engine.pages),
         (&sampled.resident, resident_bytes()),
         (&sampled.ready, u64::from(node.phase() == Phase::Serving)),
+        (&sampled.members, membership.members),
+        (&sampled.members_epoch, membership.epoch),
+        (&sampled.registered, membership.registered),
+        (&sampled.registrations, membership.registrations),
+        (&sampled.discovery_failures, membership.failures),
         (&sampled.draining, u64::from(node.drain.duty() == Duty::Draining)),
         (&sampled.drained, u64::from(node.drain.duty() == Duty::Drained)),
         (&sampled.evicted, engine.counters.evicted_pages),

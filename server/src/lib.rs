@@ -25,6 +25,7 @@ mod drain;
 pub mod fuzzing;
 mod http;
 pub mod logging;
+mod membership;
 mod metrics;
 mod near;
 mod node;

@@ -55,6 +55,12 @@ const COUNTERS: &[Series] = &[
     ("memkv_connections_accepted_total", "Connections accepted on the main port", |m| &m.accepted),
     ("memkv_connections_refused_total", "Connections closed because there were too many", |m| &m.refused),
     ("memkv_sessions_opened_total", "Sessions opened", |m| &m.sessions_opened),
+    ("memkv_registrations_total", "Times the server's record was written to etcd under a new lease", |m| {
+        &m.sampled.registrations
+    }),
+    ("memkv_discovery_failures_total", "Times that etcd did not answer the server", |m| {
+        &m.sampled.discovery_failures
+    }),
     ("memkv_rdma_write_bytes_total", "Bytes of pages written to clients by RDMA", |m| &m.rdma_write_bytes),
     ("memkv_rdma_read_bytes_total", "Bytes of pages read from clients by RDMA", |m| &m.rdma_read_bytes),
     ("memkv_rdma_work_requests_total", "RDMA work requests posted", |m| &m.rdma_work),
@@ -80,6 +86,9 @@ const GAUGES: &[Series] = &[
     ("memkv_dram_pages", "Pages in DRAM", |m| &m.sampled.pages),
     ("memkv_process_resident_bytes", "Memory the process holds", |m| &m.sampled.resident),
     ("memkv_ready", "1 while the server takes requests", |m| &m.sampled.ready),
+    ("memkv_members", "Members of the cluster that the server sees; 0 without discovery", |m| &m.sampled.members),
+    ("memkv_members_epoch", "Epoch of the member list that the server sees", |m| &m.sampled.members_epoch),
+    ("memkv_registered", "1 while the server's record is in etcd", |m| &m.sampled.registered),
     ("memkv_draining", "1 while the server takes no new pages and copies its own to others", |m| {
         &m.sampled.draining
     }),
@@ -112,6 +121,11 @@ pub(crate) struct Sampled {
     pub(crate) pages: AtomicU64,
     pub(crate) resident: AtomicU64,
     pub(crate) ready: AtomicU64,
+    pub(crate) members: AtomicU64,
+    pub(crate) members_epoch: AtomicU64,
+    pub(crate) registered: AtomicU64,
+    pub(crate) registrations: AtomicU64,
+    pub(crate) discovery_failures: AtomicU64,
     pub(crate) draining: AtomicU64,
     pub(crate) drained: AtomicU64,
     pub(crate) evicted: AtomicU64,

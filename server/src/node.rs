@@ -5,13 +5,14 @@ use crate::config::Config;
 use crate::config::storage::NvmeMode;
 use crate::data::Nics;
 use crate::drain::{Drain, Duty};
+use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::sessions::Sessions;
 use memkv_core::Limits;
 use memkv_proto::v1;
 use memkv_storage::{Engine, HashedKey, Space};
 use memkv_transport::auth::AuthKey;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -44,6 +45,8 @@ pub(crate) struct Node {
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) metrics: Metrics,
     pub(crate) in_flight: Arc<InFlight>,
+    /// Set once it is found by others.
+    pub(crate) membership: OnceLock<Membership>,
     pub(crate) drain: Drain,
     phase: watch::Sender<Phase>,
 }
@@ -71,6 +74,7 @@ impl Node {
             sessions: Arc::default(),
             metrics,
             in_flight: Arc::default(),
+            membership: OnceLock::new(),
             drain: Drain::default(),
             phase: watch::Sender::new(Phase::Serving),
         }

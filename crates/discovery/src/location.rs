@@ -144,7 +144,12 @@ fn parameter<'a>(query: &'a str, name: &str) -> Result<Option<&'a str>, &'static
     }
 }
 
-fn host_and_port(text: &str, default: u16) -> Result<(&str, u16), &'static str> {
+/// Host and port of `HOST`, `HOST:PORT`, `[IPv6]` or `[IPv6]:PORT`.
+///
+/// # Errors
+///
+/// What is wrong with the text.
+pub fn host_and_port(text: &str, default: u16) -> Result<(&str, u16), &'static str> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
             let (host, after) = rest.split_once(']').ok_or("the bracket is not closed")?;

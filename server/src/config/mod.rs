@@ -4,6 +4,7 @@
 //! unknown key is a warning at start, so that an older release still boots with a newer file, and an error of
 //! `--check-config`.
 
+mod discovery;
 mod file;
 pub mod options;
 pub mod rdma;
@@ -15,6 +16,7 @@ pub(crate) mod units;
 mod values;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
+pub use discovery::DiscoveryConfig;
 use file::FileValues;
 use memkv_core::Limits;
 use memkv_transport::auth::AuthKey;
@@ -29,6 +31,8 @@ use tls::TlsConfig;
 
 /// The clients' variable; a server on the same machine takes its key from it if it has no other.
 const CLIENT_KEY_ENV: &str = "MEMKV_AUTH_KEY";
+/// Where the clients find servers; a server registers there if it is told nothing else.
+const CLIENT_DISCOVERY_ENV: &str = "MEMKV_DISCOVERY";
 /// The largest page that any configuration allows, bytes.
 const PAGE_BYTES_MAX: u32 = 64 << 20;
 /// The most keys per request that any configuration allows.
@@ -43,6 +47,8 @@ pub struct Config {
     pub admin_listen: Option<SocketAddr>,
     /// Stable identity; the address of `listen` if absent.
     pub node_id: Option<String>,
+    /// Where the server registers, and what.
+    pub discovery: DiscoveryConfig,
     /// The cluster's key.
     pub auth_key: Option<AuthKey>,
     /// Where the key was read from.
@@ -107,6 +113,7 @@ impl Default for Config {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9900),
             admin_listen: None,
             node_id: None,
+            discovery: DiscoveryConfig::default(),
             auth_key: None,
             auth_key_file: None,
             dram_bytes: 256 << 20,
@@ -266,12 +273,14 @@ impl Config {
         env: impl IntoIterator<Item = (String, String)>,
         warnings: &mut Vec<String>,
     ) -> Result<Option<String>, ConfigError> {
-        let mut client_key = None;
+        let (mut client_key, mut client_discovery) = (None, None);
         for (name, text) in env.into_iter().filter(|(_, text)| !text.is_empty()) {
             if let Some(option) = OPTIONS.iter().find(|option| option.env == name) {
                 (option.set)(self, &text).map_err(|text| ConfigError::Value { origin: name, text })?;
             } else if name == CLIENT_KEY_ENV {
                 client_key = Some(text);
+            } else if name == CLIENT_DISCOVERY_ENV {
+                client_discovery = discovery::of_clients(&text);
             } else if let Some(rest) = name.strip_prefix("MEMKV_SERVER_") {
                 // A Kubernetes service called memkv-server puts its address into these.
                 let foreign = rest == "CONFIG" || rest.starts_with("PORT") || rest.starts_with("SERVICE_");
@@ -280,6 +289,9 @@ impl Config {
                     warnings.push(format!("the variable {name} is not an option; did you mean {near}?"));
                 }
             }
+        }
+        if self.discovery.location.is_none() {
+            self.discovery.location = client_discovery;
         }
         Ok(client_key)
     }
@@ -348,6 +360,7 @@ impl Config {
         if self.data_threads > 1024 {
             return invalid(format!("data_threads is {}; it must be 0 to 1024", self.data_threads));
         }
+        self.discovery.check(self.listen, self.node_id.as_deref())?;
         self.rdma.check()?;
         self.tls.check(self.rdma.mode == rdma::RdmaMode::Require)?;
         self.storage.check()

@@ -2,7 +2,7 @@
 //! reference in `docs/configuration-server.md` all follow it. Its parts are in [`super::table`] and beside what they
 //! are about.
 
-use super::{Config, table, tls};
+use super::{Config, discovery, table, tls};
 
 /// One option.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +35,7 @@ impl Opt {
 pub const OPTIONS: &[Opt] = &joined::<{ count(PARTS) }>(PARTS);
 
 /// The parts of the table, in its order.
-const PARTS: &[&[Opt]] = &[table::GENERAL, tls::OPTIONS, table::STORAGE, table::LIMITS, table::REST];
+const PARTS: &[&[Opt]] = &[table::GENERAL, discovery::OPTIONS, tls::OPTIONS, table::STORAGE, table::LIMITS, table::REST];
 
 const fn count(parts: &[&[Opt]]) -> usize {
     let (mut part, mut all) = (0, 0);
