@@ -8,11 +8,12 @@
 
 use crate::accept::Accept;
 use crate::background::{Worker, evictor, scrubber};
+use crate::config::tls::RequireTls;
 use crate::config::{Config, units};
 use crate::data::Nics;
 use crate::metrics::Metrics;
 use crate::node::{Node, Phase};
-use crate::{control, http, membership, near, opening, random};
+use crate::{control, door, http, membership, near, opening, random, tls};
 use memkv_rdma::Verbs;
 use memkv_storage::EngineError;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -70,6 +71,9 @@ pub enum StartError {
         /// What the system says.
         error: io::Error,
     },
+    /// The certificates cannot be used.
+    #[error("no tls: {0}")]
+    Tls(#[from] memkv_tls::TlsError),
     /// The configuration requires RDMA.
     #[error("rdma.mode is require, but there is no rdma: {0}; {fix}", fix = .0.fix())]
     Rdma(#[from] memkv_rdma::RdmaError),
@@ -127,17 +131,25 @@ impl Server {
         let (socket, address) = bind(config.listen, "listen")?;
         let (admin_socket, admin_address) = bind(config.admin_address(address), "admin_listen")?;
         let id = config.node_id.clone().unwrap_or_else(|| config.discovery.default_id(address));
+        let tls = tls::open(&config.tls)?;
         let control = runtime("memkv-control", CONTROL_THREADS)?;
         // From here on, whoever asks is told that the server is starting.
         let watched = Arc::new(http::Watched::default());
         let admin_listener =
             control.block_on(async { listen(admin_socket, admin_address, "admin_listen") })?;
-        control.spawn(serve_admin(Arc::clone(&watched), admin_listener));
+        let admin = door::Door::new(admin_listener, tls.clone(), &config);
+        control.spawn(serve_admin(Arc::clone(&watched), admin));
         let engine = opening::open(&config)?;
-        let rdma = Nics::open(&config.rdma, verbs, &engine)?;
+        let rdma = if config.tls.require == RequireTls::Payload {
+            tracing::info!("no rdma: require_tls is payload, and rdma does not encrypt");
+            None
+        } else {
+            Nics::open(&config.rdma, verbs, &engine)?
+        };
         let incarnation = u64::from_le_bytes(random::bytes());
         let local = near::open(&config.shm_socket, address.port(), incarnation)?;
         let mut node = Node::new(config, id, incarnation, engine, rdma, Metrics::new());
+        node.tls = tls;
         node.shm_socket = local.as_ref().map(|(_, name)| name.clone());
         let node = Arc::new(node);
         let data = runtime("memkv-data", data_threads(&node.config))?;
@@ -171,6 +183,7 @@ impl Server {
         accepting.push(control.spawn(accept.run(listener)));
         watched.serving(&node);
         control.spawn(upkeep(Arc::clone(&node)));
+        control.spawn(tls::follow(Arc::clone(&node)));
         membership::join(&node, control.handle(), address);
         drop(inside);
         log_start(&node, address, admin_address);
@@ -200,6 +213,13 @@ impl Server {
     #[must_use]
     pub fn key_required(&self) -> bool {
         self.node.config.auth_key.is_some()
+    }
+
+    /// Reads certificates again now, changed or not.
+    pub fn reload(&self) {
+        if let Some(tls) = &self.node.tls {
+            tls::refresh(&self.node.metrics, tls, true);
+        }
     }
 
     /// Runs a future on the control runtime; for waiting on signals.
@@ -330,8 +350,8 @@ fn bind_error(address: SocketAddr, error: io::Error, option: &str) -> StartError
     StartError::Bind { address, error, hint }
 }
 
-async fn serve_admin(watched: Arc<http::Watched>, listener: TcpListener) {
-    if let Err(error) = http::serve(watched, listener).await {
+async fn serve_admin(watched: Arc<http::Watched>, door: door::Door) {
+    if let Err(error) = http::serve(watched, door).await {
         tracing::error!(%error, "admin http server ended");
     }
 }
@@ -366,5 +386,6 @@ fn log_start(node: &Node, address: SocketAddr, admin: SocketAddr) {
             "servers on other machines would have the same node id; set node_id"
         );
     }
+    tls::log_start(node);
     tracing::info!(%address, admin = %admin, node_id = node.id, "serving");
 }

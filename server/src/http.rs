@@ -1,6 +1,7 @@
 //! The admin HTTP server: `/metrics`, `/healthz`, `/readyz` and a status page. It never shows a key or a page.
 
 use crate::config::units::show_size;
+use crate::door::Door;
 use crate::drain::Duty;
 use crate::metrics::resident_bytes;
 use crate::node::{Node, Phase};
@@ -10,17 +11,10 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use memkv_storage::{EngineStatus, Tier};
-use std::net::SocketAddr;
-use std::pin::Pin;
+use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
-use tokio::io::{self, AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-/// Connections that the admin port has open at once; others wait.
-const CONNECTIONS_MAX: usize = 64;
+use std::time::SystemTime;
 
 /// What the admin port shows: the server, once it is there.
 #[derive(Default)]
@@ -37,15 +31,14 @@ impl Watched {
 }
 
 /// Serves until dropped.
-pub(crate) async fn serve(watched: Arc<Watched>, listener: TcpListener) -> io::Result<()> {
+pub(crate) async fn serve(watched: Arc<Watched>, door: Door) -> io::Result<()> {
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/", get(page))
         .with_state(watched);
-    let listener = Limited { listener, places: Arc::new(Semaphore::new(CONNECTIONS_MAX)) };
-    axum::serve(listener, router).await
+    axum::serve(door, router).await
 }
 
 async fn metrics(State(watched): State<Arc<Watched>>) -> impl IntoResponse {
@@ -121,6 +114,7 @@ async fn page(State(watched): State<Arc<Watched>>) -> String {
             "key required",
             if node.config.auth_key.is_some() { "yes" } else { "no (loopback only)" }.to_owned(),
         ),
+        ("tls", tls(node)),
         (
             "dram",
             format!("{} of {} in use", show_size(engine.used_slot_bytes), show_size(engine.capacity_bytes)),
@@ -146,6 +140,15 @@ async fn page(State(watched): State<Arc<Watched>>) -> String {
     lines.iter().map(|(name, value)| format!("{name:<14}{value}\n")).collect()
 }
 
+/// What the server says of its certificate.
+fn tls(node: &Node) -> String {
+    let Some(tls) = &node.tls else { return "no certificate".to_owned() };
+    let certificate = tls.certificate();
+    let days = certificate.left(SystemTime::now()).map(|left| left.as_secs() / 86_400);
+    let until = days.map_or("expired".to_owned(), |days| format!("{days} days left"));
+    format!("{}, {until}, required: {}", certificate.identity, node.config.tls.require.text())
+}
+
 /// The state in a word.
 fn state(node: &Node, engine: &EngineStatus) -> &'static str {
     match node.phase() {
@@ -155,56 +158,5 @@ fn state(node: &Node, engine: &EngineStatus) -> &'static str {
         Phase::Serving => "degraded",
         Phase::Stopping => "stopping",
         Phase::Closing => "closing",
-    }
-}
-
-/// A listener with a bound on open connections.
-struct Limited {
-    listener: TcpListener,
-    places: Arc<Semaphore>,
-}
-
-impl axum::serve::Listener for Limited {
-    type Io = Placed;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Placed, SocketAddr) {
-        let place = Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
-        let (stream, peer) = axum::serve::Listener::accept(&mut self.listener).await;
-        (Placed { stream, _place: place }, peer)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-}
-
-/// A connection and its place among the open ones.
-struct Placed {
-    stream: TcpStream,
-    _place: OwnedSemaphorePermit,
-}
-
-impl AsyncRead for Placed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Placed {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -19,10 +19,13 @@ mod clock;
 pub mod config;
 mod control;
 mod data;
+mod door;
 mod drain;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod hot;
+mod greeting;
 mod http;
 pub mod logging;
 mod membership;
@@ -32,6 +35,7 @@ mod node;
 mod opening;
 mod random;
 mod sessions;
+mod tls;
 #[cfg(feature = "sim")]
 pub mod sim;
 

@@ -40,15 +40,18 @@ fn main() -> ExitCode {
 
 fn run(config: Config) -> anyhow::Result<Stopped> {
     let server = Server::start(config)?;
-    let (mut terminate, mut interrupt) =
+    let [mut terminate, mut interrupt, mut hangup] =
         server.block_on(async { signals() }).context("listen for signals")?;
     if server.address().ip().is_loopback() {
         announce(&server);
     }
     server.block_on(async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => server.reload(),
+            }
         }
     });
     Ok(server.stop(async move {
@@ -59,8 +62,13 @@ fn run(config: Config) -> anyhow::Result<Stopped> {
     }))
 }
 
-fn signals() -> std::io::Result<(Signal, Signal)> {
-    Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+/// Two that end the daemon, and one that makes it read certificates again.
+fn signals() -> std::io::Result<[Signal; 3]> {
+    Ok([
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::hangup())?,
+    ])
 }
 
 /// Tells a newcomer what clients on this machine export. A configured key is not repeated.

@@ -61,6 +61,15 @@ const COUNTERS: &[Series] = &[
     ("memkv_discovery_failures_total", "Times that etcd did not answer the server", |m| {
         &m.sampled.discovery_failures
     }),
+    ("memkv_tls_handshakes_total", "TLS handshakes that succeeded", |m| &m.tls_handshakes),
+    ("memkv_tls_handshakes_failed_total", "TLS handshakes that failed", |m| &m.tls_failed),
+    ("memkv_tls_plain_refused_total", "Connections and calls refused because they were plain text", |m| {
+        &m.tls_plain_refused
+    }),
+    ("memkv_tls_reloads_total", "Times that changed certificates were read", |m| &m.tls_reloads),
+    ("memkv_tls_reloads_refused_total", "Times that changed certificates could not be used", |m| {
+        &m.tls_reloads_refused
+    }),
     ("memkv_rdma_write_bytes_total", "Bytes of pages written to clients by RDMA", |m| &m.rdma_write_bytes),
     ("memkv_rdma_read_bytes_total", "Bytes of pages read from clients by RDMA", |m| &m.rdma_read_bytes),
     ("memkv_rdma_work_requests_total", "RDMA work requests posted", |m| &m.rdma_work),
@@ -85,6 +94,11 @@ const GAUGES: &[Series] = &[
     ("memkv_dram_page_bytes", "Bytes of pages in DRAM", |m| &m.sampled.page_bytes),
     ("memkv_dram_pages", "Pages in DRAM", |m| &m.sampled.pages),
     ("memkv_process_resident_bytes", "Memory the process holds", |m| &m.sampled.resident),
+    (
+        "memkv_tls_certificate_expires_seconds",
+        "When the server's certificate ends, in seconds since 1970; 0 without one",
+        |m| &m.tls_expires,
+    ),
     ("memkv_ready", "1 while the server takes requests", |m| &m.sampled.ready),
     ("memkv_members", "Members of the cluster that the server sees; 0 without discovery", |m| &m.sampled.members),
     ("memkv_members_epoch", "Epoch of the member list that the server sees", |m| &m.sampled.members_epoch),
@@ -158,6 +172,12 @@ pub(crate) struct Metrics {
     pub(crate) accepted: AtomicU64,
     pub(crate) refused: AtomicU64,
     pub(crate) sessions_opened: AtomicU64,
+    pub(crate) tls_handshakes: AtomicU64,
+    pub(crate) tls_failed: AtomicU64,
+    pub(crate) tls_plain_refused: AtomicU64,
+    pub(crate) tls_reloads: AtomicU64,
+    pub(crate) tls_reloads_refused: AtomicU64,
+    pub(crate) tls_expires: AtomicU64,
     pub(crate) data_connections: AtomicU64,
     pub(crate) rdma_write_bytes: AtomicU64,
     pub(crate) rdma_read_bytes: AtomicU64,

@@ -4,6 +4,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::storage::NvmeMode;
 use crate::data::Nics;
+use crate::hot::Hot;
 use crate::drain::{Drain, Duty};
 use crate::membership::Membership;
 use crate::metrics::Metrics;
@@ -40,7 +41,11 @@ pub(crate) struct Node {
     pub(crate) shm_socket: Option<String>,
     /// The NICs by which pages may move.
     pub(crate) rdma: Option<Nics>,
+    /// The certificates, if the server speaks TLS.
+    pub(crate) tls: Option<Arc<memkv_tls::ServerTls>>,
     pub(crate) engine: Arc<Engine>,
+    /// Pages that are read very often.
+    pub(crate) hot: Hot,
     pub(crate) clock: Clock,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) metrics: Metrics,
@@ -63,12 +68,14 @@ impl Node {
     ) -> Self {
         Self {
             // A small store takes smaller pages only.
+            hot: Hot::new(config.hot_reads),
             limits: Limits { page_bytes_max: engine.page_bytes_max(), ..config.limits },
             config,
             id,
             incarnation,
             shm_socket: None,
             rdma,
+            tls: None,
             engine,
             clock: Clock::start(),
             sessions: Arc::default(),

@@ -4,6 +4,7 @@
 //! it, and each drops what it holds: pins, reserved slots, its place in the limits.
 
 use crate::data::SessionRdma;
+use crate::tls::TlsPeer;
 use dashmap::DashMap;
 use memkv_transport::auth::SessionKey;
 use std::net::SocketAddr;
@@ -23,6 +24,8 @@ pub(crate) struct Session {
     pub(crate) client_name: String,
     pub(crate) client_version: String,
     pub(crate) peer: Option<SocketAddr>,
+    /// What TLS said of the client when it opened the session; `None` in plain text.
+    pub(crate) tls: Option<Arc<TlsPeer>>,
     /// When it opened, by the daemon's clock.
     pub(crate) opened_ms: u64,
     /// Bytes of pages sent.
@@ -50,6 +53,7 @@ impl Session {
             client_name: client.0,
             client_version: client.1,
             peer,
+            tls: None,
             opened_ms,
             sent_bytes: AtomicU64::new(0),
             received_bytes: AtomicU64::new(0),

@@ -45,6 +45,8 @@ pub enum AttachStatus {
     Version = 4,
     /// The server is stopping.
     Stopping = 5,
+    /// The connection is plain text, and the server or the session requires TLS.
+    TlsRequired = 6,
 }
 
 impl AttachStatus {
@@ -56,6 +58,7 @@ impl AttachStatus {
             3 => Self::TooMany,
             4 => Self::Version,
             5 => Self::Stopping,
+            6 => Self::TlsRequired,
             _ => return None,
         })
     }
@@ -70,6 +73,9 @@ pub enum AttachError {
     /// The peer's layout version.
     #[error("the peer speaks data protocol version {0}, this side version {VERSION}")]
     Version(u16),
+    /// The server refuses plain text.
+    #[error("this server requires TLS; set MEMKV_TLS=on and MEMKV_TLS_CA")]
+    TlsRequired,
     /// The server refused.
     #[error("the server refused the data connection: {0:?}")]
     Refused(AttachStatus),
@@ -202,6 +208,7 @@ pub fn read_status(bytes: &[u8]) -> Result<(), AttachError> {
     match status {
         Some(AttachStatus::Ok) if version == VERSION => Ok(()),
         Some(AttachStatus::Ok | AttachStatus::Version) => Err(AttachError::Version(version)),
+        Some(AttachStatus::TlsRequired) => Err(AttachError::TlsRequired),
         Some(status) => Err(AttachError::Refused(status)),
         None => Err(AttachError::NotMemkv),
     }

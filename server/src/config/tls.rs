@@ -64,6 +64,10 @@ impl RequireTls {
     const NAMES: [(&'static str, Self); 3] =
         [("false", Self::False), ("true", Self::True), ("payload", Self::Payload)];
 
+    pub(crate) fn text(self) -> &'static str {
+        name_of(&Self::NAMES, &self)
+    }
+
     /// Whether plain text is refused.
     #[must_use]
     pub fn refuses_plain(self) -> bool {
@@ -120,8 +124,12 @@ fn path(path: Option<&PathBuf>) -> String {
     quoted(path.map(|path| path.display().to_string()).unwrap_or_default())
 }
 
+fn name_of<T: PartialEq>(names: &[(&'static str, T)], value: &T) -> &'static str {
+    names.iter().find(|(_, named)| named == value).map_or("", |(name, _)| *name)
+}
+
 fn name<T: PartialEq>(names: &[(&'static str, T)], value: &T) -> String {
-    let found = names.iter().find(|(_, named)| named == value).map_or("", |(name, _)| *name);
+    let found = name_of(names, value);
     // YAML has its own idea of "off".
     if found == "off" { quoted(found) } else { found.to_owned() }
 }

@@ -6,6 +6,7 @@
 use super::status::Fault;
 use crate::accept::Peer;
 use crate::clock;
+use crate::metrics::Metrics;
 use crate::node::Node;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
@@ -51,13 +52,17 @@ impl Gate {
 
 /// Lets a request through or answers it with the reason why not.
 pub(crate) async fn check(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
+    if gate.node.config.tls.require.refuses_plain() && peer.tls.is_none() {
+        Metrics::add(&gate.node.metrics.tls_plain_refused, 1);
+        return Status::from(Fault::TlsRequired).into_http();
+    }
     let credential = request.headers().get(AUTH_METADATA).and_then(|value| value.to_str().ok());
     match gate.admit(request.uri().path(), credential) {
         Ok(()) => next.run(request).await,
         Err(fault) => {
             if !matches!(fault, Fault::TooManyCalls) {
-                let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0);
-                gate.node.metrics.auth_failed(peer, "a call was refused");
+                gate.node.metrics.auth_failed(peer.addr, "a call was refused");
             }
             Status::from(fault).into_http()
         }

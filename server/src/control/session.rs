@@ -7,6 +7,7 @@ use crate::metrics::Metrics;
 use crate::node::{Node, Phase};
 use crate::random;
 use crate::sessions::{Registered, Session};
+use crate::tls::TlsPeer;
 use memkv_proto::v1::client_message::Message as FromClient;
 use memkv_proto::v1::server_message::Message as ToClient;
 use memkv_proto::{Invalid, PROTOCOL_VERSION, v1};
@@ -59,9 +60,9 @@ impl v1::session_server::Session for SessionService {
         if self.node.phase() != Phase::Serving {
             return Err(Fault::Stopping.into());
         }
-        let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0);
+        let Peer { addr: peer, tls } = request.extensions().get::<Peer>().cloned().unwrap_or_default();
         let (outbox, replies) = mpsc::channel(OUTBOX);
-        let stream = Stream { node: Arc::clone(&self.node), inbox: request.into_inner(), outbox, peer };
+        let stream = Stream { node: Arc::clone(&self.node), inbox: request.into_inner(), outbox, peer, tls };
         tokio::spawn(async move {
             stream.run().await;
             drop(place);
@@ -76,6 +77,8 @@ struct Stream {
     inbox: Streaming<v1::ClientMessage>,
     outbox: mpsc::Sender<Result<v1::ServerMessage, Status>>,
     peer: Option<SocketAddr>,
+    /// What TLS says of the client.
+    tls: Option<Arc<TlsPeer>>,
 }
 
 impl Stream {
@@ -112,6 +115,7 @@ impl Stream {
         let (server_nonce, session_id): ([u8; SECRET_BYTES], [u8; 16]) = (random::bytes(), random::bytes());
         let node = Arc::clone(&self.node);
         let key = node.session_auth_key();
+        let tls = self.tls.clone();
         let transcript = SessionTranscript {
             protocol_min: hello.protocol_min,
             protocol_max: hello.protocol_max,
@@ -122,7 +126,7 @@ impl Stream {
             node_id: &node.id,
             key_required: node.config.auth_key.is_some(),
             identity: ("", ""),
-            channel: &[],
+            channel: tls.as_ref().map_or(&[], |tls| tls.channel.as_slice()),
         };
         self.send(ToClient::Challenge(v1::Challenge {
             protocol: transcript.protocol,
@@ -143,7 +147,8 @@ impl Stream {
         }
         let session_key = transcript.session_key(&key);
         let client = (hello.client_name, hello.client_version);
-        let session = Session::new(session_id, session_key, client, self.peer, self.node.clock.now_ms());
+        let mut session = Session::new(session_id, session_key, client, self.peer, self.node.clock.now_ms());
+        session.tls = tls.clone();
         let registered = self.node.sessions.register(session);
         Metrics::add(&self.node.metrics.sessions_opened, 1);
         self.send(ToClient::Accepted(self.accepted(&hello.capabilities))).await?;
@@ -193,8 +198,7 @@ impl Stream {
                 message = timeout(silence, self.inbox.message()) => {
                     match message.map_err(|_| Fault::Silent)? {
                         Ok(Some(v1::ClientMessage { message: Some(FromClient::Ping(ping)) })) => {
-                            let state = self.node.state().into();
-                            self.send(ToClient::Pong(v1::Pong { sequence: ping.sequence, state, ..v1::Pong::default() })).await?;
+                            self.send(ToClient::Pong(self.pong(ping))).await?;
                         }
                         Ok(Some(v1::ClientMessage { message: Some(message) })) => self.rdma(session, message).await?,
                         Ok(Some(_)) => return Err(Fault::Invalid(Invalid::Missing("message"))),
@@ -206,6 +210,18 @@ impl Stream {
                 () = session.wait_ended() => return Err(Fault::Stopping),
                 () = self.outbox.closed() => return Ok(()),
             }
+        }
+    }
+
+    fn pong(&self, ping: v1::Ping) -> v1::Pong {
+        let hot = self.node.hot.pages(self.node.clock.now_ms());
+        v1::Pong {
+            sequence: ping.sequence,
+            state: self.node.state().into(),
+            members_epoch: crate::membership::epoch(&self.node),
+            hot_digests: hot.iter().map(|page| page.digest).collect(),
+            hot_copies: hot.iter().map(|page| page.copies).collect(),
+            ..v1::Pong::default()
         }
     }
 

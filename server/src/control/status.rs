@@ -42,6 +42,9 @@ pub(crate) enum Fault {
         /// The client's highest.
         max: u32,
     },
+    /// Plain text where TLS is required.
+    #[error("this server requires TLS; set MEMKV_TLS=on and MEMKV_TLS_CA")]
+    TlsRequired,
     /// The client does not know the key.
     #[error("the client's key is not this server's key; check MEMKV_AUTH_KEY")]
     WrongKey,
@@ -84,7 +87,7 @@ impl From<Fault> for Status {
                 Code::InvalidArgument
             }
             Fault::UnknownSpace(_) | Fault::Version { .. } => Code::FailedPrecondition,
-            Fault::WrongKey | Fault::Credential(_) | Fault::Replayed => Code::Unauthenticated,
+            Fault::TlsRequired | Fault::WrongKey | Fault::Credential(_) | Fault::Replayed => Code::Unauthenticated,
             Fault::OpenSpace(OpenSpaceError::TooMany(_))
             | Fault::TooManyCalls
             | Fault::TooManySessions(_)

@@ -29,7 +29,7 @@ pub(crate) use movers::rdma::{Nics, SessionRdma, session as rdma_session};
 use std::sync::Arc;
 use tokio::time::Instant;
 use transfer::{Broken, Patience, read_exact, write_reply};
-pub(crate) use wire::Wire;
+pub(crate) use wire::{Secure, Wire};
 
 /// Serves a connection from this host, which is for data only.
 pub(crate) async fn serve_near(node: Arc<Node>, stream: Wire) {
@@ -107,7 +107,12 @@ async fn handshake(
     let attach = match Attach::decode(&step1) {
         Ok(attach) => attach,
         Err(AttachError::Version(_)) => return refused(AttachStatus::Version).await,
-        Err(AttachError::NotMemkv | AttachError::Refused(_) | AttachError::WrongProof) => {
+        Err(
+            AttachError::NotMemkv
+            | AttachError::Refused(_)
+            | AttachError::WrongProof
+            | AttachError::TlsRequired,
+        ) => {
             return Err(Broken::Closed);
         }
     };
@@ -117,6 +122,17 @@ async fn handshake(
     let Some(session) = node.sessions.find(&attach.session_id) else {
         return refused(AttachStatus::UnknownSession).await;
     };
+    // What was said in secret is not to be repeated in public, nor by somebody else. A Unix socket leads nowhere.
+    match (&session.tls, stream.tls()) {
+        (Some(_), None) if stream.leaves_host() => {
+            Metrics::add(&node.metrics.tls_plain_refused, 1);
+            return refused(AttachStatus::TlsRequired).await;
+        }
+        (Some(opened), Some(joins)) if opened.identity != joins.identity => {
+            return refused(AttachStatus::Denied).await;
+        }
+        _ => {}
+    }
     let Some(attachment) = session.attach(node.limits.session_connections_max) else {
         return refused(AttachStatus::TooMany).await;
     };

@@ -125,7 +125,19 @@ async fn write_pieces(
         }
         tokio::task::consume_budget().await;
     }
-    Ok(())
+    flush(stream, patience).await
+}
+
+/// Waits until everything that was written has left. Costs nothing without TLS.
+async fn flush(stream: &Wire, patience: &Patience) -> Result<(), Broken> {
+    loop {
+        match stream.try_flush() {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => patience.wait(stream.writable()).await?,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return Err(Broken::Closed),
+        }
+    }
 }
 
 fn piece<'a>(head: &'a [u8], meta: &'a [u8], pages: &'a [Option<PagePin>], i: usize) -> &'a [u8] {

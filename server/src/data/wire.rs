@@ -1,13 +1,16 @@
-//! The socket under a data connection: TCP, or a Unix socket on the same host.
+//! The socket under a data connection: TCP, TLS over TCP, or a Unix socket on the same host.
 //!
 //! Everything above reads and writes through this and does not know which one it is.
 
+use crate::tls::TlsPeer;
 use memkv_shm::pass;
+use memkv_tls::Records;
 use parking_lot::Mutex;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
@@ -17,11 +20,51 @@ use tokio::net::{TcpStream, UnixStream};
 pub(crate) enum Wire {
     /// From another host, or from this one.
     Tcp(TcpStream),
+    /// The same, encrypted.
+    Tls(TcpStream, Box<Secure>),
     /// From this host only.
     Unix(UnixStream, Passed),
     /// On a simulated network.
     #[cfg(feature = "sim")]
     Sim(memkv_transport::sim::Socket),
+}
+
+/// What TLS adds to a connection.
+#[derive(Debug)]
+pub(crate) struct Secure {
+    /// Locked for one call at a time, by the connection's own task.
+    records: Mutex<Records>,
+    peer: Arc<TlsPeer>,
+}
+
+impl Secure {
+    /// A session whose handshake is over.
+    pub(crate) fn new(records: Records, peer: Arc<TlsPeer>) -> Box<Self> {
+        Box::new(Self { records: Mutex::new(records), peer })
+    }
+}
+
+/// A socket as rustls wants it: it never waits.
+struct Raw<'a>(&'a TcpStream);
+
+impl io::Read for Raw<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.0.try_read(bytes)
+    }
+}
+
+impl io::Write for Raw<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.try_write_vectored(slices)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The descriptor that came last with a connection's bytes, until somebody takes it. The ones before it are closed.
@@ -38,7 +81,7 @@ impl Passed {
 macro_rules! each {
     ($wire:expr, $stream:ident => $act:expr) => {
         match $wire {
-            Wire::Tcp($stream) => $act,
+            Wire::Tcp($stream) | Wire::Tls($stream, _) => $act,
             Wire::Unix($stream, _) => $act,
             #[cfg(feature = "sim")]
             Wire::Sim($stream) => $act,
@@ -54,6 +97,11 @@ impl Wire {
 
     /// Waits until bytes may be there.
     pub(crate) async fn readable(&self) -> io::Result<()> {
+        if let Self::Tls(_, secure) = self
+            && secure.records.lock().has_plaintext()
+        {
+            return Ok(());
+        }
         each!(self, stream => stream.readable().await)
     }
 
@@ -66,6 +114,9 @@ impl Wire {
     pub(crate) fn try_read(&self, bytes: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.try_read(bytes),
+            Self::Tls(stream, secure) => {
+                secure.records.lock().read(&mut Raw(stream), &mut [IoSliceMut::new(bytes)])
+            }
             Self::Unix(stream, passed) => {
                 let receive = || pass::receive(stream, bytes);
                 let (came, descriptor) = stream.try_io(Interest::READABLE, receive)?;
@@ -81,12 +132,26 @@ impl Wire {
 
     /// Reads what is there into several places. Descriptors that come with it are closed.
     pub(crate) fn try_read_vectored(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        if let Self::Tls(stream, secure) = self {
+            return secure.records.lock().read(&mut Raw(stream), slices);
+        }
         each!(self, stream => stream.try_read_vectored(slices))
     }
 
-    /// Writes as much as there is room for.
+    /// Writes as much as there is room for. What it took may still be here until [`Wire::try_flush`].
     pub(crate) fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        if let Self::Tls(stream, secure) = self {
+            return secure.records.lock().write(&mut Raw(stream), slices);
+        }
         each!(self, stream => stream.try_write_vectored(slices))
+    }
+
+    /// Sends what was written and is still here.
+    pub(crate) fn try_flush(&self) -> io::Result<()> {
+        if let Self::Tls(stream, secure) = self {
+            return secure.records.lock().flush(&mut Raw(stream));
+        }
+        Ok(())
     }
 
     /// Whether the peer has closed its side, as far as is known. Does not wait.
@@ -106,7 +171,7 @@ impl Wire {
 
     async fn ready_to_read(&self) -> io::Result<tokio::io::Ready> {
         match self {
-            Self::Tcp(stream) => stream.ready(Interest::READABLE).await,
+            Self::Tcp(stream) | Self::Tls(stream, _) => stream.ready(Interest::READABLE).await,
             Self::Unix(stream, _) => stream.ready(Interest::READABLE).await,
             #[cfg(feature = "sim")]
             Self::Sim(_) => Ok(tokio::io::Ready::EMPTY),
@@ -127,13 +192,29 @@ impl Wire {
         if let Self::Sim(socket) = self {
             return socket.shutdown_write();
         }
+        if let Self::Tls(stream, secure) = self {
+            secure.records.lock().close(&mut Raw(stream));
+        }
         socket2::SockRef::from(self).shutdown(Shutdown::Write)
+    }
+
+    /// What TLS says of the peer.
+    pub(crate) fn tls(&self) -> Option<&Arc<TlsPeer>> {
+        match self {
+            Self::Tls(_, secure) => Some(&secure.peer),
+            _ => None,
+        }
+    }
+
+    /// Whether others than this host's kernel carry the bytes.
+    pub(crate) fn leaves_host(&self) -> bool {
+        !matches!(self, Self::Unix(..))
     }
 
     /// Who is at the other end, if it has an address.
     pub(crate) fn peer_addr(&self) -> Option<SocketAddr> {
         match self {
-            Self::Tcp(stream) => stream.peer_addr().ok(),
+            Self::Tcp(stream) | Self::Tls(stream, _) => stream.peer_addr().ok(),
             Self::Unix(..) => None,
             #[cfg(feature = "sim")]
             Self::Sim(socket) => socket.peer(),
@@ -144,7 +225,7 @@ impl Wire {
 impl AsFd for Wire {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Tcp(stream) => stream.as_fd(),
+            Self::Tcp(stream) | Self::Tls(stream, _) => stream.as_fd(),
             Self::Unix(stream, _) => stream.as_fd(),
             #[cfg(feature = "sim")]
             Self::Sim(_) => unreachable!("nothing in a simulation asks for a descriptor"),
