@@ -1,6 +1,10 @@
 //! The client: its servers, its background runtime, its life and end.
 
 use crate::config::Transport;
+use crate::discovery::{self, Discovery};
+use crate::fill::{self, Copies};
+use crate::hedge::Pace;
+use crate::hot::Announced;
 use crate::members::Members;
 use crate::plan::ScratchPool;
 use crate::server::{Attempt, Server};
@@ -10,16 +14,21 @@ use crate::way::Way;
 use crate::{ClientStats, Config, Error, ErrorKind, ServerAddress, Space, control, drive, rdma, session};
 use arc_swap::ArcSwap;
 use memkv_core::page::key_digest;
-use memkv_core::route;
+use memkv_core::route::{self, Ranks};
 use memkv_core::{Key, Limits, SpaceDescription, SpaceId};
+use memkv_proto::v1;
 use memkv_rdma::Verbs;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::time::Instant;
+
+/// How often it is looked whether a server that is being emptied still needs an old member list.
+const DRAIN_LOOK: Duration = Duration::from_secs(10);
 
 /// What a client's background tasks share with it. Does not keep the client alive.
 pub(crate) struct Shared {
@@ -33,6 +42,17 @@ pub(crate) struct Shared {
     #[cfg(feature = "sim")]
     pub(crate) net: std::sync::OnceLock<Arc<dyn memkv_transport::sim::Net>>,
     spaces: Mutex<BTreeMap<SpaceId, SpaceDescription>>,
+    /// Who the members are, and how they are found.
+    pub(crate) discovery: Discovery,
+    members: ArcSwap<Members>,
+    /// Held while a new list is made from the present one.
+    adopting: Mutex<Announced>,
+    /// How long reads take.
+    pub(crate) pace: Pace,
+    /// Copies that are missing.
+    pub(crate) copies: Copies,
+    /// Counts reads, so that those of hot pages begin at different servers.
+    pub(crate) turn: AtomicU32,
     this: std::sync::Weak<Shared>,
 }
 
@@ -47,6 +67,12 @@ impl Shared {
             #[cfg(feature = "sim")]
             net: std::sync::OnceLock::new(),
             spaces: Mutex::default(),
+            discovery: Discovery::default(),
+            members: ArcSwap::default(),
+            adopting: Mutex::default(),
+            pace: Pace::default(),
+            copies: Copies::default(),
+            turn: AtomicU32::new(0),
             this: this.clone(),
         })
     }
@@ -54,6 +80,63 @@ impl Shared {
     /// All spaces that were opened with this client.
     pub(crate) fn all_spaces(&self) -> Vec<SpaceDescription> {
         self.spaces.lock().values().cloned().collect()
+    }
+
+    /// The cluster as it is now.
+    pub(crate) fn members(&self) -> Arc<Members> {
+        self.members.load_full()
+    }
+
+    /// Takes in what a pong says about the server's state and its hot pages.
+    pub(crate) fn heard_pong(&self, server: &Server, pong: &v1::Pong) {
+        self.discovery.heard_epoch(pong.members_epoch);
+        self.heard_state(server, pong.state());
+        let copies_max = u8::try_from(self.config.hot_copies).unwrap_or(u8::MAX);
+        let mut announced = self.adopting.lock();
+        if let Some(hot) = announced.hear(&server.address.id, pong, copies_max) {
+            self.members.store(Arc::new(self.members().with_hot(Arc::new(hot))));
+        }
+    }
+
+    /// A server's session ended: what it announced is over.
+    pub(crate) fn session_ended(&self, server: &Server) {
+        let mut announced = self.adopting.lock();
+        if let Some(hot) = announced.forget(&server.address.id) {
+            self.members.store(Arc::new(self.members().with_hot(Arc::new(hot))));
+        }
+    }
+
+    /// A server says whether it takes new pages.
+    pub(crate) fn heard_state(&self, server: &Server, state: v1::ServerState) {
+        let draining = match state {
+            v1::ServerState::Draining | v1::ServerState::Drained => true,
+            v1::ServerState::Serving => false,
+            v1::ServerState::Unspecified | v1::ServerState::Stopping => return,
+        };
+        if server.set_draining(draining) {
+            let _adopting = self.adopting.lock();
+            let members = self.members();
+            self.members.store(Arc::new(members.with_hot(members.hot().clone())));
+        }
+    }
+
+    /// Forgets member lists whose time is over, and ends servers that only they had.
+    fn forget_old(&self) {
+        let _adopting = self.adopting.lock();
+        let before = self.members();
+        if let Some(after) = before.without_old(Instant::now()) {
+            self.store_members(&before, after);
+        }
+    }
+
+    /// Publishes a list and ends the servers that are in it no more.
+    fn store_members(&self, before: &Members, after: Members) {
+        let after = Arc::new(after);
+        self.members.store(after.clone());
+        let is_gone = |old: &&Arc<Server>| !after.reach.iter().any(|new| Arc::ptr_eq(old, new));
+        for gone in before.reach.iter().filter(is_gone) {
+            gone.end();
+        }
     }
 
     /// A handle for a task of its own.
@@ -64,7 +147,6 @@ impl Shared {
 
 pub(crate) struct Inner {
     pub(crate) shared: Arc<Shared>,
-    members: ArcSwap<Members>,
     pub(crate) handle: Handle,
     pub(crate) scratch: ScratchPool,
     pub(crate) counters: Counters,
@@ -128,6 +210,24 @@ pub struct RouteEntry {
     pub server: ServerAddress,
     /// Its score for the key; the highest owns it.
     pub score: f64,
+    /// Whether it takes no new pages.
+    pub draining: bool,
+    /// When it is asked for the page, from 1; 0 if it is not.
+    pub asked: usize,
+    /// Whether it is to hold the page.
+    pub home: bool,
+}
+
+/// Forgets old member lists when their time is over; later, if servers of theirs are being emptied.
+async fn forget_old_at(shared: Arc<Shared>, mut until: Instant) {
+    loop {
+        tokio::time::sleep_until(until).await;
+        shared.forget_old();
+        if !shared.members().keeps_old(until) {
+            return;
+        }
+        until = Instant::now() + DRAIN_LOOK;
+    }
 }
 
 pub(crate) fn closed() -> Error {
@@ -136,8 +236,11 @@ pub(crate) fn closed() -> Error {
 
 /// Checks a configuration and settles the transport.
 pub(crate) fn settle(config: Config) -> Result<Config, Error> {
+    if config.discovery.is_some() {
+        return Ok(config);
+    }
     if config.servers.is_empty() {
-        let text = "no server is configured; set MEMKV_SERVERS, for example MEMKV_SERVERS=10.0.0.5:9900,10.0.0.6:9900";
+        let text = "no server is configured; set MEMKV_SERVERS, for example MEMKV_SERVERS=10.0.0.5:9900,10.0.0.6:9900, or MEMKV_DISCOVERY";
         return Err(Error::new(ErrorKind::Config, text));
     }
     for (index, server) in config.servers.iter().enumerate() {
@@ -199,7 +302,6 @@ impl Inner {
         runtime: Option<Runtime>,
     ) -> Result<Self, Error> {
         let inner = Self {
-            members: ArcSwap::default(),
             handle,
             scratch: ScratchPool::default(),
             counters: Counters::default(),
@@ -210,18 +312,20 @@ impl Inner {
         };
         // From here on, an early return shuts the runtime down in `Drop`.
         inner.adopt(&inner.shared.config.servers)?;
+        inner.handle.spawn(fill::run(inner.shared.clone()));
         Ok(inner)
     }
 
     /// The cluster as it is now.
     pub(crate) fn members(&self) -> Arc<Members> {
-        self.members.load_full()
+        self.shared.members()
     }
 
-    /// Takes over a member list: starts what is new, goes on with what is known (whatever its
-    /// weight is now), ends what is gone.
+    /// Takes over a member list: starts what is new, goes on with what is known (whatever its weight is now), ends what
+    /// is gone. Pages are still looked for where they were, and servers that left still asked, for `move_grace`.
     pub(crate) fn adopt(&self, list: &[ServerAddress]) -> Result<(), Error> {
         let _context = self.handle.enter();
+        let _adopting = self.shared.adopting.lock();
         let before = self.members();
         let (mut servers, mut new) = (Vec::new(), Vec::new());
         for address in list {
@@ -242,15 +346,15 @@ impl Inner {
             };
             servers.push((server, address.weight));
         }
-        let after = Arc::new(before.next(servers));
-        self.members.store(after.clone());
+        let config = &self.shared.config;
+        let until = config.move_grace.map(|grace| Instant::now() + grace);
+        self.shared.store_members(&before, before.next(servers, config.replicas, until));
+        if let Some(until) = until {
+            self.handle.spawn(forget_old_at(self.shared.for_task(), until));
+        }
         for server in new {
             let task = self.handle.spawn(session::run(self.shared.clone(), server.clone()));
             server.runs(task.abort_handle());
-        }
-        for gone in before.servers.iter().filter(|old| !after.servers.iter().any(|new| Arc::ptr_eq(old, new)))
-        {
-            gone.end();
         }
         Ok(())
     }
@@ -289,7 +393,7 @@ impl Drop for Inner {
         // In a forked child the background thread does not exist, and locks that it held stay locked for ever. The
         // parent's things are left alone; the child is the poorer by their memory.
         let runtime = self.runtime.try_lock().and_then(|mut runtime| runtime.take());
-        let _left = ManuallyDrop::new((runtime, self.members.load_full(), self.shared.rdma.clone()));
+        let _left = ManuallyDrop::new((runtime, self.members(), self.shared.rdma.clone()));
     }
 }
 
@@ -322,6 +426,7 @@ impl Client {
         let client = Self { inner: Arc::new(inner) };
         let inner = &client.inner;
         let deadline = Instant::now() + inner.shared.config.connect_timeout;
+        discovery::start(inner, deadline).await?;
         let members = inner.members();
         for server in &members.servers {
             let mut attempt = server.attempt.subscribe();
@@ -357,10 +462,14 @@ impl Client {
     /// A snapshot of the counters.
     #[must_use]
     pub fn stats(&self) -> ClientStats {
+        ClientStats { discovery: self.inner.shared.discovery.stats(), ..self.counted() }
+    }
+
+    fn counted(&self) -> ClientStats {
         let rdma = self.inner.shared.rdma.as_ref().map(|rdma| rdma.stats()).unwrap_or_default();
-        self.inner
-            .counters
-            .read(self.inner.members().servers.iter().map(|server| server.stats()).collect(), rdma)
+        let members = self.inner.members();
+        let copies = self.inner.shared.copies.read(members.hot().len());
+        self.inner.counters.read(members.servers.iter().map(|server| server.stats()).collect(), rdma, copies)
     }
 
     /// What the client sees of its servers now.
@@ -382,9 +491,16 @@ impl Client {
         let Ok(key) = Key::new(key) else { return Vec::new() };
         let digest = key_digest(space, key);
         let members = self.inner.members();
-        let entry = |index: usize| RouteEntry {
-            server: members.servers[index].address.clone(),
-            score: members.nodes[index].score(digest),
+        let candidates = members.candidates(digest, 0, &mut Ranks::default());
+        let entry = |index: usize| {
+            let at = candidates.as_slice().iter().position(|&place| place as usize == index);
+            RouteEntry {
+                server: members.servers[index].address.clone(),
+                score: members.nodes[index].score(digest),
+                draining: members.servers[index].is_draining(),
+                asked: at.map_or(0, |at| at + 1),
+                home: at.is_some_and(|at| candidates.is_home(at)),
+            }
         };
         route::order(&members.nodes, digest).into_iter().map(entry).collect()
     }

@@ -4,14 +4,15 @@
 //! caller's memory on the caller's thread or task only, which is what makes dropping an op safe here too: the
 //! dropped op's calls are cancelled, and none of them knows the caller's memory.
 
-use crate::breaker::Failure;
-use crate::client::{Inner, Shared};
+use crate::breaker::{Failure, Kind};
+use crate::client::Shared;
 use crate::control::{kv_client, request};
 use crate::drive;
-use crate::exchange::{Batch, position_of};
+use crate::exchange::Batch;
+use crate::gates::Permits;
 use crate::outcome::{self, PageOutcome};
-use crate::raw::Pieces;
 use crate::server::Server;
+use crate::stats::Shed;
 use bytes::Bytes;
 use memkv_core::{Limits, SpaceId};
 use memkv_proto::v1;
@@ -21,6 +22,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -63,19 +65,41 @@ struct Portion {
 }
 
 /// Runs a batch through the gRPC API.
-pub(crate) async fn run(inner: &Inner, servers: &[Arc<Server>], ends: &[usize], batch: &mut Batch<'_>) {
+pub(crate) async fn run(
+    shared: &Arc<Shared>,
+    handle: &Handle,
+    servers: &[Arc<Server>],
+    ends: &[usize],
+    batch: &mut Batch<'_>,
+) {
     let (tell, mut hear) = mpsc::channel(QUEUE);
     let mut calls = JoinSet::new();
     let mut open = vec![0; servers.len()];
     let mut feeds = Vec::new();
+    let mut reserved = Vec::new();
     for (index, server) in servers.iter().enumerate() {
         let (from, to) = drive::group(ends, index);
-        if from == to || !server.is_available() {
+        if from == to {
             continue;
+        }
+        if !server.is_available() {
+            drive::shed(server, (from, to), Shed::Refused, batch);
+            continue;
+        }
+        if batch.op == Op::Put {
+            if !server.takes_stores() {
+                drive::shed(server, (from, to), Shed::Slow, batch);
+                continue;
+            }
+            let Some(bytes) = server.reserve(batch.bytes(from, to), batch.care.store_backlog) else {
+                drive::shed(server, (from, to), Shed::Backlog, batch);
+                continue;
+            };
+            reserved.push(bytes);
         }
         let left = batch.deadline.saturating_duration_since(Instant::now());
         let task = || Task {
-            shared: inner.shared.clone(),
+            shared: shared.clone(),
             server: server.clone(),
             index,
             space: batch.space,
@@ -89,20 +113,20 @@ pub(crate) async fn run(inner: &Inner, servers: &[Arc<Server>], ends: &[usize], 
                 let to = to.min(from + most);
                 let (feed, fed) = mpsc::channel(4);
                 feeds.push((from, to, feed));
-                calls.spawn_on(task().put(from, to - from, ReceiverStream::new(fed)), &inner.handle);
+                calls.spawn_on(task().put(from, to - from, ReceiverStream::new(fed)), handle);
                 open[index] += 1;
             }
         } else {
             let portions = portions(batch, from, to, &server.limits());
-            calls.spawn_on(task().ask(portions), &inner.handle);
+            calls.spawn_on(task().ask(portions), handle);
             open[index] += 1;
         }
     }
     drop(tell);
     let deadline = batch.deadline;
-    drive::before(&inner.handle, deadline, exchange(servers, batch, &mut hear, feeds, &mut open)).await;
+    drive::before(handle, deadline, exchange(servers, batch, &mut hear, feeds, &mut open)).await;
     for (index, server) in servers.iter().enumerate().filter(|(index, _)| open[*index] > 0) {
-        server.failed(Failure::Timeout);
+        server.failed(Kind::of(batch.op), if batch.is_early { Failure::Left } else { Failure::Slow });
         let (from, to) = drive::group(ends, index);
         for &page in &batch.order[from..to] {
             let outcome = &mut batch.outcomes[page as usize];
@@ -121,7 +145,7 @@ fn portions(batch: &Batch<'_>, from: usize, to: usize, limits: &Limits) -> Vec<P
     while at < to {
         let end = batch.cut(at, to, &limits);
         let pages = &batch.order[at..end];
-        let keys = pages.iter().map(|&page| batch.keys.key(page as usize).to_vec()).collect();
+        let keys = pages.iter().map(|&page| batch.key_bytes(page as usize).to_vec()).collect();
         let exact = batch.op == Op::Get && batch.flags & FLAG_EXACT != 0;
         let expected = |&page: &u32| u32::try_from(batch.pieces.page_len(page as usize)).unwrap_or(u32::MAX);
         let expected = if exact { pages.iter().map(expected).collect() } else { Vec::new() };
@@ -140,14 +164,7 @@ async fn exchange(
     open: &mut [usize],
 ) {
     if batch.op == Op::Put {
-        let source = Source {
-            pieces: &batch.pieces,
-            digests: batch.digests,
-            order: batch.order,
-            space: batch.space,
-            position: batch.position,
-            keys: batch.keys,
-        };
+        let source = Source { batch };
         let mut feeding: Vec<Pin<Box<dyn Future<Output = ()> + Send + '_>>> = Vec::new();
         for (from, to, feed) in feeds {
             feeding.push(Box::pin(source.feed(from, to, feed)));
@@ -169,23 +186,25 @@ async fn exchange(
             Event::Part { from, part } => page.take(batch, from, &part),
             Event::End { server, result } => {
                 open[server] -= 1;
-                end(&servers[server], result);
+                end(&servers[server], Kind::of(batch.op), result);
             }
         }
     }
 }
 
 /// Counts the end of a server's call.
-fn end(server: &Server, result: Result<(), Status>) {
+fn end(server: &Server, kind: Kind, result: Result<(), Status>) {
     match result {
-        Ok(()) => server.succeeded(),
+        Ok(()) => server.succeeded(kind, Permits::default()),
         Err(status) => {
             let error = crate::control::error_of(&status);
             server.note_error(&error.to_string());
             match error.kind() {
                 crate::ErrorKind::UnknownSpace => server.reopen_spaces(),
-                crate::ErrorKind::Timeout => server.failed(Failure::Timeout),
-                crate::ErrorKind::Unavailable | crate::ErrorKind::Protocol => server.failed(Failure::Broken),
+                crate::ErrorKind::Timeout => server.failed(kind, Failure::Slow),
+                crate::ErrorKind::Unavailable | crate::ErrorKind::Protocol => {
+                    server.failed(kind, Failure::Broken)
+                }
                 crate::ErrorKind::Config
                 | crate::ErrorKind::BadInput
                 | crate::ErrorKind::Unauthenticated
@@ -199,36 +218,32 @@ fn end(server: &Server, result: Result<(), Status>) {
 
 /// What a put reads from.
 struct Source<'b, 'a> {
-    pieces: &'b Pieces<'a>,
-    digests: &'b [u64],
-    order: &'b [u32],
-    space: SpaceId,
-    position: u32,
-    keys: &'b dyn crate::plan::KeyList,
+    batch: &'b Batch<'a>,
 }
 
 impl Source<'_, '_> {
     /// Sends the pages of one server to its call, as fast as the call takes them.
     async fn feed(&self, from: usize, to: usize, feed: mpsc::Sender<v1::PutRequest>) {
+        let Batch { pieces, digests, order, .. } = self.batch;
         for at in from..to {
-            let page = self.order[at] as usize;
-            let len = self.pieces.page_len(page);
+            let page = order[at] as usize;
+            let len = pieces.page_len(page);
             let record = v1::PageRecord {
                 len: u32::try_from(len).unwrap_or(u32::MAX),
-                checksum: self.pieces.checksum(page, len, self.digests[page]),
+                checksum: pieces.checksum(page, len, digests[page]),
                 codec: 0,
                 flags: 0,
             };
             for begin in (0..len).step_by(CHUNK_BYTES) {
                 let mut data = Vec::with_capacity(CHUNK_BYTES.min(len - begin));
-                self.pieces.copy_out(page, begin, len.min(begin + CHUNK_BYTES), &mut data);
+                pieces.copy_out(page, begin, len.min(begin + CHUNK_BYTES), &mut data);
                 let mut message = v1::PutRequest { data: Bytes::from(data), ..Default::default() };
                 if begin == 0 {
-                    message.key = self.keys.key(page).to_vec();
+                    message.key = self.batch.key_bytes(page).to_vec();
                     message.record = Some(record);
-                    message.position = position_of(self.position, page);
+                    message.position = self.batch.position(page);
                     if at == from {
-                        message.space_id = self.space.0.to_vec();
+                        message.space_id = self.batch.space.0.to_vec();
                     }
                 }
                 if feed.send(message).await.is_err() {

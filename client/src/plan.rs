@@ -1,10 +1,21 @@
-//! Which server gets which pages of a batch.
+//! Which server gets which pages of a batch, round by round.
+//!
+//! A batch has one round while each page has one place ([`Members::is_simple`]). Otherwise:
+//!
+//! - an op that goes to all places of a page (put, delete, touch) has one round in which the page comes several times:
+//!   page `p` of `n` is `p`, `p + n`, `p + 2n` …, once for each place ([`Scratch::plan_all`]);
+//! - a read has rounds: each page goes to its first candidate, then, if that did not give it, to the next one
+//!   ([`Scratch::plan_reads`], [`Scratch::next_round`]).
+//!
+//! Deliberately absent: clocks and sockets.
 
 use crate::PageOutcome;
 use crate::exchange::Exchange;
+use crate::members::{Candidates, Members};
 use memkv_core::page::key_digest;
-use memkv_core::route::{self, Node};
+use memkv_core::route::{self, Ranks};
 use memkv_core::{Key, SpaceId};
+use memkv_transport::frame::Op;
 use parking_lot::Mutex;
 
 /// Keys of a batch, whatever the caller keeps them in.
@@ -23,6 +34,21 @@ impl<K: AsRef<[u8]> + Sync> KeyList for &[K] {
     }
 }
 
+/// A page without a server in this round.
+const NOBODY: u32 = u32::MAX;
+
+/// What a read knows of one page.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lookup {
+    pub(crate) candidates: Candidates,
+    /// The candidate that was asked last, plus one; 0 before the first round.
+    pub(crate) asked: u8,
+    /// Bit `i`: candidate `i` said that it does not have the page.
+    pub(crate) missed: u16,
+    /// The outcome of the rounds before this one.
+    before: PageOutcome,
+}
+
 /// Working memory of one op, reused from op to op.
 #[derive(Default)]
 pub(crate) struct Scratch {
@@ -35,36 +61,148 @@ pub(crate) struct Scratch {
     owners: Vec<u32>,
     /// The op's exchanges.
     pub(crate) exchanges: Vec<Exchange>,
+    /// A read's pages.
+    pub(crate) lookups: Vec<Lookup>,
+    /// Outcomes of an op that goes to all places of a page.
+    pub(crate) places: Vec<PageOutcome>,
+    /// Whether ops may go to a server, for all that can be reached.
+    pub(crate) available: Vec<bool>,
+    ranks: Ranks,
 }
 
 impl Scratch {
-    /// Computes digests and groups. Keys that no server owns (all weights are 0) are in no group.
-    pub(crate) fn plan(&mut self, nodes: &[Node], space: SpaceId, keys: &dyn KeyList) -> Result<(), BadKey> {
+    /// Computes digests and groups; every page goes to its owner. Keys that no server owns (all weights are 0) are in no
+    /// group.
+    pub(crate) fn plan(
+        &mut self,
+        members: &Members,
+        space: SpaceId,
+        keys: &dyn KeyList,
+    ) -> Result<(), BadKey> {
+        let nodes = &members.nodes[..];
         let count = keys.count();
         self.digests.clear();
         self.owners.clear();
-        self.ends.clear();
-        self.ends.resize(nodes.len(), 0);
+        self.lookups.clear();
         for index in 0..count {
             let key = Key::new(keys.key(index)).map_err(|error| BadKey { index, error })?;
             let digest = key_digest(space, key);
+            self.digests.push(digest);
+            if !members.is_simple() {
+                continue;
+            }
             let owner = match nodes {
                 [only] => (only.weight > 0).then_some(0),
                 _ => route::owner(nodes, digest),
             };
-            self.digests.push(digest);
             // There are far fewer than 2^32 servers.
-            self.owners.push(owner.map_or(u32::MAX, |owner| owner as u32));
-            if let Some(owner) = owner {
-                self.ends[owner] += 1;
-            }
+            self.owners.push(owner.map_or(NOBODY, |owner| owner as u32));
         }
-        self.group();
+        self.group(members.reach.len());
         Ok(())
     }
 
+    /// After [`Scratch::plan`]: every page goes to all its places. Returns how often a page comes.
+    pub(crate) fn plan_all(&mut self, members: &Members, op: Op) -> usize {
+        let count = self.digests.len();
+        self.lookups.clear();
+        let mut times = 1;
+        for page in 0..count {
+            let candidates = members.candidates(self.digests[page], 0, &mut self.ranks);
+            times = times.max(goes_to(&candidates, op).count());
+            self.lookups.push(Lookup { candidates, ..Lookup::new() });
+        }
+        self.owners.clear();
+        self.owners.resize(count * times, NOBODY);
+        for (page, lookup) in self.lookups.iter().enumerate() {
+            for (time, place) in goes_to(&lookup.candidates, op).enumerate() {
+                self.owners[time * count + page] = place;
+            }
+        }
+        self.digests.reserve(count * (times - 1));
+        for _ in 1..times {
+            self.digests.extend_from_within(..count);
+        }
+        self.places.clear();
+        self.places.resize(count * times, PageOutcome::Unavailable);
+        self.group(members.reach.len());
+        times
+    }
+
+    /// What an op that went to all places of each page came to: what the first place says where it succeeded, or else the
+    /// first one that answered.
+    pub(crate) fn merge_all(&self, outcomes: &mut [PageOutcome]) {
+        let count = outcomes.len();
+        for (page, outcome) in outcomes.iter_mut().enumerate() {
+            let all = || (page..self.places.len()).step_by(count).map(|at| self.places[at]);
+            let answered = |outcome: &PageOutcome| !is_silence(*outcome);
+            let best = all().find(|outcome| outcome.is_success()).or_else(|| all().find(answered));
+            *outcome = best.or_else(|| all().next()).unwrap_or(PageOutcome::Unavailable);
+        }
+    }
+
+    /// After [`Scratch::plan`]: prepares the rounds of a read. `turn` says where to begin with pages that many read.
+    pub(crate) fn plan_reads(&mut self, members: &Members, turn: u32) {
+        self.lookups.clear();
+        for &digest in &self.digests {
+            let candidates = members.candidates(digest, turn, &mut self.ranks);
+            self.lookups.push(Lookup { candidates, ..Lookup::new() });
+        }
+        self.available.clear();
+        self.available.extend(members.reach.iter().map(|server| server.is_available()));
+    }
+
+    /// Groups the pages that are not settled by their next candidates. Returns how many there are, and how many of them
+    /// have yet another candidate after this one.
+    pub(crate) fn next_round(&mut self, outcomes: &mut [PageOutcome]) -> (usize, usize) {
+        self.owners.clear();
+        let (mut pages, mut more) = (0, 0);
+        for (lookup, outcome) in self.lookups.iter_mut().zip(outcomes) {
+            let mut owner = NOBODY;
+            if lookup.asked == 0 || goes_on(*outcome) {
+                let list = lookup.candidates.as_slice();
+                let available = |at: &usize| self.available[list[*at] as usize];
+                let next = (usize::from(lookup.asked)..list.len()).find(available);
+                if let Some(at) = next {
+                    owner = list[at];
+                    lookup.before = if lookup.asked == 0 { PageOutcome::Unavailable } else { *outcome };
+                    lookup.asked = at as u8 + 1;
+                    *outcome = PageOutcome::Unavailable;
+                    pages += 1;
+                    more += usize::from((at + 1..list.len()).any(|at| available(&at)));
+                }
+            }
+            self.owners.push(owner);
+        }
+        if pages > 0 {
+            self.group(self.available.len());
+        }
+        (pages, more)
+    }
+
+    /// After a round: notes who did not have what, and keeps for each page what says most.
+    pub(crate) fn end_round(&mut self, outcomes: &mut [PageOutcome]) {
+        for &page in &self.order {
+            let page = page as usize;
+            let lookup = &mut self.lookups[page];
+            if matches!(outcomes[page], PageOutcome::Miss | PageOutcome::Corrupt) {
+                lookup.missed |= 1 << (lookup.asked - 1);
+            }
+            if says_less(outcomes[page], lookup.before) {
+                outcomes[page] = lookup.before;
+            }
+        }
+    }
+
     /// A counting sort of the page indices by owner.
-    fn group(&mut self) {
+    fn group(&mut self, servers: usize) {
+        self.ends.clear();
+        self.ends.resize(servers, 0);
+        for &owner in &self.owners {
+            if let Some(end) = self.ends.get_mut(owner as usize) {
+                *end += 1;
+            }
+        }
         let mut total = 0;
         for end in &mut self.ends {
             let begin = total;
@@ -80,6 +218,60 @@ impl Scratch {
             }
         }
     }
+}
+
+impl Lookup {
+    fn new() -> Self {
+        let before = PageOutcome::Unavailable;
+        Self { candidates: Candidates::default(), asked: 0, missed: 0, before }
+    }
+}
+
+/// Where an op on all places of a page goes: puts to its homes, others wherever it may be.
+fn goes_to(candidates: &Candidates, op: Op) -> impl Iterator<Item = u32> + '_ {
+    let all = candidates.as_slice().iter().copied().enumerate();
+    all.filter(move |(at, _)| op != Op::Put || candidates.is_home(*at)).map(|(_, place)| place)
+}
+
+/// Whether another server may know better.
+fn goes_on(outcome: PageOutcome) -> bool {
+    match outcome {
+        PageOutcome::Miss
+        | PageOutcome::Busy
+        | PageOutcome::Corrupt
+        | PageOutcome::Unavailable
+        | PageOutcome::TimedOut => true,
+        PageOutcome::Hit
+        | PageOutcome::Stored
+        | PageOutcome::Exists
+        | PageOutcome::SizeMismatch
+        | PageOutcome::TooLarge
+        | PageOutcome::Denied => false,
+    }
+}
+
+/// Whether the server said nothing about the page.
+fn is_silence(outcome: PageOutcome) -> bool {
+    matches!(outcome, PageOutcome::Unavailable | PageOutcome::TimedOut)
+}
+
+/// Whether a round's outcome says less about a page than the one before it: nothing is less than a miss, and a miss less
+/// than a damaged page.
+fn says_less(now: PageOutcome, before: PageOutcome) -> bool {
+    let weight = |outcome| match outcome {
+        PageOutcome::Unavailable => 0,
+        PageOutcome::TimedOut => 1,
+        PageOutcome::Busy => 2,
+        PageOutcome::Miss => 3,
+        PageOutcome::Corrupt => 4,
+        PageOutcome::Hit
+        | PageOutcome::Stored
+        | PageOutcome::Exists
+        | PageOutcome::SizeMismatch
+        | PageOutcome::TooLarge
+        | PageOutcome::Denied => 5,
+    };
+    weight(now) < weight(before)
 }
 
 /// A key that is none.
@@ -130,39 +322,4 @@ impl ScratchPool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_page_is_in_its_owners_group_in_order() {
-        let nodes: Vec<Node> = (0..3).map(|i| Node::new(format!("n{i}"), 100)).collect();
-        let keys: Vec<String> = (0..500).map(|i| format!("key-{i}")).collect();
-        let mut scratch = Scratch::default();
-        for _ in 0..2 {
-            scratch.plan(&nodes, SpaceId([1; 16]), &&keys[..]).unwrap();
-            let mut begin = 0;
-            let mut seen = 0;
-            for (server, &end) in scratch.ends.iter().enumerate() {
-                let group = &scratch.order[begin..end];
-                assert!(group.is_sorted() && !group.is_empty());
-                for &page in group {
-                    let digest = scratch.digests[page as usize];
-                    assert_eq!(route::owner(&nodes, digest), Some(server));
-                }
-                seen += group.len();
-                begin = end;
-            }
-            assert_eq!(seen, 500);
-        }
-    }
-
-    #[test]
-    fn without_weight_nothing_is_owned() {
-        let nodes = [Node::new("a", 0), Node::new("b", 0)];
-        let mut scratch = Scratch::default();
-        scratch.plan(&nodes, SpaceId([1; 16]), &&["k"][..]).unwrap();
-        assert!(scratch.order.is_empty());
-        let bad = scratch.plan(&nodes, SpaceId([1; 16]), &&["k", ""][..]).unwrap_err();
-        assert_eq!(bad.index, 1);
-    }
-}
+mod tests;

@@ -48,6 +48,8 @@ unsafe impl Sync for RawPieces<'_> {}
 pub(crate) struct Pieces<'a> {
     memory: Memory<'a>,
     per_page: usize,
+    /// Pieces of the caller. Those from here on are the same again.
+    count: usize,
     _borrow: PhantomData<&'a mut [u8]>,
 }
 
@@ -63,6 +65,20 @@ enum Memory<'a> {
         ptrs: &'a [*mut u8],
         lens: &'a [usize],
     },
+}
+
+impl<'a> Memory<'a> {
+    fn again<'b>(&self) -> Memory<'b>
+    where
+        'a: 'b,
+    {
+        match self {
+            Self::None => Memory::None,
+            Self::Sources(pages) => Memory::Sources(pages),
+            Self::Targets { first, count } => Memory::Targets { first: first.cast(), count: *count },
+            Self::Raw { ptrs, lens } => Memory::Raw { ptrs, lens },
+        }
+    }
 }
 
 // SAFETY: `Sources` is shared slices of bytes. `Targets` stands for an exclusive borrow of exclusive slices of bytes,
@@ -110,12 +126,12 @@ impl BodyCursor {
 impl<'a> Pieces<'a> {
     /// For ops that move no pages.
     pub(crate) fn none() -> Self {
-        Self { memory: Memory::None, per_page: 1, _borrow: PhantomData }
+        Self { memory: Memory::None, per_page: 1, count: usize::MAX, _borrow: PhantomData }
     }
 
     /// Pages to put, one slice each.
     pub(crate) fn sources(pages: &'a [&'a [u8]]) -> Self {
-        Self { memory: Memory::Sources(pages), per_page: 1, _borrow: PhantomData }
+        Self { memory: Memory::Sources(pages), per_page: 1, count: usize::MAX, _borrow: PhantomData }
     }
 
     /// Destinations of a get, one slice each.
@@ -124,7 +140,12 @@ impl<'a> Pieces<'a> {
         // Shortening the slices' lifetime behind the exclusive borrow is sound here because nothing is ever stored
         // through the pointer; only the bytes behind it are written.
         let first = pages.as_mut_ptr().cast::<&'a mut [u8]>().cast_const();
-        Self { memory: Memory::Targets { first, count }, per_page: 1, _borrow: PhantomData }
+        Self {
+            memory: Memory::Targets { first, count },
+            per_page: 1,
+            count: usize::MAX,
+            _borrow: PhantomData,
+        }
     }
 
     /// The caller's raw memory.
@@ -135,11 +156,19 @@ impl<'a> Pieces<'a> {
     /// writes, with no other access to it and no overlap between pieces.
     pub(crate) unsafe fn raw(raw: RawPieces<'a>) -> Self {
         let memory = Memory::Raw { ptrs: raw.ptrs, lens: raw.lens };
-        Self { memory, per_page: raw.per_page, _borrow: PhantomData }
+        Self { memory, per_page: raw.per_page, count: usize::MAX, _borrow: PhantomData }
+    }
+
+    /// The same pages for the length of one round, where the pages from `count` on are those from the first on again.
+    /// Only pages that are read from may come twice.
+    pub(crate) fn again(&mut self, count: usize) -> Pieces<'_> {
+        let count = count * self.per_page;
+        Pieces { memory: self.memory.again(), per_page: self.per_page, count, _borrow: PhantomData }
     }
 
     /// Address and length of a piece.
     fn piece(&self, piece: usize) -> (*mut u8, usize) {
+        let piece = if piece < self.count { piece } else { piece % self.count };
         match &self.memory {
             Memory::None => (std::ptr::NonNull::dangling().as_ptr(), 0),
             Memory::Sources(pages) => (pages[piece].as_ptr().cast_mut(), pages[piece].len()),
@@ -410,13 +439,9 @@ impl<'a> Pieces<'a> {
 pub(crate) fn lanes<'b>(batch: &'b mut Batch<'_>, outcomes: &'b mut [Vec<PageOutcome>]) -> Vec<Batch<'b>> {
     let parent: &'b Batch<'_> = batch;
     let lane = |outcomes: &'b mut Vec<PageOutcome>| {
-        let memory = match &parent.pieces.memory {
-            Memory::None => Memory::None,
-            Memory::Sources(pages) => Memory::Sources(pages),
-            Memory::Targets { first, count } => Memory::Targets { first: first.cast(), count: *count },
-            Memory::Raw { ptrs, lens } => Memory::Raw { ptrs, lens },
-        };
-        let pieces = Pieces { memory, per_page: parent.pieces.per_page, _borrow: PhantomData };
+        let Pieces { memory, per_page, count, .. } = &parent.pieces;
+        let pieces =
+            Pieces { memory: memory.again(), per_page: *per_page, count: *count, _borrow: PhantomData };
         Batch { pieces, outcomes, ..*parent }
     };
     outcomes.iter_mut().map(lane).collect()

@@ -3,7 +3,7 @@
 //! All connecting happens here, never in a call of the user.
 
 use crate::attach::Attacher;
-use crate::breaker::{Backoff, random_jitter};
+use crate::backoff::{Backoff, random_jitter};
 use crate::client::Shared;
 use crate::config::Transport;
 use crate::control;
@@ -26,8 +26,8 @@ use tonic::Streaming;
 use v1::client_message::Message as Said;
 use v1::server_message::Message as Heard;
 
-/// The pause before another attempt to open a connection inside a session.
-const ATTACH_PAUSE: Duration = Duration::from_millis(200);
+/// A session that lasted so long was a good one: the next loss begins with the shortest pause.
+const LASTING: Duration = Duration::from_secs(10);
 /// A session is lost after this many ping intervals without an answer.
 const SILENT_INTERVALS: u32 = 3;
 
@@ -39,14 +39,20 @@ pub(crate) async fn run(shared: Arc<Shared>, server: Arc<Server>) {
         let opened_before = matches!(*server.attempt.borrow(), Attempt::Open);
         let error = match open(&shared, &server).await {
             Ok(session) => {
-                backoff.reset();
                 failures = 0;
                 tracing::info!(server = %server.address.id, "session open");
-                serve(&shared, &server, session).await
+                let opened = Instant::now();
+                let error = serve(&shared, &server, session).await;
+                // A server that takes sessions and loses them must not be asked ever more often.
+                if opened.elapsed() > LASTING {
+                    backoff.reset();
+                }
+                error
             }
             Err(error) => error,
         };
         server.pool.end_session();
+        shared.session_ended(&server);
         // One line for each loss; the attempts after it are only counted.
         if failures == 0 || opened_before {
             tracing::warn!(server = %server.address.id, error = %error, "no session; keys of this server are misses");
@@ -279,6 +285,7 @@ async fn serve(shared: &Shared, server: &Arc<Server>, mut session: Session) -> E
         attacher: session.attacher,
         running: JoinSet::new(),
         pause_until: None,
+        backoff: Backoff::default(),
         climbing: false,
     };
     let mut ping = tokio::time::interval(session.ping_interval);
@@ -290,9 +297,13 @@ async fn serve(shared: &Shared, server: &Arc<Server>, mut session: Session) -> E
         tokio::select! {
             heard = next(&mut session.hear) => match heard {
                 Err(error) => return error,
-                Ok(Some(Heard::Pong(pong))) if pong.state() != v1::ServerState::Stopping => answered = Instant::now(),
+                Ok(Some(Heard::Pong(pong))) if pong.state() != v1::ServerState::Stopping => {
+                    answered = Instant::now();
+                    shared.heard_pong(server, &pong);
+                }
                 Ok(Some(Heard::Notice(notice))) if notice.state() != v1::ServerState::Stopping => {
                     tracing::info!(server = %server.address.id, notice = %notice.text, "server notice");
+                    shared.heard_state(server, notice.state());
                 }
                 Ok(Some(Heard::Pong(_) | Heard::Notice(_))) => {
                     return Error::new(ErrorKind::Unavailable, "the server is stopping");
@@ -339,6 +350,8 @@ struct Work<'a> {
     attacher: Attacher,
     running: JoinSet<Done>,
     pause_until: Option<Instant>,
+    /// Of opening connections.
+    backoff: Backoff,
     climbing: bool,
 }
 
@@ -346,6 +359,7 @@ impl Work<'_> {
     /// Begins whatever is due.
     fn begin(&mut self) {
         let now = Instant::now();
+        self.server.with_gates(|gates| gates.try_stores(now));
         if self.server.takes_reopen() {
             let (server, shared) = (self.server.clone(), self.shared.for_task());
             self.running.spawn(async move {
@@ -353,13 +367,13 @@ impl Work<'_> {
             });
         }
         if self.shared.config.transport == Transport::Grpc {
-            if self.server.with_breaker(|breaker| breaker.begin_probe(now)) {
+            if self.server.with_gates(|gates| gates.server.begin_probe(now)) {
                 // The session itself shows that the server answers on this transport.
-                self.server.with_breaker(|breaker| breaker.end_probe(true, now, random_jitter()));
+                self.server.with_gates(|gates| gates.server.end_probe(true, now, random_jitter()));
             }
             return;
         }
-        if self.server.with_breaker(|breaker| breaker.begin_probe(now)) {
+        if self.server.with_gates(|gates| gates.server.begin_probe(now)) {
             let attacher = self.attacher.clone();
             self.server.pool.reserve_one();
             self.running.spawn(async move { Done::Probed(attacher.probe().await) });
@@ -383,7 +397,7 @@ impl Work<'_> {
     /// When to look again without being woken.
     fn next_timer(&self) -> Instant {
         let later = Instant::now() + Duration::from_secs(60);
-        let probe = self.server.with_breaker(|breaker| breaker.probe_at());
+        let probe = self.server.with_gates(|gates| gates.next());
         let climb = if self.climbing { None } else { self.next_climb() };
         [probe, self.pause_until, climb].into_iter().flatten().fold(later, Instant::min)
     }
@@ -397,7 +411,10 @@ impl Work<'_> {
     fn end(&mut self, done: Result<Done, tokio::task::JoinError>) -> Option<Error> {
         let generation = self.attacher.generation;
         match done {
-            Ok(Done::Attached(Ok(link))) => self.server.pool.opened(link),
+            Ok(Done::Attached(Ok(link))) => {
+                self.backoff.reset();
+                self.server.pool.opened(link);
+            }
             Ok(Done::Climbed(link)) => {
                 self.climbing = false;
                 match link {
@@ -407,7 +424,7 @@ impl Work<'_> {
             }
             Ok(Done::Attached(Err(error))) => {
                 self.server.pool.not_opened(generation);
-                self.pause_until = Some(Instant::now() + ATTACH_PAUSE);
+                self.pause_until = Some(Instant::now() + self.backoff.next(random_jitter()));
                 self.server.note_error(&error.to_string());
                 if error.kind() == ErrorKind::Closed {
                     return Some(error);
@@ -426,7 +443,7 @@ impl Work<'_> {
                     }
                 }
                 let now = Instant::now();
-                self.server.with_breaker(|breaker| breaker.end_probe(ok, now, random_jitter()));
+                self.server.with_gates(|gates| gates.server.end_probe(ok, now, random_jitter()));
             }
             Ok(Done::Reopened(Ok(()))) => {}
             Ok(Done::Reopened(Err(error))) => self.server.note_error(&error.to_string()),

@@ -1,6 +1,6 @@
 //! Counters that the data path writes and anybody reads, without locks.
 
-use crate::{PageOutcome, RdmaStats};
+use crate::{DiscoveryStats, PageOutcome, RdmaStats};
 use memkv_transport::frame::Op;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -51,10 +51,45 @@ pub struct ClientStats {
     pub timed_out: u64,
     /// Keys refused for lack of rights.
     pub denied: u64,
+    /// Keys whose server was not asked, because it was suspected or there was no connection to it. Part of `unavailable`.
+    pub refused: u64,
+    /// Pages of puts that were not sent because too many bytes were on their way. Part of `busy`.
+    pub shed_backlog: u64,
+    /// Pages of puts that were not sent because puts to their server had taken too long. Part of `busy`.
+    pub shed_slow: u64,
     /// Pages by RDMA.
     pub rdma: RdmaStats,
+    /// Pages with several places.
+    pub copies: CopyStats,
+    /// How members are found.
+    pub discovery: DiscoveryStats,
     /// Every server's part.
     pub servers: Vec<ServerStats>,
+}
+
+/// Pages with several places: replicas, hot pages, pages that have not moved yet after a change of members.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CopyStats {
+    /// Pages that a better-placed server did not have and another one did.
+    pub found_elsewhere: u64,
+    /// Reads that went on to another server before the first one had answered.
+    pub hedged: u64,
+    /// Missing copies that were filled.
+    pub filled: u64,
+    /// Pages that were moved to their new owner.
+    pub moved: u64,
+    /// Copies that were there by the time they were to be filled.
+    pub already_there: u64,
+    /// Missing copies that were left because too many waited.
+    pub dropped_full: u64,
+    /// Missing copies that were left because the page could not be read again.
+    pub failed_read: u64,
+    /// Missing copies that their server did not take.
+    pub failed_write: u64,
+    /// Missing copies that wait or are on their way now.
+    pub pending: u64,
+    /// Pages that are hot now.
+    pub hot_pages: u64,
 }
 
 /// One server's part of [`ClientStats`].
@@ -74,6 +109,16 @@ pub struct ServerStats {
     pub broken: u64,
     /// Times the circuit breaker opened.
     pub breaker_opened: u64,
+    /// Times the breaker for stores alone opened.
+    pub stores_closed: u64,
+    /// Pages that it sent and whose bytes did not match their checksum.
+    pub corrupt: u64,
+    /// Keys that it was not asked about because it was suspected or there was no connection to it.
+    pub refused: u64,
+    /// Pages of puts that were not sent because too many bytes were on their way to it.
+    pub shed_backlog: u64,
+    /// Pages of puts that were not sent because puts to it had taken too long.
+    pub shed_slow: u64,
     /// Sessions opened; more than one means that the server or the network was away.
     pub sessions: u64,
 }
@@ -141,6 +186,38 @@ pub(crate) struct Counters {
     delete: OpCounters,
     touch: OpCounters,
     outcomes: [AtomicU64; OUTCOMES],
+    refused: AtomicU64,
+    shed_backlog: AtomicU64,
+    shed_slow: AtomicU64,
+}
+
+/// Pages or keys of a call that were not even tried, by reason.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sheds {
+    pub(crate) refused: u64,
+    pub(crate) backlog: u64,
+    pub(crate) slow: u64,
+}
+
+/// Why something was not even tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shed {
+    /// The server is suspected, or there is no connection to it.
+    Refused,
+    /// Too many bytes of puts are on their way to it.
+    Backlog,
+    /// Puts to it took too long.
+    Slow,
+}
+
+impl Sheds {
+    pub(crate) fn add(&mut self, shed: Shed, count: u64) {
+        match shed {
+            Shed::Refused => self.refused += count,
+            Shed::Backlog => self.backlog += count,
+            Shed::Slow => self.slow += count,
+        }
+    }
 }
 
 impl Counters {
@@ -165,7 +242,20 @@ impl Counters {
         }
     }
 
-    pub(crate) fn read(&self, servers: Vec<ServerStats>, rdma: RdmaStats) -> ClientStats {
+    /// Adds what a call did not even try.
+    pub(crate) fn add_sheds(&self, sheds: Sheds) {
+        for (counter, count) in [
+            (&self.refused, sheds.refused),
+            (&self.shed_backlog, sheds.backlog),
+            (&self.shed_slow, sheds.slow),
+        ] {
+            if count > 0 {
+                counter.fetch_add(count, Relaxed);
+            }
+        }
+    }
+
+    pub(crate) fn read(&self, servers: Vec<ServerStats>, rdma: RdmaStats, copies: CopyStats) -> ClientStats {
         let outcome = |outcome| self.outcomes[slot(outcome)].load(Relaxed);
         ClientStats {
             exists: self.exists.read(),
@@ -182,7 +272,12 @@ impl Counters {
             unavailable: outcome(PageOutcome::Unavailable),
             timed_out: outcome(PageOutcome::TimedOut),
             denied: outcome(PageOutcome::Denied),
+            refused: self.refused.load(Relaxed),
+            shed_backlog: self.shed_backlog.load(Relaxed),
+            shed_slow: self.shed_slow.load(Relaxed),
             rdma,
+            copies,
+            discovery: DiscoveryStats::default(),
             servers,
         }
     }

@@ -10,9 +10,12 @@
 mod options;
 mod parse;
 
+pub(crate) use parse::duration as parse_duration;
+
 pub use options::{CONFIG_ENV, OPTIONS, OptionInfo};
 
-use crate::{Error, ErrorKind, ServerAddress};
+use crate::{Error, ErrorKind, Hedge, ServerAddress};
+use memkv_discovery::Location;
 use memkv_transport::auth::AuthKey;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -68,6 +71,12 @@ impl fmt::Display for Transport {
 pub struct Config {
     /// The static list of servers; routing depends on ids and weights alone.
     pub servers: Vec<ServerAddress>,
+    /// Where servers are found instead.
+    pub discovery: Option<Location>,
+    /// How long a lost member keeps its keys; zero for not at all.
+    pub member_grace: Duration,
+    /// Over which time a new member takes its weight; zero for at once.
+    pub member_ramp: Duration,
     /// The cluster's key; `None` for servers without one.
     pub auth_key: Option<AuthKey>,
     /// How pages move.
@@ -82,8 +91,18 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// Deadline of one call.
     pub op_timeout: Duration,
+    /// How many servers get each page, 1 to 8.
+    pub replicas: usize,
+    /// When reads of pages with several places go on to the next one.
+    pub hedge: Hedge,
+    /// How many servers get a hot page, at most, 1 to 8.
+    pub hot_copies: usize,
+    /// How long pages are looked for where they were before a change of members; `None` for not at all.
+    pub move_grace: Option<Duration>,
     /// The most data connections kept to one server.
     pub connections_per_server: u32,
+    /// The most bytes of pages that puts may have on their way to one server; more are refused at once.
+    pub store_backlog_bytes: u64,
     /// What `inspect` shows for this client.
     pub client_name: String,
 }
@@ -93,6 +112,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             servers: Vec::new(),
+            discovery: None,
+            member_grace: Duration::from_secs(10),
+            member_ramp: Duration::from_secs(30),
             auth_key: None,
             transport: Transport::Auto,
             rdma_devices: Vec::new(),
@@ -100,7 +122,12 @@ impl Default for Config {
             rdma_bounce_bytes: 64 << 20,
             connect_timeout: Duration::from_secs(3),
             op_timeout: Duration::from_secs(3),
+            replicas: 1,
+            hedge: Hedge::Auto,
+            hot_copies: 3,
+            move_grace: Some(Duration::from_secs(300)),
             connections_per_server: 8,
+            store_backlog_bytes: 1 << 30,
             client_name: "memkv-client".to_owned(),
         }
     }
@@ -155,6 +182,12 @@ impl ConfigBuilder {
         self.set("servers", list)
     }
 
+    /// Where servers are found instead of in a list: `etcd://…`, `dns://…` or `srv://…`.
+    #[must_use]
+    pub fn discovery(self, location: impl Into<String>) -> Self {
+        self.set("discovery", location)
+    }
+
     /// The cluster's key, 64 hex digits.
     #[must_use]
     pub fn auth_key_hex(self, hex: impl Into<String>) -> Self {
@@ -179,10 +212,22 @@ impl ConfigBuilder {
         self.set("op_timeout", format!("{}us", timeout.as_micros()))
     }
 
+    /// How many servers get each page, 1 to 8.
+    #[must_use]
+    pub fn replicas(self, count: usize) -> Self {
+        self.set("replicas", count.to_string())
+    }
+
     /// The most data connections kept to one server.
     #[must_use]
     pub fn connections_per_server(self, count: u32) -> Self {
         self.set("connections_per_server", count.to_string())
+    }
+
+    /// The most bytes of pages that puts may have on their way to one server, rounded up to whole KiB.
+    #[must_use]
+    pub fn store_backlog(self, bytes: u64) -> Self {
+        self.set("store_backlog", format!("{}KiB", bytes.div_ceil(1024)))
     }
 
     /// What `inspect` shows for this client.

@@ -25,6 +25,24 @@ pub const OPTIONS: &[OptionInfo] = &[
         doc: "The servers, separated by commas (in YAML also a list): [id=]host:port[*weight]. All clients need the same ids and weights. The port defaults to 9900, the weight to 100.",
     },
     OptionInfo {
+        name: "discovery",
+        env: "MEMKV_DISCOVERY",
+        default: "",
+        doc: "Where the list of servers comes from, instead of servers: etcd://HOST:PORT[,HOST:PORT]/PREFIX (where servers with the same location register), dns://NAME:PORT (A and AAAA records) or srv://_memkv._tcp.NAME (SRV records). ?server=IP:PORT after a name asks that name server.",
+    },
+    OptionInfo {
+        name: "member_grace",
+        env: "MEMKV_MEMBER_GRACE",
+        default: "10s",
+        doc: "With discovery, how long a server that is not in the list any more keeps its keys, which are misses meanwhile, in case it comes back. off: not at all.",
+    },
+    OptionInfo {
+        name: "member_ramp",
+        env: "MEMKV_MEMBER_RAMP",
+        default: "30s",
+        doc: "With discovery, over which time a new server takes its weight, in ten steps. All clients should have the same. off: at once.",
+    },
+    OptionInfo {
         name: "auth_key",
         env: "MEMKV_AUTH_KEY",
         default: "",
@@ -73,10 +91,40 @@ pub const OPTIONS: &[OptionInfo] = &[
         doc: "Deadline of one call, however many keys it has and servers it asks.",
     },
     OptionInfo {
+        name: "replicas",
+        env: "MEMKV_REPLICAS",
+        default: "1",
+        doc: "How many servers get each page, 1 to 8: the first ones of its order. Reads take the first that is healthy and has it. All clients should have the same number.",
+    },
+    OptionInfo {
+        name: "hedge",
+        env: "MEMKV_HEDGE",
+        default: "auto",
+        doc: "When a read stops waiting for a server and asks the next one that may have the page: auto (after the time that 99 of 100 reads of that size took lately), a duration, or off (when half of the time is gone). Matters only to pages with several places, and one read in ten at most changes early.",
+    },
+    OptionInfo {
+        name: "hot_copies",
+        env: "MEMKV_HOT_COPIES",
+        default: "3",
+        doc: "How many servers get a page that servers announce as hot, at most, 1 to 8. 1: announcements are not listened to.",
+    },
+    OptionInfo {
+        name: "move_grace",
+        env: "MEMKV_MOVE_GRACE",
+        default: "5m",
+        doc: "How long after a change of members a page that its new owner does not have is looked for at the old one, and moved. off: not at all.",
+    },
+    OptionInfo {
         name: "connections_per_server",
         env: "MEMKV_CONNECTIONS_PER_SERVER",
         default: "8",
         doc: "The most data connections kept to one server, 1 to 64. Two are opened at start, more when all are busy.",
+    },
+    OptionInfo {
+        name: "store_backlog",
+        env: "MEMKV_STORE_BACKLOG",
+        default: "1GiB",
+        doc: "The most bytes of pages that puts may have on their way to one server, or waiting for a connection to it. More are refused at once as busy and counted; gets never are. A put that is alone is always sent.",
     },
     OptionInfo {
         name: "client_name",

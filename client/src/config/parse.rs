@@ -2,7 +2,7 @@
 
 use super::options::{self, OptionInfo};
 use super::{Config, Transport};
-use crate::{Error, ErrorKind, address};
+use crate::{Error, ErrorKind, Hedge, address};
 use memkv_transport::auth::AuthKey;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -61,6 +61,9 @@ impl List {
 #[serde(deny_unknown_fields)]
 struct File {
     servers: Option<List>,
+    discovery: Option<String>,
+    member_grace: Option<String>,
+    member_ramp: Option<String>,
     auth_key: Option<String>,
     auth_key_file: Option<String>,
     transport: Option<String>,
@@ -69,7 +72,12 @@ struct File {
     rdma_bounce: Option<String>,
     connect_timeout: Option<String>,
     op_timeout: Option<String>,
+    replicas: Option<String>,
+    hedge: Option<String>,
+    hot_copies: Option<String>,
+    move_grace: Option<String>,
     connections_per_server: Option<String>,
+    store_backlog: Option<String>,
     client_name: Option<String>,
 }
 
@@ -96,6 +104,9 @@ impl Chosen {
         })?;
         let values = [
             ("servers", file.servers.map(List::joined)),
+            ("discovery", file.discovery),
+            ("member_grace", file.member_grace),
+            ("member_ramp", file.member_ramp),
             ("auth_key", file.auth_key),
             ("auth_key_file", file.auth_key_file),
             ("transport", file.transport),
@@ -104,7 +115,12 @@ impl Chosen {
             ("rdma_bounce", file.rdma_bounce),
             ("connect_timeout", file.connect_timeout),
             ("op_timeout", file.op_timeout),
+            ("replicas", file.replicas),
+            ("hedge", file.hedge),
+            ("hot_copies", file.hot_copies),
+            ("move_grace", file.move_grace),
             ("connections_per_server", file.connections_per_server),
+            ("store_backlog", file.store_backlog),
             ("client_name", file.client_name),
         ];
         for (name, value) in values {
@@ -131,12 +147,16 @@ impl Chosen {
     }
 
     pub(super) fn into_config(
-        self,
+        mut self,
         read_file: &dyn Fn(&Path) -> std::io::Result<String>,
     ) -> Result<Config, Error> {
+        self.choose_members()?;
         let default = Config::default();
         Ok(Config {
             servers: self.read("servers", default.servers, address::parse_list)?,
+            discovery: self.read("discovery", default.discovery, discovery)?,
+            member_grace: self.read("member_grace", default.member_grace, pause)?,
+            member_ramp: self.read("member_ramp", default.member_ramp, pause)?,
             auth_key: self.auth_key(read_file)?,
             transport: self.read("transport", default.transport, str::parse::<Transport>)?,
             rdma_devices: self.read("rdma_devices", default.rdma_devices, |text| Ok(list(text)))?,
@@ -144,13 +164,38 @@ impl Chosen {
             rdma_bounce_bytes: self.read("rdma_bounce", default.rdma_bounce_bytes, size)?,
             connect_timeout: self.read("connect_timeout", default.connect_timeout, duration)?,
             op_timeout: self.read("op_timeout", default.op_timeout, duration)?,
+            replicas: self.read("replicas", default.replicas, copies)?,
+            hedge: self.read("hedge", default.hedge, str::parse::<Hedge>)?,
+            hot_copies: self.read("hot_copies", default.hot_copies, copies)?,
+            move_grace: self.read("move_grace", default.move_grace, grace)?,
             connections_per_server: self.read(
                 "connections_per_server",
                 default.connections_per_server,
                 connections,
             )?,
+            store_backlog_bytes: self.read("store_backlog", default.store_backlog_bytes, |text| {
+                size(text).map(|bytes| bytes as u64)
+            })?,
             client_name: self.read("client_name", default.client_name, client_name)?,
         })
+    }
+
+    /// Of a list of servers and a place to find them, the one from the higher source counts.
+    fn choose_members(&mut self) -> Result<(), Error> {
+        let rank = |name| {
+            let chosen = self.values.get(name).filter(|(text, _)| !text.trim().is_empty());
+            chosen.map(|(_, source)| source.rank())
+        };
+        let (list, place) = (rank("servers"), rank("discovery"));
+        if list.is_some() && list == place {
+            let sources = ["servers", "discovery"].map(|name| &self.values[name].1);
+            let text = format!("{}: servers are also given by {}; keep one of the two", sources[1], sources[0]);
+            return Err(Error::new(ErrorKind::Config, text));
+        }
+        if list.is_some() && place.is_some() {
+            self.values.remove(if list > place { "discovery" } else { "servers" });
+        }
+        Ok(())
     }
 
     /// The key itself or the file that holds it, whichever comes from the higher source.
@@ -192,6 +237,37 @@ fn connections(text: &str) -> Result<u32, String> {
     }
 }
 
+fn copies(text: &str) -> Result<usize, String> {
+    match text.trim().parse() {
+        Ok(count @ 1..=8) => Ok(count),
+        _ => Err(format!("{text:?} is not a whole number from 1 to 8")),
+    }
+}
+
+/// Reads a duration or `off`.
+fn grace(text: &str) -> Result<Option<Duration>, String> {
+    if text.trim() == "off" {
+        return Ok(None);
+    }
+    duration(text).map(Some).map_err(|problem| format!("{problem}; or write off"))
+}
+
+/// Reads where members are found, or nothing.
+fn discovery(text: &str) -> Result<Option<memkv_discovery::Location>, String> {
+    if text.trim().is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|error: memkv_discovery::BadLocation| error.to_string())
+}
+
+/// Reads a duration, or `off` for none at all.
+fn pause(text: &str) -> Result<Duration, String> {
+    if text.trim() == "off" {
+        return Ok(Duration::ZERO);
+    }
+    duration(text).map_err(|problem| format!("{problem}; or write off"))
+}
+
 /// Reads a whole number, or nothing.
 fn index(text: &str) -> Result<Option<u32>, String> {
     let text = text.trim();
@@ -226,7 +302,7 @@ fn client_name(text: &str) -> Result<String, String> {
 }
 
 /// Reads `5s`, `500ms`, `2m` or `250us`; more than nothing and at most an hour.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let bad =
         || format!("{text:?} is not a duration; write a number and a unit, for example \"5s\" or \"500ms\"");
     let trimmed = text.trim();

@@ -12,14 +12,17 @@ mod near;
 mod put;
 mod remote;
 
-use crate::breaker::Failure;
+use crate::Config;
+use crate::breaker::{Failure, Kind};
+use crate::gates::{Permits, trial_patience};
 use crate::link::{Link, LinkError};
 use crate::outcome::{self, PageOutcome};
 use crate::plan::KeyList;
 use crate::pool::Lease;
 use crate::raw::Pieces;
-use crate::server::Server;
+use crate::server::{Reserved, Server};
 use crate::spin::Spin;
+use crate::stats::Sheds;
 use fetch::Fetch;
 use lend::Lend;
 use memkv_core::{Key, Limits, SpaceId};
@@ -28,6 +31,7 @@ use near::Near;
 use put::Put;
 use remote::{Advanced, Remote};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// About the most bytes of pages in one frame's body.
@@ -45,7 +49,13 @@ pub(crate) struct Batch<'a> {
     pub(crate) digests: &'a [u64],
     pub(crate) order: &'a [u32],
     pub(crate) outcomes: &'a mut [PageOutcome],
+    /// Pages of the caller. Those from here on are the same again, for other servers.
+    pub(crate) count: usize,
     pub(crate) deadline: Instant,
+    /// The deadline is that of a round with another one after it.
+    pub(crate) is_early: bool,
+    /// How it treats servers in trouble.
+    pub(crate) care: Care,
     /// Milliseconds left when the op began; requests carry it.
     pub(crate) deadline_ms: u32,
     /// The length of the last page that a server told of.
@@ -56,6 +66,23 @@ pub(crate) struct Batch<'a> {
     pub(crate) spin: Option<&'a Spin>,
 }
 
+/// How an op treats servers in trouble, and what it did not try because of them.
+#[derive(Clone, Copy)]
+pub(crate) struct Care {
+    /// How long an op may take.
+    patience: Duration,
+    /// The most bytes of puts that may be on their way to one server.
+    pub(crate) store_backlog: u64,
+    pub(crate) sheds: Sheds,
+}
+
+impl Care {
+    pub(crate) fn new(config: &Config) -> Self {
+        let Config { op_timeout, store_backlog_bytes, .. } = *config;
+        Self { patience: op_timeout, store_backlog: store_backlog_bytes, sheds: Sheds::default() }
+    }
+}
+
 impl Batch<'_> {
     /// The page at a place of `order`.
     fn page(&self, at: usize) -> usize {
@@ -63,17 +90,30 @@ impl Batch<'_> {
     }
 
     fn key(&self, page: usize) -> Key<'_> {
-        Key::new(self.keys.key(page)).expect("the plan has checked every key")
+        Key::new(self.key_bytes(page)).expect("the plan has checked every key")
+    }
+
+    /// The bytes of a page's key.
+    pub(crate) fn key_bytes(&self, page: usize) -> &[u8] {
+        self.keys.key(own_page(page, self.count))
     }
 
     /// A page's position in its chain, from 1; 0 if unknown.
-    fn position(&self, page: usize) -> u32 {
-        position_of(self.position, page)
+    pub(crate) fn position(&self, page: usize) -> u32 {
+        position_of(self.position, own_page(page, self.count))
     }
 
     /// A page's length as the wire says it. One that does not fit is refused by every server.
     fn wire_len(&self, page: usize) -> u32 {
         u32::try_from(self.pieces.page_len(page)).unwrap_or(u32::MAX)
+    }
+
+    /// Bytes of the pages of some places; 0 for ops that move none.
+    pub(crate) fn bytes(&self, from: usize, to: usize) -> u64 {
+        if !matches!(self.op, Op::Get | Op::Put) {
+            return 0;
+        }
+        self.order[from..to].iter().map(|&page| self.pieces.page_len(page as usize) as u64).sum()
     }
 
     /// A request's header for one sub-batch.
@@ -108,7 +148,7 @@ impl Batch<'_> {
         let to = to.min(from.saturating_add(limits.batch_keys_max as usize));
         for at in from..to {
             let page = self.page(at);
-            meta += record + self.keys.key(page).len() as u64;
+            meta += record + self.key_bytes(page).len() as u64;
             if moves_pages {
                 body += self.pieces.page_len(page) as u64;
             }
@@ -119,6 +159,11 @@ impl Batch<'_> {
         }
         to.max(from + 1)
     }
+}
+
+/// Which of the caller's `count` pages a page of the batch is.
+pub(crate) fn own_page(page: usize, count: usize) -> usize {
+    if page < count { page } else { page % count }
 }
 
 /// The position of page `index` of a batch whose first page is at `first`, from 1; 0 if unknown.
@@ -210,15 +255,54 @@ pub(crate) struct Exchange {
     retried: bool,
     step: Step,
     failure: Option<Failure>,
+    /// When to give up before the op's deadline: as a trial of a server that was suspected.
+    until: Option<Instant>,
+    /// Keeps the bytes of a put counted.
+    _reserved: Option<Reserved>,
+}
+
+/// What an exchange came to.
+pub(crate) struct Ended {
+    pub(crate) server: Arc<Server>,
+    pub(crate) permits: Permits,
+    pub(crate) failure: Option<Failure>,
+    /// Pages that came and were corrupt; `None` if none came.
+    pub(crate) corrupt: Option<u64>,
 }
 
 impl Exchange {
     /// Places `from..to` of the batch's order, over a leased connection.
-    pub(crate) fn new(batch: &Batch<'_>, mut lease: Lease, from: usize, to: usize) -> Self {
+    pub(crate) fn new(
+        batch: &Batch<'_>,
+        mut lease: Lease,
+        (from, to): (usize, usize),
+        reserved: Option<Reserved>,
+    ) -> Self {
         lease.link().begin();
         let machine = Machine::new(batch, &mut lease, from, to);
         let step = Step::Wait { write: true };
-        Self { lease, from, to, machine, retried: false, step, failure: None }
+        let is_trial = lease.shared_link().permits.is_trial();
+        let until =
+            is_trial.then(|| Instant::now() + trial_patience(batch.care.patience, batch.bytes(from, to)));
+        Self { lease, from, to, machine, retried: false, step, failure: None, until, _reserved: reserved }
+    }
+
+    /// When to give up before the op's deadline.
+    pub(crate) fn until(&self) -> Option<Instant> {
+        self.until.filter(|_| self.step != Step::Done)
+    }
+
+    /// Gives up if it is time to.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        if self.until().is_some_and(|until| until <= now) {
+            self.failure = Some(self.late());
+            self.step = Step::Done;
+        }
+    }
+
+    /// What it means that there is no time left.
+    fn late(&self) -> Failure {
+        if self.lease.shared_link().replied { Failure::Slow } else { Failure::Silent }
     }
 
     pub(crate) fn lease(&self) -> &Lease {
@@ -245,7 +329,7 @@ impl Exchange {
     /// A connection that the server closed while it lay in the pool may be replaced once; else the exchange fails.
     fn broken(&mut self, error: &LinkError, batch: &mut Batch<'_>) -> Step {
         let stale = matches!(error, LinkError::Closed | LinkError::Io(_)) && !self.lease.link().replied;
-        if stale && !self.retried && self.lease.replace() {
+        if stale && !self.retried && self.lease.replace(Kind::of(batch.op)) {
             self.retried = true;
             self.lease.link().begin();
             self.machine = Machine::new(batch, &mut self.lease, self.from, self.to);
@@ -271,24 +355,31 @@ impl Exchange {
         self.step = Step::Done;
     }
 
-    /// Ends the exchange: a finished connection goes back to its pool, any other is closed. Returns what failed, for
-    /// the server's breaker.
-    pub(crate) fn end(self, batch: &mut Batch<'_>) -> (Arc<Server>, Option<Failure>) {
-        let Self { mut lease, from, to, step, failure, .. } = self;
-        let server = lease.server().clone();
+    /// Ends the exchange: a finished connection goes back to its pool, any other is closed.
+    pub(crate) fn end(mut self, batch: &mut Batch<'_>) -> Ended {
+        let server = self.lease.server().clone();
+        if self.step != Step::Done {
+            self.failure = Some(if batch.is_early { Failure::Left } else { self.late() });
+        }
+        let Self { mut lease, from, to, failure, .. } = self;
+        let permits = lease.shared_link().permits;
         if lease.link().refused == Some(Code::UnknownSpace) {
             server.reopen_spaces();
         }
-        let failure = if step == Step::Done { failure } else { Some(Failure::Timeout) };
+        let count = |batch: &Batch<'_>, wanted: &[PageOutcome]| {
+            (from..to).filter(|&at| wanted.contains(&batch.outcomes[batch.page(at)])).count()
+        };
         if failure.is_none() && batch.op == Op::Put {
-            let existing = (from..to).filter(|&at| batch.outcomes[batch.page(at)] == PageOutcome::Exists);
-            server.note_put(to - from, existing.count());
+            // A page that was refused would have been sent for nothing as well.
+            server.note_put(to - from, count(batch, &[PageOutcome::Exists, PageOutcome::Busy]));
         }
+        let corrupt = (batch.op == Op::Get).then(|| count(batch, &[PageOutcome::Corrupt]) as u64);
+        let corrupt = corrupt.filter(|corrupt| *corrupt > 0 || count(batch, &[PageOutcome::Hit]) > 0);
         match failure {
             None => lease.finish(),
             Some(_) => drop(lease),
         }
-        if failure == Some(Failure::Timeout) {
+        if matches!(failure, Some(Failure::Silent | Failure::Slow | Failure::Left)) {
             for at in from..to {
                 let page = batch.page(at);
                 if batch.outcomes[page] == PageOutcome::Unavailable {
@@ -296,6 +387,6 @@ impl Exchange {
                 }
             }
         }
-        (server, failure)
+        Ended { server, permits, failure, corrupt }
     }
 }

@@ -85,9 +85,54 @@ pub fn order(nodes: &[Node], key_digest: u64) -> Vec<usize> {
     order
 }
 
+/// The order of preference for one key at a time, from its beginning and only as far as it is asked for. Reused from
+/// key to key, it allocates nothing once it has grown.
+#[derive(Clone, Debug, Default)]
+pub struct Ranks {
+    scores: Vec<f64>,
+}
+
+impl Ranks {
+    /// Begins with a key. After this, [`Ranks::next`] yields what [`order`] has, one by one.
+    pub fn begin(&mut self, nodes: &[Node], key_digest: u64) {
+        self.scores.clear();
+        self.scores.extend(nodes.iter().map(|node| node.score(key_digest)));
+    }
+
+    /// The next best node; `nodes` must be those of [`Ranks::begin`].
+    pub fn next(&mut self, nodes: &[Node]) -> Option<usize> {
+        let mut best: Option<usize> = None;
+        for (index, &score) in self.scores.iter().enumerate() {
+            let better = best.is_none_or(|held| {
+                let high = self.scores[held];
+                score > high || (score.total_cmp(&high).is_eq() && nodes[index].id < nodes[held].id)
+            });
+            if score > f64::NEG_INFINITY && better {
+                best = Some(index);
+            }
+        }
+        if let Some(best) = best {
+            self.scores[best] = f64::NEG_INFINITY;
+        }
+        best
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranks_are_the_order() {
+        let nodes: Vec<_> = (0..9).map(|i| Node::new(format!("n{i}"), i * 10)).collect();
+        let mut ranks = Ranks::default();
+        for digest in digests(500) {
+            ranks.begin(&nodes, digest);
+            let walked: Vec<_> = std::iter::from_fn(|| ranks.next(&nodes)).collect();
+            assert_eq!(walked, order(&nodes, digest));
+            assert_eq!(walked.len(), 8, "a node without weight has no place");
+        }
+    }
 
     fn digests(count: u64) -> impl Iterator<Item = u64> {
         (0..count).map(|i| XxHash3_64::oneshot(&i.to_le_bytes()))

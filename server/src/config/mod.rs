@@ -75,6 +75,8 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// How often clients ping.
     pub ping_interval: Duration,
+    /// Reads in a second that make a page hot; 0 for never.
+    pub hot_reads: u32,
     /// Where pages rest and which of them go first.
     pub storage: StorageConfig,
     /// Pages by RDMA.
@@ -127,6 +129,7 @@ impl Default for Config {
             stall_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(5),
             ping_interval: Duration::from_secs(5),
+            hot_reads: 500,
             storage: StorageConfig::default(),
             rdma: RdmaConfig::default(),
             shm_socket: ShmSocket::default(),

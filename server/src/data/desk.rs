@@ -6,6 +6,7 @@
 
 use super::offers::{Held, Offer, Offers};
 use crate::config::storage::NvmeMode;
+use crate::hot::Sampler;
 use crate::drain::Duty;
 use crate::metrics::Metrics;
 use crate::node::Node;
@@ -33,6 +34,8 @@ pub(crate) struct Desk {
     keys: Vec<HashedKey<'static>>,
     found: Vec<bool>,
     rooms: Vec<u32>,
+    /// Which gets are counted.
+    sampler: Sampler,
     /// The pages of the reply.
     pub(crate) pins: Vec<Option<PagePin>>,
     /// The records of the reply.
@@ -47,6 +50,7 @@ impl Desk {
             keys: Vec::new(),
             found: Vec::new(),
             rooms: Vec::new(),
+            sampler: Sampler::new(),
             pins: Vec::new(),
             meta: Vec::new(),
         }
@@ -142,6 +146,7 @@ impl Desk {
             keys.push(HashedKey::new(header.space, key));
             self.rooms.push(dst_len);
         }
+        self.node.hot.note(header.space, &keys, &mut self.sampler, now_ms);
         self.pins.clear();
         match self.node.engine.space(header.space) {
             Some(space) => self.node.engine.pin_batch(&space, &keys, now_ms, &mut self.pins).await,
