@@ -1,6 +1,6 @@
 //! Opens the data connections of a session, by the best way that works.
 
-use crate::breaker::random_jitter;
+use crate::backoff::random_jitter;
 use crate::config::Transport;
 use crate::link::Link;
 use crate::mover::Bound;

@@ -105,7 +105,7 @@ pub(crate) fn kv_client(channel: Channel) -> KvClient<Channel> {
     KvClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-fn admin_client(server: &Server) -> AdminClient<Channel> {
+pub(crate) fn admin_client(server: &Server) -> AdminClient<Channel> {
     AdminClient::new(server.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 
@@ -131,7 +131,7 @@ pub(crate) async fn open_spaces(
 
 impl Inner {
     /// The server with this id.
-    fn server(&self, server_id: &str) -> Result<Arc<Server>, Error> {
+    pub(crate) fn server(&self, server_id: &str) -> Result<Arc<Server>, Error> {
         let members = self.members();
         let server = members.servers.iter().find(|server| server.address.id == server_id);
         server.cloned().ok_or_else(|| {

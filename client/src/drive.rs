@@ -4,10 +4,12 @@
 //! keep two connections busy. They end by the op's deadline, as it does.
 
 use crate::PageOutcome;
-use crate::exchange::{Batch, Exchange, Step};
+use crate::breaker::Kind;
+use crate::exchange::{Batch, Ended, Exchange, Step};
 use crate::pool::{Lease, Taken};
-use crate::server::Server;
+use crate::server::{Reserved, Server};
 use crate::spin::Spin;
+use crate::stats::Shed;
 use crate::wire::Wire;
 use event_listener::Listener as _;
 use memkv_transport::frame::Op;
@@ -32,29 +34,87 @@ const THREAD_BYTES: usize = 4 << 20;
 /// Sockets that are waited for without allocating.
 const FEW: usize = 32;
 
+/// How often a thread that waits for sockets also looks for connections that others gave back.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+/// A server whose connections are all lent.
+pub(crate) struct Waiting {
+    index: usize,
+    reserved: Option<Reserved>,
+}
+
 /// Opens the exchanges for which connections are idle now. Returns the servers whose connections are all lent.
-pub(crate) fn open(
+fn open(
     servers: &[Arc<Server>],
     ends: &[usize],
-    batch: &Batch<'_>,
+    batch: &mut Batch<'_>,
     exchanges: &mut Vec<Exchange>,
-) -> Vec<usize> {
-    let mut busy = Vec::new();
+) -> Vec<Waiting> {
+    let mut waiting = Vec::new();
     for (index, server) in servers.iter().enumerate() {
         let (from, to) = group(ends, index);
         if from == to {
             continue;
         }
-        match server.take() {
-            Taken::Link(link) => {
-                let lease = Lease::new(server.clone(), link);
-                exchanges_of(lease, from, to, batch, exchanges);
+        let mut reserved = None;
+        if batch.op == Op::Put {
+            reserved = server.reserve(batch.bytes(from, to), batch.care.store_backlog);
+            if reserved.is_none() {
+                shed(server, (from, to), Shed::Backlog, batch);
+                continue;
             }
-            Taken::Busy => busy.push(index),
-            Taken::NotReady => {}
+        }
+        let place = Waiting { index, reserved };
+        if let Some(place) = begin(servers, ends, place, batch, exchanges) {
+            waiting.push(place);
         }
     }
-    busy
+    waiting
+}
+
+/// Begins the exchanges with one server, unless its connections are all lent: then the place is given back.
+fn begin(
+    servers: &[Arc<Server>],
+    ends: &[usize],
+    place: Waiting,
+    batch: &mut Batch<'_>,
+    exchanges: &mut Vec<Exchange>,
+) -> Option<Waiting> {
+    let (server, range) = (&servers[place.index], group(ends, place.index));
+    match server.take(Kind::of(batch.op)) {
+        Taken::Link(link) => {
+            exchanges_of(Lease::new(server.clone(), link), range, place.reserved, batch, exchanges);
+        }
+        Taken::Busy => return Some(place),
+        Taken::NotReady => shed(server, range, Shed::Refused, batch),
+        Taken::SlowStores => shed(server, range, Shed::Slow, batch),
+    }
+    None
+}
+
+/// Begins the exchanges for which connections came back meanwhile.
+fn begin_waiting(
+    servers: &[Arc<Server>],
+    ends: &[usize],
+    waiting: &mut Vec<Waiting>,
+    batch: &mut Batch<'_>,
+    exchanges: &mut Vec<Exchange>,
+) {
+    for place in std::mem::take(waiting) {
+        waiting.extend(begin(servers, ends, place, batch, exchanges));
+    }
+}
+
+/// Counts the pages of places that are not even tried.
+pub(crate) fn shed(server: &Server, (from, to): (usize, usize), why: Shed, batch: &mut Batch<'_>) {
+    let count = (to - from) as u64;
+    server.count_shed(why, count);
+    batch.care.sheds.add(why, count);
+    if why != Shed::Refused {
+        for &page in &batch.order[from..to] {
+            batch.outcomes[page as usize] = PageOutcome::Busy;
+        }
+    }
 }
 
 /// Where a server's pages are in the batch's order.
@@ -63,19 +123,25 @@ pub(crate) fn group(ends: &[usize], server: usize) -> (usize, usize) {
 }
 
 /// One exchange, or two if there is much to move and another connection is idle.
-fn exchanges_of(lease: Lease, from: usize, to: usize, batch: &Batch<'_>, exchanges: &mut Vec<Exchange>) {
+fn exchanges_of(
+    lease: Lease,
+    (from, to): (usize, usize),
+    reserved: Option<Reserved>,
+    batch: &Batch<'_>,
+    exchanges: &mut Vec<Exchange>,
+) {
     let server = lease.server().clone();
     let middle = from + (to - from) / 2;
     if middle > from
         && is_large(batch, from, to)
-        && let Taken::Link(link) = server.take()
+        && let Taken::Link(link) = server.take(Kind::of(batch.op))
     {
         let second = Lease::new(server, link);
-        exchanges.push(Exchange::new(batch, lease, from, middle));
-        exchanges.push(Exchange::new(batch, second, middle, to));
+        exchanges.push(Exchange::new(batch, lease, (from, middle), reserved));
+        exchanges.push(Exchange::new(batch, second, (middle, to), None));
         return;
     }
-    exchanges.push(Exchange::new(batch, lease, from, to));
+    exchanges.push(Exchange::new(batch, lease, (from, to), reserved));
 }
 
 fn is_large(batch: &Batch<'_>, from: usize, to: usize) -> bool {
@@ -91,27 +157,33 @@ fn is_large(batch: &Batch<'_>, from: usize, to: usize) -> bool {
 
 /// Ends all exchanges; what is unfinished has timed out. Two exchanges of one op that fail with one server count as
 /// one failure of it.
-pub(crate) fn end(batch: &mut Batch<'_>, exchanges: &mut Vec<Exchange>) {
+fn end(batch: &mut Batch<'_>, exchanges: &mut Vec<Exchange>) {
+    let kind = Kind::of(batch.op);
     let mut blamed: Option<Arc<Server>> = None;
     for exchange in exchanges.drain(..) {
-        match exchange.end(batch) {
-            (server, None) => server.succeeded(),
-            (server, Some(failure)) => {
-                // The two are neighbours in the list.
-                if !blamed.as_ref().is_some_and(|blamed| Arc::ptr_eq(blamed, &server)) {
-                    server.failed(failure);
-                }
-                blamed = Some(server);
-            }
+        let Ended { server, permits, failure, corrupt } = exchange.end(batch);
+        if let Some(corrupt) = corrupt {
+            server.answered(corrupt);
         }
+        let Some(failure) = failure else {
+            server.succeeded(kind, permits);
+            continue;
+        };
+        // The two are neighbours in the list.
+        if !blamed.as_ref().is_some_and(|blamed| Arc::ptr_eq(blamed, &server)) {
+            server.failed(kind, failure);
+        }
+        blamed = Some(server);
     }
 }
 
-/// The pages of a server whose connections stayed lent until the deadline.
-fn none_idle(ends: &[usize], server: usize, batch: &mut Batch<'_>) {
-    let (from, to) = group(ends, server);
-    for &page in &batch.order[from..to] {
-        batch.outcomes[page as usize] = PageOutcome::TimedOut;
+/// The pages of servers whose connections stayed lent until the deadline.
+fn none_idle(ends: &[usize], waiting: Vec<Waiting>, batch: &mut Batch<'_>) {
+    for Waiting { index, .. } in waiting {
+        let (from, to) = group(ends, index);
+        for &page in &batch.order[from..to] {
+            batch.outcomes[page as usize] = PageOutcome::TimedOut;
+        }
     }
 }
 
@@ -122,30 +194,30 @@ pub(crate) fn run_blocking(
     batch: &mut Batch<'_>,
     exchanges: &mut Vec<Exchange>,
 ) {
-    let busy = open(servers, ends, batch, exchanges);
-    run(batch, exchanges);
-    end(batch, exchanges);
-    for index in busy {
-        let (from, to) = group(ends, index);
-        loop {
-            let listener = servers[index].pool.returned().listen();
-            match servers[index].take() {
-                Taken::Link(link) => {
-                    let lease = Lease::new(servers[index].clone(), link);
-                    exchanges_of(lease, from, to, batch, exchanges);
-                    run(batch, exchanges);
-                    end(batch, exchanges);
-                    break;
-                }
-                Taken::NotReady => break,
-                Taken::Busy if listener.wait_deadline(batch.deadline.into_std()).is_none() => {
-                    none_idle(ends, index, batch);
-                    break;
-                }
-                Taken::Busy => {}
+    let mut waiting = open(servers, ends, batch, exchanges);
+    while !waiting.is_empty() {
+        // Listening comes before looking, so that nothing that comes back in between is missed.
+        let listener = servers[waiting[0].index].pool.returned(Kind::of(batch.op)).listen();
+        begin_waiting(servers, ends, &mut waiting, batch, exchanges);
+        if Instant::now() >= batch.deadline {
+            break;
+        }
+        if !exchanges.is_empty() {
+            // One server that keeps this op waiting must not keep it from the connections of another.
+            if !waiting.is_empty() && !poll_for(batch, exchanges, LOOK_AGAIN) {
+                continue;
             }
+            run(batch, exchanges);
+            end(batch, exchanges);
+        } else if let [_, others @ ..] = &waiting[..] {
+            let soon = Instant::now() + LOOK_AGAIN;
+            let until = if others.is_empty() { batch.deadline } else { soon.min(batch.deadline) };
+            listener.wait_deadline(until.into_std());
         }
     }
+    none_idle(ends, waiting, batch);
+    run(batch, exchanges);
+    end(batch, exchanges);
 }
 
 /// Runs the exchanges to their end or the deadline: on this thread, or on several if there is much to move.
@@ -201,20 +273,42 @@ fn threads(batch: &Batch<'_>, exchanges: &[Exchange]) -> usize {
 
 /// Advances the exchanges until all are done or the deadline has passed.
 fn poll_until_done(batch: &mut Batch<'_>, exchanges: &mut [Exchange]) {
+    poll_until(batch, exchanges, batch.deadline);
+}
+
+/// Advances the exchanges for a while; whether all are done.
+fn poll_for(batch: &mut Batch<'_>, exchanges: &mut [Exchange], time: Duration) -> bool {
+    let until = (Instant::now() + time).min(batch.deadline);
+    poll_until(batch, exchanges, until)
+}
+
+/// When one of the exchanges is to be given up, at the latest at `until`.
+fn next_expiry(exchanges: &[Exchange], until: Instant) -> Instant {
+    exchanges.iter().filter_map(Exchange::until).fold(until, Instant::min)
+}
+
+/// Advances the exchanges until all are done or it is `until`; whether all are done.
+fn poll_until(batch: &mut Batch<'_>, exchanges: &mut [Exchange], until: Instant) -> bool {
     let mut waiting = 0;
     for exchange in exchanges.iter_mut() {
         waiting += usize::from(exchange.advance(batch) != Step::Done);
     }
     while waiting > 0 {
-        let left = batch.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return;
+        let now = Instant::now();
+        if now >= until {
+            return false;
+        }
+        exchanges.iter_mut().for_each(|exchange| exchange.expire(now));
+        let left = next_expiry(exchanges, until).saturating_duration_since(now);
+        waiting = exchanges.iter().filter(|exchange| exchange.step() != Step::Done).count();
+        if waiting == 0 {
+            return true;
         }
         let ready = match wait(exchanges, waiting, left, batch.spin) {
             Ok(ready) => ready,
             Err(error) => {
                 exchanges.iter_mut().filter(|e| e.step() != Step::Done).for_each(|e| e.fail(&error));
-                return;
+                return true;
             }
         };
         waiting = 0;
@@ -228,6 +322,7 @@ fn poll_until_done(batch: &mut Batch<'_>, exchanges: &mut [Exchange]) {
             waiting += usize::from(exchange.step() != Step::Done);
         }
     }
+    true
 }
 
 /// Waits for any of the unfinished exchanges; returns which of the first [`FEW`] are ready, as a mask.
@@ -293,30 +388,29 @@ pub(crate) async fn run_async(
     batch: &mut Batch<'_>,
     exchanges: &mut Vec<Exchange>,
 ) {
-    let busy = open(servers, ends, batch, exchanges);
-    ready_until_done(handle, batch, exchanges).await;
-    end(batch, exchanges);
-    for index in busy {
-        let (from, to) = group(ends, index);
-        loop {
-            let listener = servers[index].pool.returned().listen();
-            match servers[index].take() {
-                Taken::Link(link) => {
-                    let lease = Lease::new(servers[index].clone(), link);
-                    exchanges_of(lease, from, to, batch, exchanges);
-                    ready_until_done(handle, batch, exchanges).await;
-                    end(batch, exchanges);
-                    break;
-                }
-                Taken::NotReady => break,
-                Taken::Busy if !before(handle, batch.deadline, listener).await => {
-                    none_idle(ends, index, batch);
-                    break;
-                }
-                Taken::Busy => {}
+    let mut waiting = open(servers, ends, batch, exchanges);
+    while !waiting.is_empty() {
+        let listener = servers[waiting[0].index].pool.returned(Kind::of(batch.op)).listen();
+        begin_waiting(servers, ends, &mut waiting, batch, exchanges);
+        if Instant::now() >= batch.deadline {
+            break;
+        }
+        if !exchanges.is_empty() {
+            let soon = (Instant::now() + LOOK_AGAIN).min(batch.deadline);
+            if !waiting.is_empty() && !ready_until(handle, batch, exchanges, soon).await {
+                continue;
             }
+            ready_until_done(handle, batch, exchanges).await;
+            end(batch, exchanges);
+        } else if let [_, others @ ..] = &waiting[..] {
+            let soon = Instant::now() + LOOK_AGAIN;
+            let until = if others.is_empty() { batch.deadline } else { soon.min(batch.deadline) };
+            before(handle, until, listener).await;
         }
     }
+    none_idle(ends, waiting, batch);
+    ready_until_done(handle, batch, exchanges).await;
+    end(batch, exchanges);
 }
 
 /// Whether a future resolves before the deadline.
@@ -330,21 +424,45 @@ pub(crate) async fn before(handle: &Handle, deadline: Instant, future: impl Futu
 
 /// Advances the exchanges until all are done or the deadline has passed.
 async fn ready_until_done(handle: &Handle, batch: &mut Batch<'_>, exchanges: &mut [Exchange]) {
+    let deadline = batch.deadline;
+    ready_until(handle, batch, exchanges, deadline).await;
+}
+
+/// Advances the exchanges until all are done or it is `until`; whether all are done.
+async fn ready_until(
+    handle: &Handle,
+    batch: &mut Batch<'_>,
+    exchanges: &mut [Exchange],
+    until: Instant,
+) -> bool {
     // Sockets are registered for the length of the op only: an idle or blocking one must not wake the runtime.
     let mut sockets: Vec<Option<AsyncFd<Arc<Wire>>>> = exchanges.iter().map(|_| None).collect();
     let sleep = {
         let _context = handle.enter();
-        tokio::time::sleep_until(batch.deadline)
+        tokio::time::sleep_until(next_expiry(exchanges, until))
     };
     let mut sleep = pin!(sleep);
     std::future::poll_fn(|cx| {
-        let mut waiting = false;
-        for (exchange, socket) in exchanges.iter_mut().zip(&mut sockets) {
-            waiting |= poll_exchange(cx, handle, batch, exchange, socket).is_pending();
+        loop {
+            let mut waiting = false;
+            for (exchange, socket) in exchanges.iter_mut().zip(&mut sockets) {
+                waiting |= poll_exchange(cx, handle, batch, exchange, socket).is_pending();
+            }
+            if !waiting {
+                return Poll::Ready(true);
+            }
+            if sleep.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            let now = Instant::now();
+            if now >= until {
+                return Poll::Ready(false);
+            }
+            exchanges.iter_mut().for_each(|exchange| exchange.expire(now));
+            sleep.as_mut().reset(next_expiry(exchanges, until));
         }
-        if waiting { sleep.as_mut().poll(cx) } else { Poll::Ready(()) }
     })
-    .await;
+    .await
 }
 
 fn poll_exchange(

@@ -3,6 +3,7 @@
 //! A link belongs to one op at a time. It is put back into its pool only when no exchange is unfinished on it, so
 //! the next op starts at a frame boundary. Buffers grow to what ops need and are then reused.
 
+use crate::gates::Permits;
 use crate::mover::Bound;
 use crate::raw::{BodyCursor, BodyPage, Pieces};
 use crate::wire::Wire;
@@ -43,6 +44,8 @@ pub(crate) struct Link {
     pub(crate) limits: Limits,
     /// The session it belongs to, counted by the pool.
     pub(crate) generation: u64,
+    /// The trials that the op is part of.
+    pub(crate) permits: Permits,
     /// Whether a byte came since the op began.
     pub(crate) replied: bool,
     /// The last refusal of a whole request since the op began.
@@ -66,6 +69,7 @@ impl Link {
             mover,
             limits,
             generation,
+            permits: Permits::default(),
             replied: false,
             refused: None,
             next_id: 1,

@@ -6,6 +6,7 @@
 //! A pool serves one session at a time, counted by `generation`; connections of an earlier one are closed when they
 //! come back.
 
+use crate::breaker::Kind;
 use crate::link::Link;
 use crate::server::Server;
 use crate::way::Way;
@@ -33,10 +34,20 @@ struct State {
     short: bool,
 }
 
+impl State {
+    /// Whether a store may take an idle connection: it leaves one, so that loads never wait for stores alone.
+    fn has_for_stores(&self) -> bool {
+        self.idle.len() > usize::from(self.total > 1)
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Pool {
     state: Mutex<State>,
+    /// For ops that are no stores.
     returned: Event,
+    /// For stores, which leave the last idle connection to the others.
+    returned_to_stores: Event,
 }
 
 /// What a pool has for an op.
@@ -44,29 +55,45 @@ pub(crate) enum Taken {
     Link(Box<Link>),
     /// All connections are lent.
     Busy,
-    /// There is no session.
+    /// There is no session, or no connection in it: waiting would be for a connect.
     NotReady,
+    /// Stores were too slow lately.
+    SlowStores,
 }
 
 impl Pool {
-    /// Takes an idle connection, if there is one.
-    pub(crate) fn take(&self) -> Taken {
+    /// Takes an idle connection, if there is one for this kind of op.
+    pub(crate) fn take(&self, kind: Kind) -> Taken {
         let mut state = self.state.lock();
         if !state.ready {
             return Taken::NotReady;
         }
-        match state.idle.pop() {
-            Some(link) => Taken::Link(link),
-            None => {
-                state.short = true;
-                Taken::Busy
+        if kind != Kind::Store || state.has_for_stores() {
+            if let Some(link) = state.idle.pop() {
+                return Taken::Link(link);
             }
         }
+        state.short = true;
+        if state.total == 0 { Taken::NotReady } else { Taken::Busy }
     }
 
-    /// Notified whenever a connection may be had, and when the session ends.
-    pub(crate) fn returned(&self) -> &Event {
-        &self.returned
+    /// Notified whenever a connection may be had for this kind of op, and when the session ends.
+    pub(crate) fn returned(&self, kind: Kind) -> &Event {
+        if kind == Kind::Store { &self.returned_to_stores } else { &self.returned }
+    }
+
+    /// Makes all waiting ops look again.
+    pub(crate) fn wake_all(&self) {
+        self.returned.notify(usize::MAX);
+        self.returned_to_stores.notify(usize::MAX);
+    }
+
+    /// Makes one op of each kind look again that may find something.
+    fn wake_one(&self, for_stores: bool) {
+        self.returned.notify(1);
+        if for_stores {
+            self.returned_to_stores.notify(1);
+        }
     }
 
     fn put_back(&self, link: Box<Link>) {
@@ -79,15 +106,25 @@ impl Pool {
             state.total = state.total.saturating_sub(u32::from(current));
             lesser = Some(link);
         }
+        let (for_stores, none) = (state.has_for_stores(), state.total == 0);
         drop(state);
         drop(lesser);
-        self.returned.notify(1);
+        if none { self.wake_all() } else { self.wake_one(for_stores) }
     }
 
     fn lost(&self, generation: u64) {
         let mut state = self.state.lock();
-        if generation == state.generation {
-            state.total = state.total.saturating_sub(1);
+        if generation != state.generation {
+            return;
+        }
+        state.total = state.total.saturating_sub(1);
+        let (for_stores, none) = (state.has_for_stores(), state.total == 0);
+        drop(state);
+        // Without any, nothing will come back that could be waited for.
+        if none {
+            self.wake_all();
+        } else if for_stores {
+            self.returned_to_stores.notify(1);
         }
     }
 
@@ -106,7 +143,7 @@ impl Pool {
     /// Lets ops in.
     pub(crate) fn set_ready(&self) {
         self.state.lock().ready = true;
-        self.returned.notify(usize::MAX);
+        self.wake_all();
     }
 
     /// Ends the session: closes idle connections and keeps ops out.
@@ -118,7 +155,7 @@ impl Pool {
         let idle = std::mem::take(&mut state.idle);
         drop(state);
         drop(idle);
-        self.returned.notify(usize::MAX);
+        self.wake_all();
     }
 
     /// The way of the connections opened last.
@@ -181,9 +218,10 @@ impl Pool {
                 state.idle.push(link);
             }
         }
+        let for_stores = state.has_for_stores();
         drop(state);
         drop(closed);
-        self.returned.notify(1);
+        self.wake_one(for_stores);
     }
 
     /// A connection could not be opened.
@@ -224,22 +262,24 @@ impl Lease {
 
     /// Gives the connection back: no exchange is unfinished on it.
     pub(crate) fn finish(mut self) {
-        if let Some(link) = self.link.take() {
+        if let Some(mut link) = self.link.take() {
+            self.server.leave(std::mem::take(&mut link.permits));
             self.server.pool.put_back(link);
         }
     }
 
     /// Replaces a connection that turned out closed by another idle one, if there is one.
-    pub(crate) fn replace(&mut self) -> bool {
-        match self.server.pool.take() {
-            Taken::Link(fresh) => {
+    pub(crate) fn replace(&mut self, kind: Kind) -> bool {
+        match self.server.pool.take(kind) {
+            Taken::Link(mut fresh) => {
+                fresh.permits = self.shared_link().permits;
                 if let Some(closed) = self.link.replace(fresh) {
                     self.server.pool.lost(closed.generation);
                     self.server.wake();
                 }
                 true
             }
-            Taken::Busy | Taken::NotReady => false,
+            Taken::Busy | Taken::NotReady | Taken::SlowStores => false,
         }
     }
 }
@@ -247,6 +287,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(link) = self.link.take() {
+            self.server.leave(link.permits);
             self.server.pool.lost(link.generation);
             drop(link);
             self.server.wake();

@@ -1,13 +1,17 @@
 //! What the client knows of one server: its address, its connections, whether to trust it now.
 
-use crate::breaker::{Breaker, Failure, random_jitter};
+use crate::backoff::random_jitter;
+use crate::breaker::{Failure, Kind};
 use crate::config::Transport;
+use crate::gates::{Closed, Entry, Gates, Permits};
 use crate::pool::{Pool, Taken};
 use crate::shm::Views;
+use crate::stats::Shed;
 use crate::way::Ways;
 use crate::{Error, ServerAddress, ServerState, ServerStats, ServerView};
 use memkv_core::Limits;
 use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
@@ -34,7 +38,9 @@ pub(crate) struct Server {
     pub(crate) views: Views,
     pub(crate) attempt: watch::Sender<Attempt>,
     limits: Mutex<Limits>,
-    breaker: Mutex<Breaker>,
+    gates: Mutex<Gates>,
+    /// Bytes of puts that are on their way or wait.
+    backlog: AtomicU64,
     wake: Notify,
     reopen: AtomicBool,
     last_error: Mutex<Option<String>>,
@@ -42,16 +48,34 @@ pub(crate) struct Server {
     completed: AtomicU64,
     timeouts: AtomicU64,
     broken: AtomicU64,
+    corrupt: AtomicU64,
+    refused: AtomicU64,
+    shed_backlog: AtomicU64,
+    shed_slow: AtomicU64,
     sessions: AtomicU64,
     /// Of the pages that were put lately, how many were there already, in 1/1024.
     existing: AtomicU32,
     /// The server takes pages together with their offer.
     direct: AtomicBool,
+    /// The server takes no new pages.
+    draining: AtomicBool,
     /// The background task that keeps the session.
     task: Mutex<Option<AbortHandle>>,
     /// The network of a simulation.
     #[cfg(feature = "sim")]
     pub(crate) net: std::sync::OnceLock<std::sync::Arc<dyn memkv_transport::sim::Net>>,
+}
+
+/// Bytes of a put that are on their way to a server or wait for a connection.
+pub(crate) struct Reserved {
+    server: Arc<Server>,
+    bytes: u64,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.server.backlog.fetch_sub(self.bytes, Relaxed);
+    }
 }
 
 /// Pages are put without asking first while fewer of them than this were there already, in 1/1024.
@@ -69,7 +93,8 @@ impl Server {
             views: Views::default(),
             attempt: watch::Sender::new(Attempt::None),
             limits: Mutex::new(Limits::default()),
-            breaker: Mutex::new(Breaker::new()),
+            gates: Mutex::new(Gates::new()),
+            backlog: AtomicU64::new(0),
             wake: Notify::new(),
             reopen: AtomicBool::new(false),
             last_error: Mutex::new(None),
@@ -77,9 +102,14 @@ impl Server {
             completed: AtomicU64::new(0),
             timeouts: AtomicU64::new(0),
             broken: AtomicU64::new(0),
+            corrupt: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            shed_backlog: AtomicU64::new(0),
+            shed_slow: AtomicU64::new(0),
             sessions: AtomicU64::new(0),
             existing: AtomicU32::new(0),
             direct: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
             task: Mutex::new(None),
             #[cfg(feature = "sim")]
             net: std::sync::OnceLock::new(),
@@ -109,19 +139,55 @@ impl Server {
 
     /// Whether ops may go to it.
     pub(crate) fn is_available(&self) -> bool {
-        self.pool.is_ready() && self.breaker.lock().allows()
+        self.pool.is_ready() && self.gates.lock().server.allows()
     }
 
-    /// A connection, unless the breaker is open.
-    pub(crate) fn take(&self) -> Taken {
-        if !self.breaker.lock().allows() {
-            return Taken::NotReady;
-        }
-        let taken = self.pool.take();
-        if matches!(taken, Taken::Busy) {
-            self.wake();
+    /// A connection for an op of this kind, unless the server is suspected.
+    pub(crate) fn take(&self, kind: Kind) -> Taken {
+        let permits = match self.gates.lock().enter(kind) {
+            Entry::Open(permits) => permits,
+            Entry::Suspected => return Taken::NotReady,
+            Entry::SlowStores => return Taken::SlowStores,
+        };
+        let mut taken = self.pool.take(kind);
+        match &mut taken {
+            Taken::Link(link) => link.permits = permits,
+            Taken::Busy | Taken::NotReady | Taken::SlowStores => {
+                self.leave(permits);
+                self.wake();
+            }
         }
         taken
+    }
+
+    /// An op that [`Server::take`] let in is over, however it went.
+    pub(crate) fn leave(&self, permits: Permits) {
+        if permits.is_trial() {
+            self.gates.lock().leave(permits);
+        }
+    }
+
+    /// Whether a store may go to it over another transport; loads may whenever it is available.
+    pub(crate) fn takes_stores(&self) -> bool {
+        self.gates.lock().stores.allows()
+    }
+
+    /// Counts bytes of a put as under way until the result is dropped; `None` if too many are already. A put that is
+    /// alone always may.
+    pub(crate) fn reserve(self: &Arc<Self>, bytes: u64, most: u64) -> Option<Reserved> {
+        let more = |now: u64| (now == 0 || now.saturating_add(bytes) <= most).then_some(now + bytes);
+        self.backlog.fetch_update(Relaxed, Relaxed, more).ok()?;
+        Some(Reserved { server: self.clone(), bytes })
+    }
+
+    /// Counts what was not even tried.
+    pub(crate) fn count_shed(&self, shed: Shed, count: u64) {
+        let counter = match shed {
+            Shed::Refused => &self.refused,
+            Shed::Backlog => &self.shed_backlog,
+            Shed::Slow => &self.shed_slow,
+        };
+        counter.fetch_add(count, Relaxed);
     }
 
     /// Whether pages should be sent with their offer: the server takes that, and few were there already lately.
@@ -143,6 +209,16 @@ impl Server {
         self.existing.store(u32::try_from(before + step).unwrap_or(0), Relaxed);
     }
 
+    /// Whether it takes no new pages, and is to be read from only.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+
+    /// Notes whether it takes new pages; whether that is news. See [`crate::client::Shared::heard_state`].
+    pub(crate) fn set_draining(&self, draining: bool) -> bool {
+        self.draining.swap(draining, Relaxed) != draining
+    }
+
     /// Makes the background task look at what is needed.
     pub(crate) fn wake(&self) {
         self.wake.notify_one();
@@ -157,32 +233,62 @@ impl Server {
         *self.limits.lock()
     }
 
-    pub(crate) fn with_breaker<T>(&self, act: impl FnOnce(&mut Breaker) -> T) -> T {
-        act(&mut self.breaker.lock())
+    pub(crate) fn with_gates<T>(&self, act: impl FnOnce(&mut Gates) -> T) -> T {
+        act(&mut self.gates.lock())
     }
 
-    pub(crate) fn succeeded(&self) {
+    pub(crate) fn succeeded(&self, kind: Kind, permits: Permits) {
         self.completed.fetch_add(1, Relaxed);
-        self.breaker.lock().success();
+        self.gates.lock().success(kind, permits, Instant::now());
     }
 
-    pub(crate) fn failed(&self, failure: Failure) {
+    pub(crate) fn failed(&self, kind: Kind, failure: Failure) {
         let counter = match failure {
-            Failure::Timeout => &self.timeouts,
-            Failure::Broken => &self.broken,
+            Failure::Silent | Failure::Slow => Some(&self.timeouts),
+            Failure::Broken => Some(&self.broken),
+            // Counted where it was decided.
+            Failure::Left => None,
         };
-        counter.fetch_add(1, Relaxed);
-        if failure == Failure::Timeout {
-            self.note_error("the deadline passed before the server had answered");
+        if let Some(counter) = counter {
+            counter.fetch_add(1, Relaxed);
         }
-        let opened = self.breaker.lock().failure(failure, Instant::now(), random_jitter());
-        if opened {
-            let error = self.last_error.lock().clone().unwrap_or_default();
-            tracing::warn!(server = %self.address.id, error, "server suspected; its keys are misses until it answers a probe");
-            self.pool.drop_idle();
-            self.pool.returned().notify(usize::MAX);
+        match failure {
+            Failure::Silent => self.note_error("the deadline passed before the server had answered"),
+            Failure::Slow => self.note_error("the deadline passed before all pages had moved"),
+            Failure::Left => self.note_error("it was slower than others so often that it seems silent"),
+            Failure::Broken => {}
+        }
+        let closed = self.gates.lock().failure(kind, failure, Instant::now(), random_jitter());
+        match closed {
+            Closed::Nothing => {}
+            Closed::Server => self.suspect(),
+            Closed::Stores => {
+                tracing::warn!(server = %self.address.id, "server too slow for stores; they are shed for a while");
+                self.pool.wake_all();
+            }
         }
         self.wake();
+    }
+
+    /// An answer with pages came, so many of them corrupt.
+    pub(crate) fn answered(&self, corrupt: u64) {
+        let opened = self.gates.lock().server.answer(corrupt == 0, Instant::now(), random_jitter());
+        if corrupt > 0 {
+            self.corrupt.fetch_add(corrupt, Relaxed);
+            self.note_error("pages that it sent do not match their checksums");
+        }
+        if opened {
+            self.suspect();
+            self.wake();
+        }
+    }
+
+    fn suspect(&self) {
+        let error = self.last_error.lock().clone().unwrap_or_default();
+        let cause = self.gates.lock().server.cause().name();
+        tracing::warn!(server = %self.address.id, cause, error, "server suspected; its keys are misses until it has proved itself");
+        self.pool.drop_idle();
+        self.pool.wake_all();
     }
 
     pub(crate) fn note_error(&self, text: &str) {
@@ -205,7 +311,7 @@ impl Server {
         self.direct.store(direct, Relaxed);
         *self.limits.lock() = limits;
         *self.node_id.lock() = Some(node_id.to_owned());
-        self.breaker.lock().reset();
+        self.gates.lock().reset(Instant::now());
     }
 
     /// The attempt to open a session failed, or the session ended.
@@ -219,11 +325,13 @@ impl Server {
 
     pub(crate) fn view(&self, transport: Transport) -> ServerView {
         let ready = self.pool.is_ready();
-        let allowed = self.breaker.lock().allows();
+        let (allowed, cause) = self.with_gates(|gates| (gates.server.allows(), gates.server.cause()));
         let last_error = self.last_error.lock().clone();
         let state = match (ready, allowed) {
             (true, true) => ServerState::Ready,
-            (true, false) => ServerState::Suspect { reason: last_error.clone().unwrap_or_default() },
+            (true, false) => ServerState::Suspect {
+                reason: format!("{}: {}", cause.name(), last_error.as_deref().unwrap_or_default()),
+            },
             (false, _) => ServerState::Connecting,
         };
         ServerView {
@@ -250,7 +358,12 @@ impl Server {
             completed: self.completed.load(Relaxed),
             timeouts: self.timeouts.load(Relaxed),
             broken: self.broken.load(Relaxed),
-            breaker_opened: self.breaker.lock().opened(),
+            breaker_opened: self.with_gates(|gates| gates.server.opened()),
+            stores_closed: self.with_gates(|gates| gates.stores.opened()),
+            corrupt: self.corrupt.load(Relaxed),
+            refused: self.refused.load(Relaxed),
+            shed_backlog: self.shed_backlog.load(Relaxed),
+            shed_slow: self.shed_slow.load(Relaxed),
             sessions: self.sessions.load(Relaxed),
         }
     }

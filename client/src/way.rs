@@ -6,7 +6,7 @@
 //!
 //! Deliberately absent: clocks and sockets.
 
-use crate::breaker::Backoff;
+use crate::backoff::Backoff;
 use crate::config::Transport;
 use parking_lot::Mutex;
 use std::fmt;
