@@ -3,6 +3,7 @@
 
 use crate::data::{self, Secure};
 use crate::greeting::{Greeted, Stream, greet};
+use crate::guests::Place;
 use crate::metrics::Metrics;
 use crate::near::Near;
 use crate::node::Node;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tonic::transport::server::Connected;
 
 /// How long to wait when the system has no more file descriptors.
@@ -39,7 +40,7 @@ impl Accept {
     pub(crate) async fn run(self, listener: TcpListener) {
         loop {
             match listener.accept().await {
-                Ok((stream, _peer)) => self.admit(stream),
+                Ok((stream, peer)) => self.admit(stream, peer),
                 Err(error) => {
                     tracing::debug!(%error, "accept failed");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -72,12 +73,14 @@ impl Accept {
         });
     }
 
-    fn admit(&self, stream: TcpStream) {
+    fn admit(&self, stream: TcpStream, peer: SocketAddr) {
         let metrics = &self.node.metrics;
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+        let permit = Arc::clone(&self.places).try_acquire_owned();
+        let (Ok(_permit), Ok(_guest)) = (permit, self.node.guests.enter(peer, &stream)) else {
             Metrics::add(&metrics.refused, 1);
             return;
         };
+        let place = Place { _permit, _guest };
         Metrics::add(&metrics.accepted, 1);
         let this = self.clone();
         tokio::spawn(async move {
@@ -107,7 +110,7 @@ impl Accept {
         });
     }
 
-    fn hand_to_data(self, stream: TcpStream, secure: Option<Box<Secure>>, place: OwnedSemaphorePermit) {
+    fn hand_to_data(self, stream: TcpStream, secure: Option<Box<Secure>>, place: Place) {
         let node = self.node;
         // The socket moves to the other runtime's poller.
         let moved = stream.into_std();
@@ -125,7 +128,7 @@ impl Accept {
 pub(crate) struct Sniffed {
     stream: Stream,
     peer: Peer,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 /// What request handlers learn about their connection.

@@ -183,6 +183,7 @@ impl Server {
         accepting.push(control.spawn(accept.run(listener)));
         watched.serving(&node);
         control.spawn(upkeep(Arc::clone(&node)));
+        control.spawn(sweep(Arc::clone(&node)));
         control.spawn(tls::follow(Arc::clone(&node)));
         membership::join(&node, control.handle(), address);
         drop(inside);
@@ -353,6 +354,15 @@ fn bind_error(address: SocketAddr, error: io::Error, option: &str) -> StartError
 async fn serve_admin(watched: Arc<http::Watched>, door: door::Door) {
     if let Err(error) = http::serve(watched, door).await {
         tracing::error!(%error, "admin http server ended");
+    }
+}
+
+/// Puts out connections that say nothing.
+async fn sweep(node: Arc<Node>) {
+    let mut ticks = tokio::time::interval(node.guests.pace());
+    loop {
+        ticks.tick().await;
+        node.guests.sweep();
     }
 }
 

@@ -74,6 +74,8 @@ fn sample(node: &Node, engine: &EngineStatus) {
     let membership = crate::membership::shown(node);
     let values = [
         (&sampled.sessions, node.sessions.count() as u64),
+        (&sampled.guests, node.guests.count()),
+        (&sampled.put_out, node.guests.put_out()),
         (&sampled.spaces, engine.spaces),
         (&sampled.in_flight, node.in_flight.count() as u64),
         (&sampled.capacity, engine.capacity_bytes),

@@ -26,6 +26,7 @@ mod drain;
 pub mod fuzzing;
 mod hot;
 mod greeting;
+mod guests;
 mod http;
 pub mod logging;
 mod membership;

@@ -54,6 +54,11 @@ const COUNTERS: &[Series] = &[
     ("memkv_connections_stalled_total", "Connections dropped in the middle of a request", |m| &m.stalled),
     ("memkv_connections_accepted_total", "Connections accepted on the main port", |m| &m.accepted),
     ("memkv_connections_refused_total", "Connections closed because there were too many", |m| &m.refused),
+    (
+        "memkv_connections_put_out_total",
+        "Connections closed because they proved nothing and others wanted their place, or in time",
+        |m| &m.sampled.put_out,
+    ),
     ("memkv_sessions_opened_total", "Sessions opened", |m| &m.sessions_opened),
     ("memkv_registrations_total", "Times the server's record was written to etcd under a new lease", |m| {
         &m.sampled.registrations
@@ -86,6 +91,7 @@ const GAUGES: &[Series] = &[
     ("memkv_rdma_queue_pairs", "RDMA queue pairs that exist", |m| &m.rdma_queue_pairs),
     ("memkv_rdma_regions", "Regions that clients registered", |m| &m.rdma_regions),
     ("memkv_shm_lent_pages", "Pages that clients on this host are copying", |m| &m.shm_lent_pages),
+    ("memkv_guests", "Connections that have not proved anything yet", |m| &m.sampled.guests),
     ("memkv_sessions", "Sessions open", |m| &m.sampled.sessions),
     ("memkv_spaces", "Spaces known", |m| &m.sampled.spaces),
     ("memkv_requests_in_flight", "Requests in flight", |m| &m.sampled.in_flight),
@@ -127,6 +133,8 @@ const OPS: [(Op, &str); 9] = [
 #[derive(Debug, Default)]
 pub(crate) struct Sampled {
     pub(crate) sessions: AtomicU64,
+    pub(crate) guests: AtomicU64,
+    pub(crate) put_out: AtomicU64,
     pub(crate) spaces: AtomicU64,
     pub(crate) in_flight: AtomicU64,
     pub(crate) capacity: AtomicU64,

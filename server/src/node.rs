@@ -7,6 +7,7 @@ use crate::data::Nics;
 use crate::hot::Hot;
 use crate::drain::{Drain, Duty};
 use crate::membership::Membership;
+use crate::guests::Guests;
 use crate::metrics::Metrics;
 use crate::sessions::Sessions;
 use memkv_core::Limits;
@@ -48,6 +49,8 @@ pub(crate) struct Node {
     pub(crate) hot: Hot,
     pub(crate) clock: Clock,
     pub(crate) sessions: Arc<Sessions>,
+    /// Connections that have not proved anything yet.
+    pub(crate) guests: Arc<Guests>,
     pub(crate) metrics: Metrics,
     pub(crate) in_flight: Arc<InFlight>,
     /// Set once it is found by others.
@@ -66,6 +69,9 @@ impl Node {
         rdma: Option<Nics>,
         metrics: Metrics,
     ) -> Self {
+        // Twice: once to say what it is, once for what it came for.
+        let guests = Guests::new(config.limits.connections_max as usize, 2 * config.handshake_timeout);
+        let guests = Arc::new(guests);
         Self {
             // A small store takes smaller pages only.
             hot: Hot::new(config.hot_reads),
@@ -79,6 +85,7 @@ impl Node {
             engine,
             clock: Clock::start(),
             sessions: Arc::default(),
+            guests,
             metrics,
             in_flight: Arc::default(),
             membership: OnceLock::new(),

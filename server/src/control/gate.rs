@@ -38,6 +38,17 @@ impl Gate {
         Self { node, seen: Mutex::new(Seen::new(REMEMBERED_MAX)) }
     }
 
+    /// A guest that was let through has shown what it wants. Who opens a session has that to do first.
+    fn note(&self, request: &Request) {
+        let peer = request.extensions().get::<Peer>().and_then(|peer| peer.addr);
+        let method = request.uri().path();
+        if !OPEN.iter().any(|open| method.starts_with(open)) {
+            self.node.guests.prove(peer);
+        } else if !method.starts_with(OPEN[0]) {
+            self.node.guests.spoke(peer);
+        }
+    }
+
     fn admit(&self, method: &str, credential: Option<&str>) -> Result<(), Fault> {
         let Some(key) = &self.node.config.auth_key else { return Ok(()) };
         if OPEN.iter().any(|open| method.starts_with(open)) {
@@ -59,7 +70,10 @@ pub(crate) async fn check(State(gate): State<Arc<Gate>>, request: Request, next:
     }
     let credential = request.headers().get(AUTH_METADATA).and_then(|value| value.to_str().ok());
     match gate.admit(request.uri().path(), credential) {
-        Ok(()) => next.run(request).await,
+        Ok(()) => {
+            gate.note(&request);
+            next.run(request).await
+        }
         Err(fault) => {
             if !matches!(fault, Fault::TooManyCalls) {
                 gate.node.metrics.auth_failed(peer.addr, "a call was refused");

@@ -16,7 +16,7 @@ use memkv_transport::frame::{CAPABILITY_DIRECT, CAPABILITY_RDMA, CAPABILITY_SHM}
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -54,19 +54,25 @@ impl v1::session_server::Session for SessionService {
         &self,
         request: Request<Streaming<v1::ClientMessage>>,
     ) -> Result<Response<Self::OpenStream>, Status> {
-        let place = Arc::clone(&self.places)
-            .try_acquire_owned()
-            .map_err(|_| Fault::TooManySessions(self.node.limits.sessions_max))?;
         if self.node.phase() != Phase::Serving {
             return Err(Fault::Stopping.into());
         }
         let Peer { addr: peer, tls } = request.extensions().get::<Peer>().cloned().unwrap_or_default();
+        if !self.node.guests.begin_session(peer) {
+            return Err(Fault::Sequence("another session is being opened on this connection").into());
+        }
         let (outbox, replies) = mpsc::channel(OUTBOX);
-        let stream = Stream { node: Arc::clone(&self.node), inbox: request.into_inner(), outbox, peer, tls };
-        tokio::spawn(async move {
-            stream.run().await;
-            drop(place);
-        });
+        let places = Arc::clone(&self.places);
+        let stream = Stream {
+            node: Arc::clone(&self.node),
+            inbox: request.into_inner(),
+            outbox,
+            peer,
+            tls,
+            places,
+            place: None,
+        };
+        tokio::spawn(stream.run());
         Ok(Response::new(ReceiverStream::new(replies)))
     }
 }
@@ -77,6 +83,9 @@ struct Stream {
     inbox: Streaming<v1::ClientMessage>,
     outbox: mpsc::Sender<Result<v1::ServerMessage, Status>>,
     peer: Option<SocketAddr>,
+    places: Arc<Semaphore>,
+    /// Its place among the sessions, once its client has proved that it has a key.
+    place: Option<OwnedSemaphorePermit>,
     /// What TLS says of the client.
     tls: Option<Arc<TlsPeer>>,
 }
@@ -85,6 +94,7 @@ impl Stream {
     async fn run(mut self) {
         let limit = self.node.config.handshake_timeout;
         let opened = timeout(limit, self.handshake()).await.unwrap_or(Err(Fault::Silent));
+        self.node.guests.end_session(self.peer);
         let outcome = match opened {
             Ok(registered) => {
                 let session = Arc::clone(&registered.session);
@@ -145,6 +155,10 @@ impl Stream {
             tokio::time::sleep(WRONG_KEY_PAUSE).await;
             return Err(Fault::WrongKey);
         }
+        self.node.guests.prove(self.peer);
+        let places = Arc::clone(&self.places);
+        let full = |_| Fault::TooManySessions(self.node.limits.sessions_max);
+        self.place = Some(places.try_acquire_owned().map_err(full)?);
         let session_key = transcript.session_key(&key);
         let client = (hello.client_name, hello.client_version);
         let mut session = Session::new(session_id, session_key, client, self.peer, self.node.clock.now_ms());

@@ -74,7 +74,10 @@ async fn attach(node: &Arc<Node>, stream: &Wire) -> Option<Attachment> {
     let limit = node.config.handshake_timeout;
     let patience = Patience { stall: limit, until: Instant::now() + limit };
     match handshake(node, stream, &patience).await {
-        Ok(Ok(attachment)) => Some(attachment),
+        Ok(Ok(attachment)) => {
+            node.guests.prove(stream.peer_addr());
+            Some(attachment)
+        }
         Ok(Err(status)) => {
             if status == AttachStatus::Denied {
                 let peer = stream.peer_addr();
