@@ -96,6 +96,12 @@ impl Client {
         self.inner.servers()
     }
 
+    /// See [`crate::Client::membership`].
+    #[must_use]
+    pub fn membership(&self) -> crate::Membership {
+        self.inner.membership()
+    }
+
     /// See [`crate::Client::config`].
     #[must_use]
     pub fn config(&self) -> &Config {

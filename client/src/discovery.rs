@@ -133,7 +133,8 @@ pub(crate) async fn start(inner: &Arc<Inner>, deadline: Instant) -> Result<(), E
     let source = {
         let _context = inner.handle.enter();
         open(location).map_err(|error| {
-            let text = format!("{location}: {error}; correct it, or name the name server with ?server=IP:PORT");
+            let text =
+                format!("{location}: {error}; correct it, or name the name server with ?server=IP:PORT");
             Error::new(ErrorKind::Config, text).with_source(error)
         })?
     };

@@ -63,6 +63,8 @@ pub struct ClientStats {
     pub copies: CopyStats,
     /// How members are found.
     pub discovery: DiscoveryStats,
+    /// How members are found.
+    pub discovery: DiscoveryStats,
     /// Every server's part.
     pub servers: Vec<ServerStats>,
 }
@@ -277,6 +279,7 @@ impl Counters {
             shed_slow: self.shed_slow.load(Relaxed),
             rdma,
             copies,
+            discovery: DiscoveryStats::default(),
             discovery: DiscoveryStats::default(),
             servers,
         }

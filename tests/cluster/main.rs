@@ -7,3 +7,5 @@
 
 #[cfg(test)]
 mod membership;
+#[cfg(test)]
+mod names;

@@ -1,6 +1,7 @@
 //! The harness of the end-to-end tests: real daemons, real sockets, and faults from outside.
 //!
 //! - [`daemon`]: starts, stops, kills and freezes `memkv-server` processes, and reads their logs;
+//! - [`etcd`]: a real etcd;
 //! - [`program`]: finds and builds the programs under test;
 //! - [`control`]: the gRPC plane, spoken directly;
 //! - [`wire`]: the data plane, spoken byte by byte, for what a well-behaved client never sends;
@@ -18,6 +19,7 @@
 
 pub mod control;
 pub mod daemon;
+pub mod etcd;
 pub mod http;
 pub mod pages;
 pub mod program;

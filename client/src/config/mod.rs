@@ -16,6 +16,7 @@ pub use options::{CONFIG_ENV, OPTIONS, OptionInfo};
 
 use crate::{Error, ErrorKind, Hedge, ServerAddress};
 use memkv_discovery::Location;
+use memkv_discovery::Location;
 use memkv_transport::auth::AuthKey;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -115,6 +116,9 @@ impl Default for Config {
             discovery: None,
             member_grace: Duration::from_secs(10),
             member_ramp: Duration::from_secs(30),
+            discovery: None,
+            member_grace: Duration::from_secs(10),
+            member_ramp: Duration::from_secs(30),
             auth_key: None,
             transport: Transport::Auto,
             rdma_devices: Vec::new(),
@@ -180,6 +184,12 @@ impl ConfigBuilder {
     #[must_use]
     pub fn servers(self, list: impl Into<String>) -> Self {
         self.set("servers", list)
+    }
+
+    /// Where servers are found instead of in a list: `etcd://…`, `dns://…` or `srv://…`.
+    #[must_use]
+    pub fn discovery(self, location: impl Into<String>) -> Self {
+        self.set("discovery", location)
     }
 
     /// Where servers are found instead of in a list: `etcd://…`, `dns://…` or `srv://…`.

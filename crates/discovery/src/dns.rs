@@ -211,7 +211,7 @@ fn services(lookup: &Lookup) -> Vec<Service> {
             port: record.port,
             weight: record.weight,
         })
-        .filter(|service| crate::check_id(&service.target).is_ok())
+        .filter(|service| crate::member::is_host(&service.target) && crate::check_id(&service.target).is_ok())
         .collect()
 }
 

@@ -177,8 +177,9 @@ fn host_port(host: &str, port: u16) -> String {
 
 /// Whether a text can be a host name or an IP address without brackets.
 pub(crate) fn is_host(text: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '%');
-    (1..=HOST_BYTES_MAX).contains(&text.len()) && text.chars().all(plain)
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let is_name = (1..=HOST_BYTES_MAX).contains(&text.len()) && text.chars().all(plain);
+    is_name || text.parse::<std::net::Ipv6Addr>().is_ok()
 }
 
 /// Checks the id of a member.
