@@ -2,7 +2,6 @@
 
 use crate::config::Transport;
 use crate::discovery::{self, Discovery};
-use crate::discovery::{self, Discovery};
 use crate::fill::{self, Copies};
 use crate::hedge::Pace;
 use crate::hot::Announced;
@@ -45,8 +44,6 @@ pub(crate) struct Shared {
     spaces: Mutex<BTreeMap<SpaceId, SpaceDescription>>,
     /// Who the members are, and how they are found.
     pub(crate) discovery: Discovery,
-    /// Who the members are, and how they are found.
-    pub(crate) discovery: Discovery,
     members: ArcSwap<Members>,
     /// Held while a new list is made from the present one.
     adopting: Mutex<Announced>,
@@ -71,7 +68,6 @@ impl Shared {
             net: std::sync::OnceLock::new(),
             spaces: Mutex::default(),
             discovery: Discovery::default(),
-            discovery: Discovery::default(),
             members: ArcSwap::default(),
             adopting: Mutex::default(),
             pace: Pace::default(),
@@ -93,7 +89,6 @@ impl Shared {
 
     /// Takes in what a pong says about the server's state and its hot pages.
     pub(crate) fn heard_pong(&self, server: &Server, pong: &v1::Pong) {
-        self.discovery.heard_epoch(pong.members_epoch);
         self.discovery.heard_epoch(pong.members_epoch);
         self.heard_state(server, pong.state());
         let copies_max = u8::try_from(self.config.hot_copies).unwrap_or(u8::MAX);
@@ -241,9 +236,6 @@ pub(crate) fn closed() -> Error {
 
 /// Checks a configuration and settles the transport.
 pub(crate) fn settle(config: Config) -> Result<Config, Error> {
-    if config.discovery.is_some() {
-        return Ok(config);
-    }
     if config.discovery.is_some() {
         return Ok(config);
     }
@@ -470,10 +462,6 @@ impl Client {
     /// A snapshot of the counters.
     #[must_use]
     pub fn stats(&self) -> ClientStats {
-        ClientStats { discovery: self.inner.shared.discovery.stats(), ..self.counted() }
-    }
-
-    fn counted(&self) -> ClientStats {
         ClientStats { discovery: self.inner.shared.discovery.stats(), ..self.counted() }
     }
 

@@ -63,8 +63,6 @@ pub struct ClientStats {
     pub copies: CopyStats,
     /// How members are found.
     pub discovery: DiscoveryStats,
-    /// How members are found.
-    pub discovery: DiscoveryStats,
     /// Every server's part.
     pub servers: Vec<ServerStats>,
 }
@@ -279,7 +277,6 @@ impl Counters {
             shed_slow: self.shed_slow.load(Relaxed),
             rdma,
             copies,
-            discovery: DiscoveryStats::default(),
             discovery: DiscoveryStats::default(),
             servers,
         }

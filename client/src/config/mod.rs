@@ -16,7 +16,6 @@ pub use options::{CONFIG_ENV, OPTIONS, OptionInfo};
 
 use crate::{Error, ErrorKind, Hedge, ServerAddress};
 use memkv_discovery::Location;
-use memkv_discovery::Location;
 use memkv_transport::auth::AuthKey;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -116,9 +115,6 @@ impl Default for Config {
             discovery: None,
             member_grace: Duration::from_secs(10),
             member_ramp: Duration::from_secs(30),
-            discovery: None,
-            member_grace: Duration::from_secs(10),
-            member_ramp: Duration::from_secs(30),
             auth_key: None,
             transport: Transport::Auto,
             rdma_devices: Vec::new(),
@@ -184,12 +180,6 @@ impl ConfigBuilder {
     #[must_use]
     pub fn servers(self, list: impl Into<String>) -> Self {
         self.set("servers", list)
-    }
-
-    /// Where servers are found instead of in a list: `etcd://…`, `dns://…` or `srv://…`.
-    #[must_use]
-    pub fn discovery(self, location: impl Into<String>) -> Self {
-        self.set("discovery", location)
     }
 
     /// Where servers are found instead of in a list: `etcd://…`, `dns://…` or `srv://…`.

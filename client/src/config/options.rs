@@ -43,24 +43,6 @@ pub const OPTIONS: &[OptionInfo] = &[
         doc: "With discovery, over which time a new server takes its weight, in ten steps. All clients should have the same. off: at once.",
     },
     OptionInfo {
-        name: "discovery",
-        env: "MEMKV_DISCOVERY",
-        default: "",
-        doc: "Where the list of servers comes from, instead of servers: etcd://HOST:PORT[,HOST:PORT]/PREFIX (where servers with the same location register), dns://NAME:PORT (A and AAAA records) or srv://_memkv._tcp.NAME (SRV records). ?server=IP:PORT after a name asks that name server.",
-    },
-    OptionInfo {
-        name: "member_grace",
-        env: "MEMKV_MEMBER_GRACE",
-        default: "10s",
-        doc: "With discovery, how long a server that is not in the list any more keeps its keys, which are misses meanwhile, in case it comes back. off: not at all.",
-    },
-    OptionInfo {
-        name: "member_ramp",
-        env: "MEMKV_MEMBER_RAMP",
-        default: "30s",
-        doc: "With discovery, over which time a new server takes its weight, in ten steps. All clients should have the same. off: at once.",
-    },
-    OptionInfo {
         name: "auth_key",
         env: "MEMKV_AUTH_KEY",
         default: "",

@@ -64,9 +64,6 @@ struct File {
     discovery: Option<String>,
     member_grace: Option<String>,
     member_ramp: Option<String>,
-    discovery: Option<String>,
-    member_grace: Option<String>,
-    member_ramp: Option<String>,
     auth_key: Option<String>,
     auth_key_file: Option<String>,
     transport: Option<String>,
@@ -107,9 +104,6 @@ impl Chosen {
         })?;
         let values = [
             ("servers", file.servers.map(List::joined)),
-            ("discovery", file.discovery),
-            ("member_grace", file.member_grace),
-            ("member_ramp", file.member_ramp),
             ("discovery", file.discovery),
             ("member_grace", file.member_grace),
             ("member_ramp", file.member_ramp),
@@ -163,9 +157,6 @@ impl Chosen {
             discovery: self.read("discovery", default.discovery, discovery)?,
             member_grace: self.read("member_grace", default.member_grace, pause)?,
             member_ramp: self.read("member_ramp", default.member_ramp, pause)?,
-            discovery: self.read("discovery", default.discovery, discovery)?,
-            member_grace: self.read("member_grace", default.member_grace, pause)?,
-            member_ramp: self.read("member_ramp", default.member_ramp, pause)?,
             auth_key: self.auth_key(read_file)?,
             transport: self.read("transport", default.transport, str::parse::<Transport>)?,
             rdma_devices: self.read("rdma_devices", default.rdma_devices, |text| Ok(list(text)))?,
@@ -187,24 +178,6 @@ impl Chosen {
             })?,
             client_name: self.read("client_name", default.client_name, client_name)?,
         })
-    }
-
-    /// Of a list of servers and a place to find them, the one from the higher source counts.
-    fn choose_members(&mut self) -> Result<(), Error> {
-        let rank = |name| {
-            let chosen = self.values.get(name).filter(|(text, _)| !text.trim().is_empty());
-            chosen.map(|(_, source)| source.rank())
-        };
-        let (list, place) = (rank("servers"), rank("discovery"));
-        if list.is_some() && list == place {
-            let sources = ["servers", "discovery"].map(|name| &self.values[name].1);
-            let text = format!("{}: servers are also given by {}; keep one of the two", sources[1], sources[0]);
-            return Err(Error::new(ErrorKind::Config, text));
-        }
-        if list.is_some() && place.is_some() {
-            self.values.remove(if list > place { "discovery" } else { "servers" });
-        }
-        Ok(())
     }
 
     /// Of a list of servers and a place to find them, the one from the higher source counts.
@@ -277,22 +250,6 @@ fn grace(text: &str) -> Result<Option<Duration>, String> {
         return Ok(None);
     }
     duration(text).map(Some).map_err(|problem| format!("{problem}; or write off"))
-}
-
-/// Reads where members are found, or nothing.
-fn discovery(text: &str) -> Result<Option<memkv_discovery::Location>, String> {
-    if text.trim().is_empty() {
-        return Ok(None);
-    }
-    text.parse().map(Some).map_err(|error: memkv_discovery::BadLocation| error.to_string())
-}
-
-/// Reads a duration, or `off` for none at all.
-fn pause(text: &str) -> Result<Duration, String> {
-    if text.trim() == "off" {
-        return Ok(Duration::ZERO);
-    }
-    duration(text).map_err(|problem| format!("{problem}; or write off"))
 }
 
 /// Reads where members are found, or nothing.

@@ -6,9 +6,8 @@ const KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccdde
 fn files(path: &Path) -> io::Result<String> {
     match path.to_str().unwrap() {
         "all.yaml" => Ok(format!(
-            "# a comment\nservers:\n  - a=h1:1\n  - h2:2*5\nauth_key: {KEY}\nmember_grace: 20s\nmember_ramp: off\nmember_grace: 20s\nmember_ramp: off\ntransport: tcp\nrdma_devices: [mlx5_0, mlx5_1]\nconnect_timeout: 1s\nop_timeout: 250ms\nconnections_per_server: 4\nstore_backlog: 2MiB\nreplicas: 2\nhedge: 20ms\nhot_copies: 4\nmove_grace: off\nclient_name: engine\n"
+            "# a comment\nservers:\n  - a=h1:1\n  - h2:2*5\nauth_key: {KEY}\nmember_grace: 20s\nmember_ramp: off\ntransport: tcp\nrdma_devices: [mlx5_0, mlx5_1]\nconnect_timeout: 1s\nop_timeout: 250ms\nconnections_per_server: 4\nstore_backlog: 2MiB\nreplicas: 2\nhedge: 20ms\nhot_copies: 4\nmove_grace: off\nclient_name: engine\n"
         )),
-        "found.yaml" => Ok("discovery: srv://_memkv._tcp.kv\n".to_owned()),
         "found.yaml" => Ok("discovery: srv://_memkv._tcp.kv\n".to_owned()),
         "typo.yaml" => Ok("servres: a:1\n".to_owned()),
         "map.yaml" => Ok("servers: {a: 1}\n".to_owned()),
@@ -52,27 +51,11 @@ fn the_table_tells_the_truth_about_defaults() {
     assert_eq!(config.op_timeout, default.op_timeout);
     assert_eq!(config.discovery, default.discovery);
     assert_eq!((config.member_grace, config.member_ramp), (default.member_grace, default.member_ramp));
-    assert_eq!(config.discovery, default.discovery);
-    assert_eq!((config.member_grace, config.member_ramp), (default.member_grace, default.member_ramp));
     assert_eq!(config.connections_per_server, default.connections_per_server);
     assert_eq!((config.replicas, config.hot_copies), (default.replicas, default.hot_copies));
     assert_eq!((config.hedge, config.move_grace), (default.hedge, default.move_grace));
     assert_eq!(config.client_name, default.client_name);
     assert_eq!(config.store_backlog_bytes, default.store_backlog_bytes);
-}
-
-#[test]
-fn the_higher_of_list_and_place_counts() {
-    let found = read(&[(CONFIG_ENV, "found.yaml")], &[]).unwrap();
-    assert_eq!(found.discovery.unwrap().to_string(), "srv://_memkv._tcp.kv");
-    let listed = read(&[(CONFIG_ENV, "found.yaml"), ("MEMKV_SERVERS", "a:1")], &[]).unwrap();
-    assert!(listed.discovery.is_none() && listed.servers.len() == 1);
-    let found = read(&[(CONFIG_ENV, "all.yaml"), ("MEMKV_DISCOVERY", "etcd://e/p")], &[]).unwrap();
-    assert!(found.discovery.is_some() && found.servers.is_empty());
-    let both = complaint(&[("MEMKV_SERVERS", "a:1"), ("MEMKV_DISCOVERY", "dns://kv")], &[]);
-    assert!(both.contains("MEMKV_SERVERS") && both.contains("keep one"), "{both}");
-    let wrong = complaint(&[("MEMKV_DISCOVERY", "etcd:/e")], &[]);
-    assert!(wrong.contains("MEMKV_DISCOVERY") && wrong.contains("etcd://HOST"), "{wrong}");
 }
 
 #[test]
@@ -99,7 +82,6 @@ fn yaml_sets_every_option() {
     assert_eq!(config.rdma_devices, ["mlx5_0", "mlx5_1"]);
     assert_eq!(config.connect_timeout, Duration::from_secs(1));
     assert_eq!(config.op_timeout, Duration::from_millis(250));
-    assert_eq!((config.member_grace, config.member_ramp), (Duration::from_secs(20), Duration::ZERO));
     assert_eq!((config.member_grace, config.member_ramp), (Duration::from_secs(20), Duration::ZERO));
     assert_eq!((config.connections_per_server, config.client_name.as_str()), (4, "engine"));
     assert_eq!(config.store_backlog_bytes, 2 << 20);

@@ -233,7 +233,6 @@ impl Stream {
             sequence: ping.sequence,
             state: self.node.state().into(),
             members_epoch: crate::membership::epoch(&self.node),
-            members_epoch: crate::membership::epoch(&self.node),
             hot_digests: hot.iter().map(|page| page.digest).collect(),
             hot_copies: hot.iter().map(|page| page.copies).collect(),
             ..v1::Pong::default()
