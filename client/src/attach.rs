@@ -8,11 +8,13 @@ use crate::outcome;
 use crate::rdma::RdmaSession;
 use crate::server::Server;
 use crate::session::{no_answer, protocol, random};
+use crate::tls::{self, Stream, Tls};
 use crate::way::Way;
 use crate::wire::Wire;
 use crate::{Error, ErrorKind};
 use memkv_core::Limits;
 use memkv_proto::v1;
+use memkv_tls::{CHANNEL_BYTES, Plane};
 use memkv_transport::auth::SessionKey;
 use memkv_transport::frame::{Code, HEADER_BYTES, Header, Mover, Op};
 use memkv_transport::handshake::{self, Attach, AttachError, AttachStatus};
@@ -43,6 +45,8 @@ pub(crate) struct Attacher {
     pub(crate) user_timeout: Duration,
     /// Pages by RDMA, if both sides have it.
     pub(crate) rdma: Option<Arc<RdmaSession>>,
+    /// TLS, if the client speaks it.
+    pub(crate) tls: Option<Arc<Tls>>,
 }
 
 impl Attacher {
@@ -130,10 +134,8 @@ impl Attacher {
         Ok(())
     }
 
-    fn tcp_link(&self, stream: TcpStream) -> Result<Box<Link>, Error> {
-        // A tokio stream is nonblocking already, and stays so.
-        let stream = stream.into_std().map_err(broken)?;
-        Ok(self.link(Wire::Tcp(stream), Bound::None))
+    fn tcp_link(&self, stream: Stream) -> Result<Box<Link>, Error> {
+        Ok(self.link(stream.into_wire().map_err(broken)?, Bound::None))
     }
 
     /// A connection of this session.
@@ -142,7 +144,7 @@ impl Attacher {
     }
 
     /// Opens one data connection over TCP and has the server tie a mover to it.
-    pub(crate) async fn bound(&self, mover: Mover, token: &[u8; 16]) -> Result<std::net::TcpStream, Error> {
+    pub(crate) async fn bound(&self, mover: Mover, token: &[u8; 16]) -> Result<Wire, Error> {
         let mut stream = self.handshake().await?;
         let meta = records::bind(mover, token);
         let mut request = Header::request(Op::Bind, u64::MAX, Default::default(), 0);
@@ -158,23 +160,41 @@ impl Attacher {
             let text = format!("the server does not move pages by {mover:?} on this connection");
             return Err(Error::new(ErrorKind::Unavailable, text));
         }
-        stream.into_std().map_err(broken)
+        stream.into_wire().map_err(broken)
     }
 
-    async fn handshake(&self) -> Result<TcpStream, Error> {
-        let mut stream = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(broken)?;
+    async fn handshake(&self) -> Result<Stream, Error> {
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(broken)?;
         self.set_options(&stream).map_err(broken)?;
-        self.join(&mut stream).await?;
+        let mut stream = match &self.tls {
+            None => Stream::Plain(stream),
+            Some(tls) => {
+                let secured = tls.secure(Plane::Data, &self.host, stream).await;
+                secured.map_err(|error| tls::explain(broken(error)))?
+            }
+        };
+        let channel = stream.channel();
+        self.join_through(&mut stream, channel).await?;
         Ok(stream)
     }
 
-    /// Joins the session: the handshake of a data connection.
+    /// Joins the session: the handshake of a data connection in plain text.
     pub(crate) async fn join<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut S) -> Result<(), Error> {
+        self.join_through(stream, None).await
+    }
+
+    /// Joins the session on a connection of which, with TLS, only its two ends know something.
+    async fn join_through<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: &mut S,
+        channel: Option<[u8; CHANNEL_BYTES]>,
+    ) -> Result<(), Error> {
         let attach = Attach { session_id: self.session_id, client_nonce: random()? };
+        let key = handshake::key_on(&self.key, channel.as_ref());
         stream.write_all(&attach.encode()).await.map_err(broken)?;
         let mut challenge = [0; handshake::CHALLENGE_BYTES];
         stream.read_exact(&mut challenge).await.map_err(broken)?;
-        let proof = attach.answer(&self.key, &challenge).map_err(attach_error)?;
+        let proof = attach.answer(&key, &challenge).map_err(attach_error)?;
         stream.write_all(&proof).await.map_err(broken)?;
         let mut welcome = [0; handshake::WELCOME_BYTES];
         stream.read_exact(&mut welcome).await.map_err(broken)?;
@@ -202,10 +222,12 @@ fn attach_error(error: AttachError) -> Error {
     let kind = match error {
         AttachError::NotMemkv => ErrorKind::Protocol,
         AttachError::Version(_) => ErrorKind::VersionMismatch,
+        AttachError::TlsRequired => ErrorKind::NotSupported,
         AttachError::WrongProof | AttachError::Refused(AttachStatus::Denied) => ErrorKind::Unauthenticated,
         AttachError::Refused(AttachStatus::UnknownSession) => ErrorKind::Closed,
         AttachError::Refused(
-            AttachStatus::Ok | AttachStatus::TooMany | AttachStatus::Version | AttachStatus::Stopping,
+            AttachStatus::Ok | AttachStatus::TooMany | AttachStatus::Version | AttachStatus::Stopping
+            | AttachStatus::TlsRequired,
         ) => ErrorKind::Unavailable,
     };
     Error::new(kind, format!("data connection: {error}"))

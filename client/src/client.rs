@@ -1,6 +1,6 @@
 //! The client: its servers, its background runtime, its life and end.
 
-use crate::config::Transport;
+use crate::config::{TlsMode, Transport};
 use crate::discovery::{self, Discovery};
 use crate::fill::{self, Copies};
 use crate::hedge::Pace;
@@ -10,6 +10,7 @@ use crate::plan::ScratchPool;
 use crate::server::{Attempt, Server};
 use crate::spin::Spin;
 use crate::stats::Counters;
+use crate::tls::{Binding, Tls};
 use crate::way::Way;
 use crate::{ClientStats, Config, Error, ErrorKind, ServerAddress, Space, control, drive, rdma, session};
 use arc_swap::ArcSwap;
@@ -39,6 +40,8 @@ pub(crate) struct Shared {
     /// The NICs, if there are any to use.
     pub(crate) rdma: Option<Arc<rdma::Context>>,
     /// The network of a simulation.
+    /// TLS, if the configuration asks for it.
+    pub(crate) tls: std::sync::OnceLock<Arc<Tls>>,
     #[cfg(feature = "sim")]
     pub(crate) net: std::sync::OnceLock<Arc<dyn memkv_transport::sim::Net>>,
     spaces: Mutex<BTreeMap<SpaceId, SpaceDescription>>,
@@ -64,6 +67,7 @@ impl Shared {
             cores,
             spin: Spin::default(),
             rdma,
+            tls: std::sync::OnceLock::new(),
             #[cfg(feature = "sim")]
             net: std::sync::OnceLock::new(),
             spaces: Mutex::default(),
@@ -265,6 +269,13 @@ fn open_rdma(config: &Config, verbs: Option<Arc<dyn Verbs>>) -> Result<Option<Ar
     if !matches!(config.transport, Transport::Auto | Transport::Rdma) {
         return Ok(None);
     }
+    if config.tls.mode == TlsMode::Payload {
+        if config.transport == Transport::Rdma {
+            let text = "tls is payload and the transport is rdma, but RDMA does not encrypt; set MEMKV_TLS=on, or MEMKV_TRANSPORT=auto";
+            return Err(Error::new(ErrorKind::Config, text));
+        }
+        return Ok(None);
+    }
     match rdma::Context::open(config, verbs) {
         Ok(context) => {
             tracing::info!(nics = context.names(), "pages may move by rdma");
@@ -281,6 +292,7 @@ fn open_rdma(config: &Config, verbs: Option<Arc<dyn Verbs>>) -> Result<Option<Ar
 impl Inner {
     fn new(config: Config, verbs: Option<Arc<dyn Verbs>>) -> Result<Self, Error> {
         let config = settle(config)?;
+        let tls = Tls::open(&config)?;
         let rdma = open_rdma(&config, verbs)?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
@@ -292,7 +304,11 @@ impl Inner {
                 Error::new(ErrorKind::Unavailable, text).with_source(error)
             })?;
         let handle = runtime.handle().clone();
-        Self::run_on(Shared::new(config, rdma), handle, Some(runtime))
+        let shared = Shared::new(config, rdma);
+        if let Some(tls) = tls {
+            shared.tls.get_or_init(|| Arc::new(tls));
+        }
+        Self::run_on(shared, handle, Some(runtime))
     }
 
     /// A client whose background tasks run on `handle`; it ends `runtime` with itself.
@@ -332,8 +348,10 @@ impl Inner {
             let server = match before.same(address) {
                 Some(known) => known.clone(),
                 None => {
-                    let channel = control::channel(&self.shared, address)?;
-                    let server = Server::new(address.clone(), channel);
+                    let binding = Binding::default();
+                    let channel = control::channel(&self.shared, address, &binding)?;
+                    let mut server = Server::new(address.clone(), channel);
+                    server.binding = binding;
                     #[cfg(feature = "sim")]
                     server.join_net(self.shared.net.get());
                     let server = Arc::new(server);

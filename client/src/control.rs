@@ -6,6 +6,7 @@
 use crate::client::{Inner, Shared};
 use crate::outcome;
 use crate::server::Server;
+use crate::tls::{self, Binding};
 use crate::{Client, Error, ErrorKind, ServerAddress, SpaceDescription, SpaceId};
 use memkv_proto::{AUTH_METADATA, v1};
 use memkv_transport::auth::Credential;
@@ -43,7 +44,11 @@ pub struct ClearReport {
 }
 
 /// The channel to a server. It connects by itself when it is used; call inside the client's runtime.
-pub(crate) fn channel(shared: &Shared, address: &ServerAddress) -> Result<Channel, Error> {
+pub(crate) fn channel(
+    shared: &Shared,
+    address: &ServerAddress,
+    binding: &Binding,
+) -> Result<Channel, Error> {
     let uri = format!("http://{}", address.host_port());
     let endpoint = Endpoint::from_shared(uri).map_err(|error| {
         Error::new(ErrorKind::Config, format!("server {address}: not a usable address")).with_source(error)
@@ -59,7 +64,10 @@ pub(crate) fn channel(shared: &Shared, address: &ServerAddress) -> Result<Channe
     if let Some(net) = shared.net.get() {
         return Ok(crate::sim::channel(&endpoint, net, address));
     }
-    Ok(endpoint.connect_lazy())
+    Ok(match shared.tls.get() {
+        Some(tls) => tls::channel(&endpoint, tls, address, shared.config.connect_timeout, binding),
+        None => endpoint.connect_lazy(),
+    })
 }
 
 /// What a failed gRPC call means.
@@ -75,7 +83,7 @@ pub(crate) fn error_of(status: &tonic::Status) -> Error {
         }
         source = cause.source();
     }
-    Error::new(kind, text)
+    tls::explain(Error::new(kind, text))
 }
 
 /// A request with the credential of its method and a time limit.

@@ -53,13 +53,14 @@ mod space;
 mod spin;
 mod stats;
 #[allow(dead_code, reason = "shown by inspect soon")]
+mod tls;
 mod way;
 #[allow(dead_code, reason = "not opened yet")]
 mod wire;
 
 pub use address::{BadAddress, DEFAULT_PORT, DEFAULT_WEIGHT, ServerAddress};
 pub use client::{Client, RouteEntry, ServerState, ServerView};
-pub use config::{Config, ConfigBuilder, Transport};
+pub use config::{Config, ConfigBuilder, TlsConfig, TlsMode, Transport};
 pub use control::{ClearReport, ServerResult};
 pub use discovery::{DiscoveryStats, MemberView, Membership};
 pub use error::{Error, ErrorKind};

@@ -153,7 +153,19 @@ impl Link {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(true)
+        self.settle()
+    }
+
+    /// Sends what was written and is still here: all of it (true), or until the socket is full (false).
+    fn settle(&self) -> Result<bool, LinkError> {
+        loop {
+            match self.stream.flush() {
+                Ok(()) => return Ok(true),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Writes queued frames and then `self.body[..ready]` from `cursor` on, until all is gone (true) or the socket
@@ -178,7 +190,7 @@ impl Link {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(true)
+        self.settle()
     }
 
     /// Reads bytes of `self.body` into the pages. `None`: nothing is there now. Else whether more may be there.

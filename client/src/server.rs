@@ -7,6 +7,7 @@ use crate::gates::{Closed, Entry, Gates, Permits};
 use crate::pool::{Pool, Taken};
 use crate::shm::Views;
 use crate::stats::Shed;
+use crate::tls::Binding;
 use crate::way::Ways;
 use crate::{Error, ServerAddress, ServerState, ServerStats, ServerView};
 use memkv_core::Limits;
@@ -32,6 +33,8 @@ pub(crate) enum Attempt {
 pub(crate) struct Server {
     pub(crate) address: ServerAddress,
     pub(crate) channel: Channel,
+    /// Ties a session to the channel's connection.
+    pub(crate) binding: Binding,
     pub(crate) pool: Pool,
     pub(crate) ways: Ways,
     /// Its pages, for connections on its own host.
@@ -88,6 +91,7 @@ impl Server {
         Self {
             address,
             channel,
+            binding: Binding::default(),
             pool: Pool::default(),
             ways: Ways::default(),
             views: Views::default(),

@@ -180,6 +180,7 @@ async fn greet(shared: &Shared, server: &Arc<Server>) -> Result<Session, Error> 
         );
         return Err(Error::new(ErrorKind::VersionMismatch, text));
     }
+    let channel = server.binding.now();
     let key = agree_on_key(shared.config.auth_key.as_ref(), challenge.key_required)?;
     let transcript = SessionTranscript {
         protocol_min: PROTOCOL_VERSION,
@@ -191,7 +192,7 @@ async fn greet(shared: &Shared, server: &Arc<Server>) -> Result<Session, Error> 
         node_id: &challenge.node_id,
         key_required: challenge.key_required,
         identity: ("", ""),
-        channel: &[],
+        channel: &channel,
     };
     if challenge.server_nonce.len() != 32
         || !same_secret(&transcript.server_proof(&key), &challenge.server_proof)
@@ -233,6 +234,7 @@ async fn greet(shared: &Shared, server: &Arc<Server>) -> Result<Session, Error> 
         timeout: shared.config.connect_timeout,
         user_timeout: (shared.config.op_timeout * 2).max(Duration::from_secs(5)),
         rdma,
+        tls: shared.tls.get().cloned(),
     };
     let ping_interval = Duration::from_millis(u64::from(accepted.ping_interval_ms.clamp(100, 60_000)));
     Ok(Session { say, hear, ping_interval, attacher, _announcer: announcer })

@@ -9,10 +9,12 @@
 
 mod options;
 mod parse;
+mod tls;
 
 pub(crate) use parse::duration as parse_duration;
 
 pub use options::{CONFIG_ENV, OPTIONS, OptionInfo};
+pub use tls::{TlsConfig, TlsMode};
 
 use crate::{Error, ErrorKind, Hedge, ServerAddress};
 use memkv_discovery::Location;
@@ -81,6 +83,8 @@ pub struct Config {
     pub auth_key: Option<AuthKey>,
     /// How pages move.
     pub transport: Transport,
+    /// TLS to the servers.
+    pub tls: TlsConfig,
     /// RDMA devices, in order of preference; empty for all.
     pub rdma_devices: Vec<String>,
     /// Entry of the devices' GID tables; the best one if absent.
@@ -117,6 +121,7 @@ impl Default for Config {
             member_ramp: Duration::from_secs(30),
             auth_key: None,
             transport: Transport::Auto,
+            tls: TlsConfig::default(),
             rdma_devices: Vec::new(),
             rdma_gid_index: None,
             rdma_bounce_bytes: 64 << 20,

@@ -61,6 +61,36 @@ pub const OPTIONS: &[OptionInfo] = &[
         doc: "How pages move: auto (the best that works with each server: rdma, then shm, then tcp), rdma (an error without a device), shm (servers on this host only), tcp, or grpc.",
     },
     OptionInfo {
+        name: "tls",
+        env: "MEMKV_TLS",
+        default: "off",
+        doc: "Whether to speak TLS: off, on (pages may still move by RDMA, which does not encrypt) or payload (no RDMA). A handshake that fails is never repeated in plain text.",
+    },
+    OptionInfo {
+        name: "tls_ca",
+        env: "MEMKV_TLS_CA",
+        default: "",
+        doc: "PEM file with the CAs that servers' certificates must come from. Needed with tls. It is read again when it changes.",
+    },
+    OptionInfo {
+        name: "tls_cert",
+        env: "MEMKV_TLS_CERT",
+        default: "",
+        doc: "PEM file with this client's own certificate, for servers that ask for one.",
+    },
+    OptionInfo {
+        name: "tls_key",
+        env: "MEMKV_TLS_KEY",
+        default: "",
+        doc: "PEM file with the private key of tls_cert.",
+    },
+    OptionInfo {
+        name: "tls_server_name",
+        env: "MEMKV_TLS_SERVER_NAME",
+        default: "",
+        doc: "The name that servers' certificates must have. Empty: each server's host.",
+    },
+    OptionInfo {
         name: "rdma_devices",
         env: "MEMKV_RDMA_DEVICES",
         default: "",

@@ -1,7 +1,7 @@
 //! From chosen texts to values.
 
 use super::options::{self, OptionInfo};
-use super::{Config, Transport};
+use super::{TlsConfig, TlsMode, Config, Transport};
 use crate::{Error, ErrorKind, Hedge, address};
 use memkv_transport::auth::AuthKey;
 use serde::Deserialize;
@@ -67,6 +67,11 @@ struct File {
     auth_key: Option<String>,
     auth_key_file: Option<String>,
     transport: Option<String>,
+    tls: Option<String>,
+    tls_ca: Option<String>,
+    tls_cert: Option<String>,
+    tls_key: Option<String>,
+    tls_server_name: Option<String>,
     rdma_devices: Option<List>,
     rdma_gid_index: Option<String>,
     rdma_bounce: Option<String>,
@@ -110,6 +115,11 @@ impl Chosen {
             ("auth_key", file.auth_key),
             ("auth_key_file", file.auth_key_file),
             ("transport", file.transport),
+            ("tls", file.tls),
+            ("tls_ca", file.tls_ca),
+            ("tls_cert", file.tls_cert),
+            ("tls_key", file.tls_key),
+            ("tls_server_name", file.tls_server_name),
             ("rdma_devices", file.rdma_devices.map(List::joined)),
             ("rdma_gid_index", file.rdma_gid_index),
             ("rdma_bounce", file.rdma_bounce),
@@ -159,6 +169,7 @@ impl Chosen {
             member_ramp: self.read("member_ramp", default.member_ramp, pause)?,
             auth_key: self.auth_key(read_file)?,
             transport: self.read("transport", default.transport, str::parse::<Transport>)?,
+            tls: self.tls()?,
             rdma_devices: self.read("rdma_devices", default.rdma_devices, |text| Ok(list(text)))?,
             rdma_gid_index: self.read("rdma_gid_index", default.rdma_gid_index, index)?,
             rdma_bounce_bytes: self.read("rdma_bounce", default.rdma_bounce_bytes, size)?,
@@ -178,6 +189,20 @@ impl Chosen {
             })?,
             client_name: self.read("client_name", default.client_name, client_name)?,
         })
+    }
+
+    fn tls(&self) -> Result<TlsConfig, Error> {
+        let path = |name| self.read(name, None, |text| Ok(Some(text.trim()).filter(|t| !t.is_empty()).map(Into::into)));
+        let name = |text: &str| Ok(Some(text.trim().to_owned()).filter(|name| !name.is_empty()));
+        let tls = TlsConfig {
+            mode: self.read("tls", TlsMode::Off, str::parse)?,
+            ca: path("tls_ca")?,
+            cert: path("tls_cert")?,
+            key: path("tls_key")?,
+            server_name: self.read("tls_server_name", None, name)?,
+        };
+        tls.check().map_err(|problem| Error::new(ErrorKind::Config, problem))?;
+        Ok(tls)
     }
 
     /// Of a list of servers and a place to find them, the one from the higher source counts.

@@ -141,7 +141,7 @@ impl Put {
                 return Ok(false);
             }
         }
-        Ok(true)
+        link.flush()
     }
 
     /// Computes checksums for the pages that the next write will take.

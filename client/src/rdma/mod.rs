@@ -29,7 +29,6 @@ pub(crate) use table::Table;
 use crate::attach::Attacher;
 use crate::link::Link;
 use crate::mover::Bound;
-use crate::wire::Wire;
 use crate::{Config, Error, ErrorKind};
 use event_listener::Event;
 use memkv_rdma::{Address, Link as LinkKind, Nic, RdmaError, Timing, Verbs};
@@ -264,5 +263,5 @@ pub(crate) async fn attach(attacher: &Attacher) -> Result<Box<Link>, Error> {
     context.counters.queue_pairs.fetch_add(1, Relaxed);
     let pair = QueuePair { _pair: pair, session };
     let stream = attacher.bound(Mover::Rdma, &token).await?;
-    Ok(attacher.link(Wire::Tcp(stream), Bound::Rdma(pair)))
+    Ok(attacher.link(stream, Bound::Rdma(pair)))
 }

@@ -12,7 +12,8 @@
 //!
 //! After step 4 with status [`AttachStatus::Ok`], frames flow ([`crate::frame`]). Proofs are HMAC-SHA256 under the
 //! session's key over label, session id and both nonces; the labels differ by side. A connection to an unknown
-//! session gets [`AttachStatus::UnknownSession`] in step 2, with a proof of zeroes.
+//! session gets [`AttachStatus::UnknownSession`] in step 2, with a proof of zeroes. Inside TLS the key is that of
+//! [`key_on`], and where TLS is required a connection without it gets [`AttachStatus::TlsRequired`].
 
 use crate::auth::{SECRET_BYTES, SessionKey, same_secret};
 
@@ -176,6 +177,16 @@ impl Attach {
     }
 }
 
+/// The key for the proofs of one data connection: the session's own in plain text; inside TLS, one that goes with what
+/// only the two ends of the connection know (RFC 9266), so that proofs cannot be carried from one connection to another.
+#[must_use]
+pub fn key_on(key: &SessionKey, channel: Option<&[u8; 32]>) -> SessionKey {
+    match channel {
+        None => key.clone(),
+        Some(channel) => SessionKey::new(key.attach_proof(b"memkv attach channel v1", &[channel])),
+    }
+}
+
 /// Step 2 of a server that refuses.
 #[must_use]
 pub fn refusal(status: AttachStatus) -> [u8; CHALLENGE_BYTES] {
@@ -254,6 +265,19 @@ mod tests {
         let proof = ATTACH.answer(&session_key(1), &challenge).unwrap();
         assert_eq!(ATTACH.check(&session_key(9), &[5; 32], &proof), Err(AttachError::WrongProof));
         assert_eq!(ATTACH.check(&session_key(1), &[6; 32], &proof), Err(AttachError::WrongProof), "replay");
+    }
+
+    #[test]
+    fn a_proof_is_for_one_tls_connection() {
+        let key = session_key(1);
+        let here = key_on(&key, Some(&[7; 32]));
+        let challenge = ATTACH.challenge(&here, &[5; 32]);
+        let proof = ATTACH.answer(&here, &challenge).unwrap();
+        assert_eq!(ATTACH.check(&here, &[5; 32], &proof), Ok(()));
+        for elsewhere in [key_on(&key, None), key_on(&key, Some(&[8; 32]))] {
+            assert_eq!(ATTACH.answer(&elsewhere, &challenge), Err(AttachError::WrongProof));
+            assert_eq!(ATTACH.check(&elsewhere, &[5; 32], &proof), Err(AttachError::WrongProof));
+        }
     }
 
     #[test]

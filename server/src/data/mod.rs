@@ -15,6 +15,7 @@ mod inbox;
 #[allow(dead_code, reason = "not bound yet")]
 mod movers;
 mod offers;
+mod shed;
 mod transfer;
 #[allow(dead_code, reason = "not accepted yet")]
 mod wire;
@@ -23,12 +24,13 @@ use crate::metrics::Metrics;
 use crate::node::{Node, Phase};
 use crate::sessions::Attachment;
 use memkv_transport::handshake::{
-    ATTACH_BYTES, Attach, AttachError, AttachStatus, PREFACE, PROOF_BYTES, refusal, welcome,
+    ATTACH_BYTES, Attach, AttachError, AttachStatus, PREFACE, PROOF_BYTES, key_on, refusal, welcome,
 };
 pub(crate) use movers::rdma::{Nics, SessionRdma, session as rdma_session};
 use std::sync::Arc;
 use tokio::time::Instant;
 use transfer::{Broken, Patience, read_exact, write_reply};
+pub(crate) use shed::Arrivals;
 pub(crate) use wire::{Secure, Wire};
 
 /// Serves a connection from this host, which is for data only.
@@ -140,10 +142,11 @@ async fn handshake(
         return refused(AttachStatus::TooMany).await;
     };
     let server_nonce = crate::random::bytes();
-    send(stream, patience, &attach.challenge(&session.key, &server_nonce)).await?;
+    let key = key_on(&session.key, stream.tls().map(|tls| &tls.channel));
+    send(stream, patience, &attach.challenge(&key, &server_nonce)).await?;
     let mut proof = [0; PROOF_BYTES];
     read_exact(stream, patience, &mut proof).await?;
-    let status = match attach.check(&session.key, &server_nonce, &proof) {
+    let status = match attach.check(&key, &server_nonce, &proof) {
         Ok(()) => AttachStatus::Ok,
         Err(_wrong) => AttachStatus::Denied,
     };
