@@ -1,13 +1,14 @@
 //! Draws views for people. Pure functions: values and a [`Style`] in, text out.
 
+pub(crate) mod drain;
 pub(crate) mod storage;
 
 use crate::table::{Align, Style, Table, fields};
 use crate::units::{bytes, count, duration, percent, plural, ratio, short_count};
 use crate::view::storage::ServerDetail;
 use crate::view::{
-    Answers, Cluster, Diagnosis, KeyPlace, Listing, Page, Pings, RouteStep, Server, Session, Space, Spaces,
-    Status,
+    Answers, Cluster, Diagnosis, KeyPlace, Listing, Ops, Page, Pings, RouteStep, Server, Session, Space,
+    Spaces, Status,
 };
 
 /// `inspect`.
@@ -73,6 +74,9 @@ pub(crate) fn server(detail: &ServerDetail, status: &Status, style: Style) -> St
     for why in &status.degraded {
         text.push_str(&format!("  {}\n", style.bold(&crate::table::printable(why))));
     }
+    if let Some(now) = &status.drain {
+        text.push_str(&format!("\n{}\n{}", style.bold("drain"), fields(&drain::lines(now))));
+    }
     text.push_str(&format!("\n{}\n{}", style.bold("tiers"), storage::tiers(status, style)));
     text.push_str(&format!("\n{}\n{}", style.bold("store"), fields(&storage::store(status))));
     text.push_str(&format!("\n{}\n{}", style.bold("since the start"), fields(&counters(status))));
@@ -95,6 +99,17 @@ pub(crate) fn server(detail: &ServerDetail, status: &Status, style: Style) -> St
         sessions(&status.sessions, style)
     ));
     text
+}
+
+/// What else was refused, by reason, if anything was.
+fn shed(ops: &Ops) -> String {
+    let reasons = [
+        (ops.put_shed_offers, "too much on one connection"),
+        (ops.put_shed_backlog, "too much on its way"),
+        (ops.put_shed_behind, "too many requests"),
+    ];
+    let some = reasons.iter().filter(|(pages, _)| *pages > 0);
+    some.map(|(pages, why)| format!(", {} for {why}", count(*pages))).collect()
 }
 
 fn counters(status: &Status) -> Vec<(&'static str, String)> {
@@ -120,7 +135,12 @@ fn counters(status: &Status) -> Vec<(&'static str, String)> {
         ),
         (
             "not put",
-            format!("{} there already, {} refused as full", count(ops.put_existing), count(ops.put_busy)),
+            format!(
+                "{} there already, {} refused as full{}",
+                count(ops.put_existing),
+                count(ops.put_busy),
+                shed(ops)
+            ),
         ),
         (
             "exists",

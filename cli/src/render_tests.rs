@@ -54,6 +54,7 @@ fn status() -> v1::GetStatusResponse {
             deleted: 48,
             evicted: 800,
             put_busy: 10,
+            put_shed_backlog: 4,
             ..v1::OpCounters::default()
         }),
         sessions: vec![v1::SessionStatus {
@@ -93,6 +94,7 @@ fn status() -> v1::GetStatusResponse {
         }),
         quarantined: 12,
         degraded: vec!["drive /mnt/nvme1/memkv failed: input/output error".into()],
+        drain: None,
     }
 }
 

@@ -4,6 +4,7 @@
 //! in bytes, times in milliseconds, ratios from 0 to 1, `null` for what is unknown, identities in hex. Fields may
 //! be added; none is renamed or removed within a major version.
 
+pub(crate) mod drain;
 pub(crate) mod storage;
 
 use crate::units::ratio;
@@ -35,7 +36,7 @@ pub(crate) struct Total {
 pub(crate) struct Server {
     pub(crate) id: String,
     pub(crate) address: String,
-    /// `serving`, `degraded`, `stopping`, `unknown` or `unreachable`.
+    /// `serving`, `degraded`, `draining`, `drained`, `stopping`, `unknown` or `unreachable`.
     pub(crate) state: &'static str,
     pub(crate) error: Option<String>,
     pub(crate) status: Option<Status>,
@@ -66,6 +67,8 @@ pub(crate) struct Status {
     pub(crate) quarantined_pages: u64,
     pub(crate) recovery: Recovery,
     pub(crate) ops: Ops,
+    /// The drain that is running, or the last one.
+    pub(crate) drain: Option<drain::Drain>,
     pub(crate) sessions: Vec<Session>,
 }
 
@@ -117,6 +120,9 @@ pub(crate) struct Ops {
     pub(crate) deleted: u64,
     pub(crate) evicted: u64,
     pub(crate) put_busy: u64,
+    pub(crate) put_shed_offers: u64,
+    pub(crate) put_shed_backlog: u64,
+    pub(crate) put_shed_behind: u64,
     pub(crate) corrupt: u64,
     pub(crate) protocol_errors: u64,
     pub(crate) auth_failures: u64,
@@ -338,13 +344,9 @@ impl Server {
     pub(crate) fn new(id: String, address: String, answer: Result<v1::GetStatusResponse, String>) -> Self {
         match answer {
             Ok(status) => {
-                let state = match status.state() {
-                    v1::ServerState::Serving if status.degraded.is_empty() => "serving",
-                    v1::ServerState::Serving => "degraded",
-                    v1::ServerState::Stopping => "stopping",
-                    v1::ServerState::Draining => "draining",
-                    v1::ServerState::Drained => "drained",
-                    v1::ServerState::Unspecified => "unknown",
+                let state = match drain::state(status.state()) {
+                    "serving" if !status.degraded.is_empty() => "degraded",
+                    state => state,
                 };
                 Self { id, address, state, error: None, status: Some(status.into()) }
             }
@@ -357,6 +359,7 @@ impl From<v1::GetStatusResponse> for Status {
     fn from(status: v1::GetStatusResponse) -> Self {
         let ops = status.ops.unwrap_or_default();
         Self {
+            drain: status.drain.map(|now| drain::Drain::new(&status.node_id, now)),
             node_id: status.node_id,
             version: status.version,
             incarnation: format!("{:016x}", status.incarnation),
@@ -432,6 +435,9 @@ impl From<v1::OpCounters> for Ops {
             deleted: ops.deleted,
             evicted: ops.evicted,
             put_busy: ops.put_busy,
+            put_shed_offers: ops.put_shed_offers,
+            put_shed_backlog: ops.put_shed_backlog,
+            put_shed_behind: ops.put_shed_behind,
             corrupt: ops.corrupt,
             protocol_errors: ops.protocol_errors,
             auth_failures: ops.auth_failures,

@@ -12,7 +12,7 @@ use crate::config::tls::RequireTls;
 use crate::config::{Config, units};
 use crate::data::Nics;
 use crate::metrics::Metrics;
-use crate::node::{Node, Phase};
+use crate::node::{Node, Phase, data_threads};
 use crate::{control, door, http, membership, near, opening, random, tls};
 use memkv_rdma::Verbs;
 use memkv_storage::EngineError;
@@ -304,13 +304,6 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.cut_off();
-    }
-}
-
-fn data_threads(config: &Config) -> usize {
-    match config.data_threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => threads,
     }
 }
 

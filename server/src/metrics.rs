@@ -34,6 +34,19 @@ const COUNTERS: &[Series] = &[
     ("memkv_put_existing_total", "Pages offered that were already there", |m| &m.put_existing),
     ("memkv_put_bytes_total", "Bytes of pages stored", |m| &m.put_bytes),
     ("memkv_put_busy_total", "Pages refused because the store was full", |m| &m.put_busy),
+    (
+        "memkv_put_shed_offers_total",
+        "Pages refused because too many of their connection were on their way",
+        |m| &m.put_shed_offers,
+    ),
+    (
+        "memkv_put_shed_backlog_total",
+        "Pages refused because too many of all connections were on their way",
+        |m| &m.put_shed_backlog,
+    ),
+    ("memkv_put_shed_behind_total", "Pages refused because too many requests were at work", |m| {
+        &m.put_shed_behind
+    }),
     ("memkv_put_draining_total", "Pages refused because the server is being drained", |m| &m.put_draining),
     ("memkv_drain_moved_pages_total", "Pages that a drain sent to their next owners", |m| &m.drain_moved),
     ("memkv_drain_moved_bytes_total", "Bytes of pages that a drain sent", |m| &m.drain_moved_bytes),
@@ -106,7 +119,9 @@ const GAUGES: &[Series] = &[
         |m| &m.tls_expires,
     ),
     ("memkv_ready", "1 while the server takes requests", |m| &m.sampled.ready),
-    ("memkv_members", "Members of the cluster that the server sees; 0 without discovery", |m| &m.sampled.members),
+    ("memkv_members", "Members of the cluster that the server sees; 0 without discovery", |m| {
+        &m.sampled.members
+    }),
     ("memkv_members_epoch", "Epoch of the member list that the server sees", |m| &m.sampled.members_epoch),
     ("memkv_registered", "1 while the server's record is in etcd", |m| &m.sampled.registered),
     ("memkv_draining", "1 while the server takes no new pages and copies its own to others", |m| {
@@ -166,6 +181,9 @@ pub(crate) struct Metrics {
     pub(crate) put_bytes: AtomicU64,
     pub(crate) put_busy: AtomicU64,
     pub(crate) put_draining: AtomicU64,
+    pub(crate) put_shed_offers: AtomicU64,
+    pub(crate) put_shed_backlog: AtomicU64,
+    pub(crate) put_shed_behind: AtomicU64,
     pub(crate) drain_moved: AtomicU64,
     pub(crate) drain_moved_bytes: AtomicU64,
     pub(crate) drain_existing: AtomicU64,

@@ -3,19 +3,19 @@
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::storage::NvmeMode;
-use crate::data::Nics;
-use crate::hot::Hot;
+use crate::data::{Arrivals, Nics};
 use crate::drain::{Drain, Duty};
-use crate::membership::Membership;
 use crate::guests::Guests;
+use crate::hot::Hot;
+use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::sessions::Sessions;
 use memkv_core::Limits;
 use memkv_proto::v1;
 use memkv_storage::{Engine, HashedKey, Space};
 use memkv_transport::auth::AuthKey;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
@@ -53,6 +53,8 @@ pub(crate) struct Node {
     pub(crate) guests: Arc<Guests>,
     pub(crate) metrics: Metrics,
     pub(crate) in_flight: Arc<InFlight>,
+    /// Pages on their way in.
+    pub(crate) arrivals: Arc<Arrivals>,
     /// Set once it is found by others.
     pub(crate) membership: OnceLock<Membership>,
     pub(crate) drain: Drain,
@@ -73,6 +75,11 @@ impl Node {
         let guests = Guests::new(config.limits.connections_max as usize, 2 * config.handshake_timeout);
         let guests = Arc::new(guests);
         Self {
+            arrivals: Arc::new(Arrivals::new(
+                config.dram_bytes,
+                engine.page_bytes_max(),
+                data_threads(&config),
+            )),
             // A small store takes smaller pages only.
             hot: Hot::new(config.hot_reads),
             limits: Limits { page_bytes_max: engine.page_bytes_max(), ..config.limits },
@@ -144,6 +151,14 @@ impl Node {
     /// Changes of [`Node::phase`].
     pub(crate) fn phases(&self) -> watch::Receiver<Phase> {
         self.phase.subscribe()
+    }
+}
+
+/// How many threads serve data connections.
+pub(crate) fn data_threads(config: &Config) -> usize {
+    match config.data_threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
     }
 }
 

@@ -5,9 +5,10 @@
 //! Deliberately absent: sockets and clocks.
 
 use super::offers::{Held, Offer, Offers};
+use super::shed::{Room, Shed, Sheds};
 use crate::config::storage::NvmeMode;
-use crate::hot::Sampler;
 use crate::drain::Duty;
+use crate::hot::Sampler;
 use crate::metrics::Metrics;
 use crate::node::Node;
 use memkv_core::{Key, PageMeta, SpaceId};
@@ -242,37 +243,45 @@ impl Desk {
                 .extend_from_slice(b"the space was not opened since this server's start; call Kv.OpenSpace");
             return Ok(Taken::Refused(Header::reply_to(header, Code::UnknownSpace, 0)));
         };
-        let mut room = self.offer_bytes_max().saturating_sub(offers.held_bytes());
+        let leaving = self.node.drain.duty() != Duty::Serving;
+        let mut room = Room::of(&self.node, offers, leaving);
+        let mut sheds = Sheds::default();
         let mut held = Vec::with_capacity(header.count as usize);
         let write_through = self.node.config.storage.nvme_mode == NvmeMode::WriteThrough;
-        let leaving = self.node.drain.duty() != Duty::Serving;
-        let mut busy = 0;
         for offered in pages() {
             let offered = offered?;
             let hashed = HashedKey::new(header.space, offered.key);
             let refused = |code| Held::unwanted(code, offered.len);
             let page = if offered.len == 0 || offered.len > self.node.limits.page_bytes_max {
                 refused(Code::TooLarge)
-            } else if leaving || !offers.has_room() || u64::from(offered.len) > room {
-                refused(self.if_absent(&space, hashed, Code::Busy))
+            } else if let Some(why) = room.lacks(offered.len) {
+                let code = self.if_absent(&space, hashed, Code::Busy);
+                if code == Code::Busy {
+                    sheds.add(why);
+                }
+                refused(code)
             } else {
                 match self.node.engine.reserve(&space, hashed, offered.len, offered.position) {
                     Ok(filling) => {
-                        room -= u64::from(offered.len);
+                        room.take(offered.len);
                         let page = Held::new(filling, hashed.digest, offered.len);
                         if write_through { page.with_key(offered.key) } else { page }
                     }
                     Err(Refusal::Exists) => refused(Code::Exists),
-                    Err(Refusal::Busy) => refused(Code::Busy),
+                    Err(Refusal::Busy) => {
+                        sheds.add(Shed::Memory);
+                        refused(Code::Busy)
+                    }
                     Err(Refusal::TooLarge { .. }) => refused(Code::TooLarge),
                 }
             };
-            busy += u64::from(!page.is_wanted() && page.offer_verdict() == Code::Busy);
             held.push(page);
         }
+        if let Some(first) = held.iter_mut().find(|page| page.is_wanted()) {
+            first.counts(self.node.arrivals.count(room.taken()));
+        }
         Metrics::add(&self.node.metrics.put_keys, header.count.into());
-        let refused = if leaving { &self.node.metrics.put_draining } else { &self.node.metrics.put_busy };
-        Metrics::add(refused, busy);
+        sheds.count(&self.node.metrics);
         Ok(Taken::Pages(space, held))
     }
 
@@ -285,11 +294,6 @@ impl Desk {
     fn pending(&self, request_id: u64, space: Arc<Space>, held: Vec<Held>, expires: Instant) -> Offer {
         let (pages, body_len) = (held.len() as u32, super::offers::body_len(&held));
         Offer { request_id, space, held, expires, pages, body_len, guard: Some(self.node.in_flight.enter()) }
-    }
-
-    /// Slots that the offers of one connection may hold: a quarter of the store, at least one page.
-    fn offer_bytes_max(&self) -> u64 {
-        (self.node.config.dram_bytes / 4).max(self.node.limits.page_bytes_max.into())
     }
 
     /// A reply without records whose meta section is a text for people.

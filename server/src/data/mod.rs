@@ -27,10 +27,10 @@ use memkv_transport::handshake::{
     ATTACH_BYTES, Attach, AttachError, AttachStatus, PREFACE, PROOF_BYTES, key_on, refusal, welcome,
 };
 pub(crate) use movers::rdma::{Nics, SessionRdma, session as rdma_session};
+pub(crate) use shed::Arrivals;
 use std::sync::Arc;
 use tokio::time::Instant;
 use transfer::{Broken, Patience, read_exact, write_reply};
-pub(crate) use shed::Arrivals;
 pub(crate) use wire::{Secure, Wire};
 
 /// Serves a connection from this host, which is for data only.

@@ -7,6 +7,7 @@
 //! Deliberately absent: sockets. The connection asks [`Receiving::slices`] where the next bytes belong and tells
 //! [`Receiving::arrived`] how many came.
 
+use super::shed::Arriving;
 use crate::node::RequestGuard;
 use memkv_core::{Key, PageHasher, PageMeta, SpaceId};
 use memkv_storage::{Corrupt, Filling, HashedKey, Published, Sealed, Space};
@@ -38,17 +39,25 @@ pub(crate) struct Held {
     key: Option<Box<[u8]>>,
     /// The page's verdict unless it comes whole and sound.
     verdict: Code,
+    /// Keeps the bytes of its put counted; with the first wanted page of each.
+    arriving: Option<Arriving>,
 }
 
 impl Held {
     /// Holds a slot for the page of `len` bytes whose key has this digest.
     pub(crate) fn new(filling: Filling, digest: u64, len: u32) -> Self {
-        Self { filling: Some(filling), digest, len: len as usize, key: None, verdict: Code::Corrupt }
+        let (key, verdict, arriving) = (None, Code::Corrupt, None);
+        Self { filling: Some(filling), digest, len: len as usize, key, verdict, arriving }
     }
 
     /// Also keeps the key, for [`Receiving::stored_keys`].
     pub(crate) fn with_key(self, key: Key<'_>) -> Self {
         Self { key: Some(key.as_bytes().into()), ..self }
+    }
+
+    /// Keeps the bytes of its put counted for as long as it lives.
+    pub(crate) fn counts(&mut self, arriving: Arriving) {
+        self.arriving = Some(arriving);
     }
 
     /// Whether a slot is held for it.
@@ -117,7 +126,7 @@ impl Held {
 
     /// A page that comes although it is not wanted, for the reason `verdict`.
     pub(crate) fn unwanted(verdict: Code, len: u32) -> Self {
-        Self { filling: None, digest: 0, len: len as usize, key: None, verdict }
+        Self { filling: None, digest: 0, len: len as usize, key: None, verdict, arriving: None }
     }
 }
 
