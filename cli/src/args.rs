@@ -174,6 +174,15 @@ pub(crate) enum Command {
         #[arg(long, value_name = "SIZE", default_value = "0B", hide_default_value = true, value_parser = crate::units::parse_bytes)]
         rate: u64,
     },
+    /// Empty a server into the others, so that it can be stopped
+    ///
+    /// From then on the server takes no new pages, and copies those it has to their next owners among the other
+    /// servers; it answers reads all the while. The drain goes on if this command is ended; the same command shows it
+    /// again. Exits with 0 when the server is drained, and with 1 if pages are left that no other server took.
+    #[command(
+        after_help = "Example:\n  memkv-cli drain kv-3 --rate 200MiB\n  memkv-cli drain kv-3 --status\n  memkv-cli drain kv-3 --cancel"
+    )]
+    Drain(Drain),
     /// Measure how fast each server answers
     ///
     /// Times a status call, which goes through authentication. Exits with 3 if a server does not answer.
@@ -198,6 +207,22 @@ pub(crate) enum Command {
         /// Which one
         document: Document,
     },
+}
+
+/// What to drain, and how.
+#[derive(Debug, Args)]
+pub(crate) struct Drain {
+    /// The server's id, or its host:port
+    pub(crate) server: String,
+    /// Send at most this many bytes in a second, as in 200MiB; without it, as fast as it goes
+    #[arg(long, value_name = "SIZE", default_value = "0B", hide_default_value = true, value_parser = crate::units::parse_bytes)]
+    pub(crate) rate: u64,
+    /// Only show how far it is
+    #[arg(long, conflicts_with_all = ["rate", "cancel"])]
+    pub(crate) status: bool,
+    /// End the drain: the server takes new pages again, and what was copied stays copied
+    #[arg(long, conflicts_with = "rate")]
+    pub(crate) cancel: bool,
 }
 
 /// What `doctor` looks at.

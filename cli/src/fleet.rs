@@ -91,6 +91,50 @@ impl Fleet {
             .hint(format!("the configured servers are: {}", known.join(", "))))
     }
 
+    /// The id of the server that is called this, or is at this host:port.
+    pub(crate) fn find_server(&self, name: &str) -> Result<String, Failure> {
+        let servers = self.client.servers();
+        let found = servers.iter().find(|server| server.address.id == name);
+        let found = found.or_else(|| servers.iter().find(|server| server.address.host_port() == name));
+        found.map(|server| server.address.id.clone()).ok_or_else(|| {
+            let known: Vec<_> = servers.iter().map(|server| server.address.id.as_str()).collect();
+            Failure::new(Code::Usage, format!("no server is called {name:?}"))
+                .hint(format!("the servers are: {}", known.join(", ")))
+        })
+    }
+
+    /// Every server, and what it is doing.
+    pub(crate) async fn states(&self) -> Vec<(ServerAddress, Result<v1::ServerState, String>)> {
+        let answers = self.client.statuses().await.into_iter();
+        answers
+            .map(|(address, answer)| (address, answer.map(|status| status.state()).map_err(text)))
+            .collect()
+    }
+
+    /// Drains a server, or cancels that; ends when the drain does.
+    pub(crate) async fn drain(
+        &self,
+        server_id: &str,
+        request: v1::DrainRequest,
+        told: impl FnMut(&v1::DrainProgress),
+    ) -> Result<v1::DrainProgress, Failure> {
+        Ok(self.client.drain(server_id, request, told).await?)
+    }
+
+    /// How far a drain is now.
+    pub(crate) async fn drain_now(
+        &self,
+        server_id: &str,
+        request: v1::DrainRequest,
+    ) -> Result<v1::DrainProgress, Failure> {
+        let (tell, mut hear) = tokio::sync::mpsc::channel(1);
+        let listening = self.client.drain(server_id, request, |step| drop(tell.try_send(step.clone())));
+        tokio::select! {
+            ended = listening => Ok(ended?),
+            Some(step) = hear.recv() => Ok(step),
+        }
+    }
+
     /// Every server's status, in the order of the configuration.
     pub(crate) async fn statuses(&self) -> Vec<Server> {
         let answers = self.client.statuses().await;

@@ -44,11 +44,7 @@ pub struct ClearReport {
 }
 
 /// The channel to a server. It connects by itself when it is used; call inside the client's runtime.
-pub(crate) fn channel(
-    shared: &Shared,
-    address: &ServerAddress,
-    binding: &Binding,
-) -> Result<Channel, Error> {
+pub(crate) fn channel(shared: &Shared, address: &ServerAddress, binding: &Binding) -> Result<Channel, Error> {
     let uri = format!("http://{}", address.host_port());
     let endpoint = Endpoint::from_shared(uri).map_err(|error| {
         Error::new(ErrorKind::Config, format!("server {address}: not a usable address")).with_source(error)

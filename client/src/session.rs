@@ -12,7 +12,7 @@ use crate::rdma::RdmaSession;
 use crate::server::{Attempt, Server};
 use crate::{Error, ErrorKind};
 use memkv_core::Limits;
-use memkv_proto::{PROTOCOL_VERSION, v1};
+use memkv_proto::{VERSIONS, v1};
 use memkv_transport::auth::{AuthKey, SessionTranscript, same_secret};
 use memkv_transport::frame::{CAPABILITY_DIRECT, CAPABILITY_RDMA, CAPABILITY_SHM};
 use std::sync::Arc;
@@ -142,8 +142,8 @@ pub(crate) fn no_answer(limit: Duration) -> Error {
 
 fn hello(shared: &Shared, client_nonce: &[u8; 32]) -> v1::Hello {
     v1::Hello {
-        protocol_min: PROTOCOL_VERSION,
-        protocol_max: PROTOCOL_VERSION,
+        protocol_min: VERSIONS.min,
+        protocol_max: VERSIONS.max,
         client_nonce: client_nonce.to_vec(),
         client_name: format!("{} pid {}", shared.config.client_name, std::process::id()),
         client_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -170,12 +170,13 @@ async fn greet(shared: &Shared, server: &Arc<Server>) -> Result<Session, Error> 
         .await
         .map_err(|status| control::error_of(&status))?
         .into_inner();
-    let Some(Heard::Challenge(challenge)) = next(&mut hear).await? else {
+    let Some(Heard::Challenge(challenge)) = next(&mut hear).await.map_err(refused_hello)? else {
         return Err(protocol("the server did not answer hello with a challenge"));
     };
-    if challenge.protocol != PROTOCOL_VERSION {
+    if !VERSIONS.has(challenge.protocol) {
+        let older = if challenge.protocol > VERSIONS.max { "client" } else { "server" };
         let text = format!(
-            "the server chose protocol {}, this client speaks {PROTOCOL_VERSION}; use releases that fit together",
+            "the server chose protocol version {}, this client speaks {VERSIONS}; upgrade the {older}",
             challenge.protocol
         );
         return Err(Error::new(ErrorKind::VersionMismatch, text));
@@ -183,8 +184,8 @@ async fn greet(shared: &Shared, server: &Arc<Server>) -> Result<Session, Error> 
     let channel = server.binding.now();
     let key = agree_on_key(shared.config.auth_key.as_ref(), challenge.key_required)?;
     let transcript = SessionTranscript {
-        protocol_min: PROTOCOL_VERSION,
-        protocol_max: PROTOCOL_VERSION,
+        protocol_min: VERSIONS.min,
+        protocol_max: VERSIONS.max,
         protocol: challenge.protocol,
         client_nonce: &client_nonce,
         server_nonce: &challenge.server_nonce,
@@ -238,6 +239,14 @@ async fn greet(shared: &Shared, server: &Arc<Server>) -> Result<Session, Error> 
     };
     let ping_interval = Duration::from_millis(u64::from(accepted.ping_interval_ms.clamp(100, 60_000)));
     Ok(Session { say, hear, ping_interval, attacher, _announcer: announcer })
+}
+
+/// Why the server does not answer a hello: what would be an unknown space later can only be its protocol version here.
+fn refused_hello(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::UnknownSpace => Error::new(ErrorKind::VersionMismatch, error.to_string()),
+        _ => error,
+    }
 }
 
 /// The key of the session, if both sides have one or neither has.

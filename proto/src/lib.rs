@@ -5,8 +5,10 @@
 #![forbid(unsafe_code)]
 
 mod convert;
+mod version;
 
 pub use convert::{Invalid, keys_from_wire, space_id_from_wire};
+pub use version::{NoCommonVersion, VERSIONS, Versions};
 
 /// The generated messages, clients and servers of package `memkv.v1`.
 pub mod v1 {
@@ -23,7 +25,7 @@ pub mod v1 {
 /// The compiled descriptors, for the reflection service.
 pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("memkv_descriptor");
 
-/// The protocol version of this release, both the lowest and the highest it speaks.
+/// The newest protocol version of this release. [`VERSIONS`] are all it speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
 
 /// The gRPC metadata entry that carries the per-call credential.

@@ -1,5 +1,6 @@
 //! One function for each command.
 
+mod drain;
 mod inspect;
 mod keys;
 mod pages;
@@ -43,6 +44,7 @@ async fn on_fleet(command: Command, fleet: &Fleet, output: &Output) -> Result<()
         Command::Unpin { keys, all: _, space } => pins::unpin(fleet, output, &space, &keys).await,
         Command::Pins => pins::list(fleet, output).await,
         Command::Verify { space, rate } => verify::run(fleet, output, space.as_deref(), rate).await,
+        Command::Drain(wanted) => drain::run(fleet, output, wanted).await,
         Command::Ping { count } => ping::run(fleet, output, count).await,
         Command::Doctor { .. } | Command::Reference { .. } => Ok(()),
     }

@@ -10,7 +10,7 @@ use crate::sessions::{Registered, Session};
 use crate::tls::TlsPeer;
 use memkv_proto::v1::client_message::Message as FromClient;
 use memkv_proto::v1::server_message::Message as ToClient;
-use memkv_proto::{Invalid, PROTOCOL_VERSION, v1};
+use memkv_proto::{Invalid, VERSIONS, Versions, v1};
 use memkv_transport::auth::{SECRET_BYTES, SessionTranscript, same_secret};
 use memkv_transport::frame::{CAPABILITY_DIRECT, CAPABILITY_RDMA, CAPABILITY_SHM};
 use std::net::SocketAddr;
@@ -121,7 +121,7 @@ impl Stream {
         let FromClient::Hello(hello) = self.receive().await? else {
             return Err(Fault::Sequence("the first message of a session is Hello"));
         };
-        check_hello(&hello)?;
+        let protocol = check_hello(&hello)?;
         let (server_nonce, session_id): ([u8; SECRET_BYTES], [u8; 16]) = (random::bytes(), random::bytes());
         let node = Arc::clone(&self.node);
         let key = node.session_auth_key();
@@ -129,7 +129,7 @@ impl Stream {
         let transcript = SessionTranscript {
             protocol_min: hello.protocol_min,
             protocol_max: hello.protocol_max,
-            protocol: PROTOCOL_VERSION,
+            protocol,
             client_nonce: &hello.client_nonce,
             server_nonce: &server_nonce,
             session_id: &session_id,
@@ -294,12 +294,10 @@ fn notice(state: v1::ServerState) -> &'static str {
     }
 }
 
-/// Everything about a first message that must hold whoever sends it.
-pub(super) fn check_hello(hello: &v1::Hello) -> Result<(), Fault> {
-    let (min, max) = (hello.protocol_min, hello.protocol_max);
-    if !(min..=max).contains(&PROTOCOL_VERSION) {
-        return Err(Fault::Version { ours: PROTOCOL_VERSION, min, max });
-    }
+/// Everything about a first message that must hold whoever sends it. Returns the protocol version that both speak.
+pub(super) fn check_hello(hello: &v1::Hello) -> Result<u32, Fault> {
+    let theirs = Versions { min: hello.protocol_min, max: hello.protocol_max };
+    let protocol = VERSIONS.common(theirs).map_err(|none| Fault::Version { theirs, none })?;
     if hello.client_nonce.len() != SECRET_BYTES {
         return Err(Invalid::OutOfRange("client_nonce").into());
     }
@@ -309,5 +307,5 @@ pub(super) fn check_hello(hello: &v1::Hello) -> Result<(), Fault> {
     if hello.client_version.len() > NAME_BYTES_MAX {
         return Err(Invalid::OutOfRange("client_version").into());
     }
-    Ok(())
+    Ok(protocol)
 }

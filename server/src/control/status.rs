@@ -1,7 +1,7 @@
 //! Every failure of the control plane and the gRPC status it becomes.
 
 use crate::drain::NoDrain;
-use memkv_proto::Invalid;
+use memkv_proto::{Invalid, NoCommonVersion, VERSIONS, Versions};
 use memkv_storage::OpenSpaceError;
 use memkv_transport::auth::CredentialError;
 use tonic::{Code, Status};
@@ -33,14 +33,15 @@ pub(crate) enum Fault {
     #[error(transparent)]
     OpenSpace(#[from] OpenSpaceError),
     /// The protocol versions have nothing in common.
-    #[error("this server speaks protocol version {ours}, the client {min} to {max}; upgrade the older side")]
+    #[error(
+        "this server speaks protocol version {VERSIONS}, the client {theirs}; upgrade the {}",
+        if none.theirs_is_older { "client" } else { "server" }
+    )]
     Version {
-        /// The server's version.
-        ours: u32,
-        /// The client's lowest.
-        min: u32,
-        /// The client's highest.
-        max: u32,
+        /// The client's versions.
+        theirs: Versions,
+        /// Who is behind.
+        none: NoCommonVersion,
     },
     /// Plain text where TLS is required.
     #[error("this server requires TLS; set MEMKV_TLS=on and MEMKV_TLS_CA")]
@@ -87,7 +88,9 @@ impl From<Fault> for Status {
                 Code::InvalidArgument
             }
             Fault::UnknownSpace(_) | Fault::Version { .. } => Code::FailedPrecondition,
-            Fault::TlsRequired | Fault::WrongKey | Fault::Credential(_) | Fault::Replayed => Code::Unauthenticated,
+            Fault::TlsRequired | Fault::WrongKey | Fault::Credential(_) | Fault::Replayed => {
+                Code::Unauthenticated
+            }
             Fault::OpenSpace(OpenSpaceError::TooMany(_))
             | Fault::TooManyCalls
             | Fault::TooManySessions(_)
