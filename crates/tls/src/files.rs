@@ -127,3 +127,6 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     read.map_err(|error| TlsError::Read { path: path.to_owned(), error })?;
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests;
