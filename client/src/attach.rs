@@ -226,7 +226,10 @@ fn attach_error(error: AttachError) -> Error {
         AttachError::WrongProof | AttachError::Refused(AttachStatus::Denied) => ErrorKind::Unauthenticated,
         AttachError::Refused(AttachStatus::UnknownSession) => ErrorKind::Closed,
         AttachError::Refused(
-            AttachStatus::Ok | AttachStatus::TooMany | AttachStatus::Version | AttachStatus::Stopping
+            AttachStatus::Ok
+            | AttachStatus::TooMany
+            | AttachStatus::Version
+            | AttachStatus::Stopping
             | AttachStatus::TlsRequired,
         ) => ErrorKind::Unavailable,
     };

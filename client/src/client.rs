@@ -19,6 +19,7 @@ use memkv_core::route::{self, Ranks};
 use memkv_core::{Key, Limits, SpaceDescription, SpaceId};
 use memkv_proto::v1;
 use memkv_rdma::Verbs;
+use memkv_transport::tenant::ClientSecret;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
@@ -34,6 +35,8 @@ const DRAIN_LOOK: Duration = Duration::from_secs(10);
 /// What a client's background tasks share with it. Does not keep the client alive.
 pub(crate) struct Shared {
     pub(crate) config: Config,
+    /// What this client proves to servers; nothing to those without a key.
+    pub(crate) secret: Option<ClientSecret>,
     /// Processors that this process may use.
     pub(crate) cores: usize,
     pub(crate) spin: Spin,
@@ -62,8 +65,10 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(config: Config, rdma: Option<Arc<rdma::Context>>) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let secret = config.auth_key.clone().map(|key| ClientSecret::new(key, config.tenant.as_deref()));
         Arc::new_cyclic(|this| Self {
             config,
+            secret,
             cores,
             spin: Spin::default(),
             rdma,
@@ -468,6 +473,12 @@ impl Client {
     /// What a server says against the space; [`ErrorKind::Closed`]. Servers that do not answer are no error.
     pub async fn space(&self, description: SpaceDescription) -> Result<Space, Error> {
         self.inner.check()?;
+        let description = match &self.inner.shared.config.tenant {
+            Some(tenant) => {
+                description.of_tenant(tenant).map_err(|error| Error::bad_input(error.to_string()))?
+            }
+            None => description,
+        };
         let id = description.id();
         self.inner.shared.spaces.lock().insert(id, description.clone());
         if let Err(error) = self.register(&description).await {

@@ -9,7 +9,6 @@ use crate::server::Server;
 use crate::tls::{self, Binding};
 use crate::{Client, Error, ErrorKind, ServerAddress, SpaceDescription, SpaceId};
 use memkv_proto::{AUTH_METADATA, v1};
-use memkv_transport::auth::Credential;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -91,14 +90,14 @@ pub(crate) fn request<T>(
 ) -> Result<tonic::Request<T>, Error> {
     let mut request = tonic::Request::new(message);
     request.set_timeout(limit);
-    if let Some(key) = &shared.config.auth_key {
+    if let Some(secret) = &shared.secret {
         let mut nonce = [0; 16];
         getrandom::fill(&mut nonce).map_err(|error| {
             Error::new(ErrorKind::Unavailable, format!("the system has no random numbers: {error}"))
         })?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let unix_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        let text = Credential::new(key, method, unix_ms, nonce).to_string();
+        let text = secret.credential(method, unix_ms, nonce);
         let value = text.parse().expect("a credential is digits, letters and dots");
         request.metadata_mut().insert(AUTH_METADATA, value);
     }

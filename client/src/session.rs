@@ -15,6 +15,7 @@ use memkv_core::Limits;
 use memkv_proto::{VERSIONS, v1};
 use memkv_transport::auth::{AuthKey, SessionTranscript, same_secret};
 use memkv_transport::frame::{CAPABILITY_DIRECT, CAPABILITY_RDMA, CAPABILITY_SHM};
+use memkv_transport::tenant::ClientSecret;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -141,6 +142,7 @@ pub(crate) fn no_answer(limit: Duration) -> Error {
 }
 
 fn hello(shared: &Shared, client_nonce: &[u8; 32]) -> v1::Hello {
+    let (tenant, key_id) = shared.secret.as_ref().map(ClientSecret::identity).unwrap_or_default();
     v1::Hello {
         protocol_min: VERSIONS.min,
         protocol_max: VERSIONS.max,
@@ -148,6 +150,8 @@ fn hello(shared: &Shared, client_nonce: &[u8; 32]) -> v1::Hello {
         client_name: format!("{} pid {}", shared.config.client_name, std::process::id()),
         client_version: env!("CARGO_PKG_VERSION").to_owned(),
         capabilities: capabilities(shared),
+        tenant: tenant.to_owned(),
+        key_id: key_id.to_owned(),
     }
 }
 
@@ -182,7 +186,7 @@ async fn greet(shared: &Shared, server: &Arc<Server>) -> Result<Session, Error> 
         return Err(Error::new(ErrorKind::VersionMismatch, text));
     }
     let channel = server.binding.now();
-    let key = agree_on_key(shared.config.auth_key.as_ref(), challenge.key_required)?;
+    let key = agree_on_key(shared.secret.as_ref(), challenge.key_required)?;
     let transcript = SessionTranscript {
         protocol_min: VERSIONS.min,
         protocol_max: VERSIONS.max,
@@ -192,21 +196,21 @@ async fn greet(shared: &Shared, server: &Arc<Server>) -> Result<Session, Error> 
         session_id: &challenge.session_id,
         node_id: &challenge.node_id,
         key_required: challenge.key_required,
-        identity: ("", ""),
+        identity: key.identity(),
         channel: &channel,
     };
     if challenge.server_nonce.len() != 32
-        || !same_secret(&transcript.server_proof(&key), &challenge.server_proof)
+        || !same_secret(&key.server_proof(&transcript), &challenge.server_proof)
     {
-        let text = "the server does not know this client's key; set MEMKV_AUTH_KEY to the server's key";
+        let text = "the server does not know this client's key; check MEMKV_AUTH_KEY and MEMKV_TENANT";
         return Err(Error::new(ErrorKind::Unauthenticated, text));
     }
-    let proof = v1::Proof { client_proof: transcript.client_proof(&key).to_vec() };
+    let proof = v1::Proof { client_proof: key.client_proof(&transcript).to_vec() };
     say.send(message(Said::Proof(proof))).await.map_err(gone)?;
     let Some(Heard::Accepted(accepted)) = next(&mut hear).await? else {
         return Err(protocol("the server did not accept the session"));
     };
-    let session_key = transcript.session_key(&key);
+    let session_key = key.session_key(&transcript);
     let session_id = challenge.session_id.as_slice().try_into();
     let session_id = session_id.map_err(|_| protocol("the session id does not have 16 bytes"))?;
     let limits = limits_of(accepted.limits.ok_or_else(|| protocol("the server announced no limits"))?)?;
@@ -250,10 +254,10 @@ fn refused_hello(error: Error) -> Error {
 }
 
 /// The key of the session, if both sides have one or neither has.
-fn agree_on_key(own: Option<&AuthKey>, server_has_one: bool) -> Result<AuthKey, Error> {
+fn agree_on_key(own: Option<&ClientSecret>, server_has_one: bool) -> Result<ClientSecret, Error> {
     match (own, server_has_one) {
         (Some(key), true) => Ok(key.clone()),
-        (None, false) => Ok(AuthKey::open()),
+        (None, false) => Ok(ClientSecret::Cluster(AuthKey::open())),
         (None, true) => Err(Error::new(
             ErrorKind::Unauthenticated,
             "the server requires a key; set MEMKV_AUTH_KEY (or MEMKV_AUTH_KEY_FILE) to the server's key",

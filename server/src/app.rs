@@ -13,7 +13,7 @@ use crate::config::{Config, units};
 use crate::data::Nics;
 use crate::metrics::Metrics;
 use crate::node::{Node, Phase, data_threads};
-use crate::{control, door, http, membership, near, opening, random, tls};
+use crate::{control, door, http, membership, near, opening, random, tenants, tls};
 use memkv_rdma::Verbs;
 use memkv_storage::EngineError;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -186,6 +186,7 @@ impl Server {
         control.spawn(sweep(Arc::clone(&node)));
         control.spawn(tls::follow(Arc::clone(&node)));
         membership::join(&node, control.handle(), address);
+        control.spawn(tenants::watch(Arc::clone(&node)));
         drop(inside);
         log_start(&node, address, admin_address);
         let (control, data) = (Some(control), Some(data));
@@ -213,11 +214,12 @@ impl Server {
     /// Whether clients need a key.
     #[must_use]
     pub fn key_required(&self) -> bool {
-        self.node.config.auth_key.is_some()
+        self.node.tenants.key_required()
     }
 
-    /// Reads certificates again now, changed or not.
+    /// Reads certificates and credentials again now, changed or not.
     pub fn reload(&self) {
+        self.node.reload.notify_one();
         if let Some(tls) = &self.node.tls {
             tls::refresh(&self.node.metrics, tls, true);
         }

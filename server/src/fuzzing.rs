@@ -9,6 +9,8 @@ use crate::app::Server;
 use crate::config::Config;
 use crate::data::{Wire, serve};
 use crate::sessions::{Registered, Session};
+use crate::tenants::Tenant;
+use crate::tenants::tenant::Proven;
 use memkv_core::{Limits, SpaceDescription, SpaceId};
 use memkv_storage::Space;
 use memkv_transport::auth::{AuthKey, SessionTranscript};
@@ -163,7 +165,8 @@ fn session() -> Session {
         channel: &[],
     };
     let key = transcript.session_key(&AuthKey::open());
-    Session::new([5; 16], key, ("fuzz".to_owned(), String::new()), None, 0)
+    let owner = (Arc::new(Tenant::cluster(false)), Proven::Cluster);
+    Session::new([5; 16], key, ("fuzz".to_owned(), String::new()), owner, None, 0)
 }
 
 /// Reads a configuration file's text as the daemon does at its start; says whether it could start with it.

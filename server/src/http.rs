@@ -46,7 +46,9 @@ async fn metrics(State(watched): State<Arc<Watched>>) -> impl IntoResponse {
         Some(node) => {
             let engine = node.engine.status();
             sample(node, &engine);
-            node.metrics.render(&engine)
+            let mut text = node.metrics.render(&engine);
+            node.tenants.render(&node.engine, &mut text);
+            text
         }
         None => "# TYPE memkv_ready gauge\nmemkv_ready 0\n".to_owned(),
     };
@@ -112,10 +114,7 @@ async fn page(State(watched): State<Arc<Watched>>) -> String {
         ("node", node.id.clone()),
         ("state", state(node, &engine).to_owned()),
         ("uptime", format!("{} s", node.clock.uptime_ms() / 1000)),
-        (
-            "key required",
-            if node.config.auth_key.is_some() { "yes" } else { "no (loopback only)" }.to_owned(),
-        ),
+        ("key required", if node.tenants.key_required() { "yes" } else { "no (loopback only)" }.to_owned()),
         ("tls", tls(node)),
         (
             "dram",

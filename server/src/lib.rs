@@ -2,7 +2,8 @@
 //!
 //! - [`config`]: file, environment and flags become one checked [`Config`];
 //! - [`app`]: builds a [`Server`] from it and stops it again;
-//! - `control`: gRPC services; `data`: data connections; `http`: admin HTTP; `accept`: the port they share.
+//! - `control`: gRPC services; `data`: data connections; `http`: admin HTTP; `accept`: the port they share;
+//! - `tenants`: who may do what, and how much of it.
 //!
 //! Invariants: every bound is known and all memory for pages is reserved before the port listens; what a client
 //! holds (slots, pins, places) belongs to its connection's task and goes with it.
@@ -24,9 +25,9 @@ mod drain;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
-mod hot;
 mod greeting;
 mod guests;
+mod hot;
 mod http;
 pub mod logging;
 mod membership;
@@ -36,9 +37,10 @@ mod node;
 mod opening;
 mod random;
 mod sessions;
-mod tls;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod tenants;
+mod tls;
 
 pub use app::{Server, StartError, Stopped};
 pub use config::{Config, ConfigError};

@@ -64,11 +64,7 @@ fn run(config: Config) -> anyhow::Result<Stopped> {
 
 /// Two that end the daemon, and one that makes it read certificates again.
 fn signals() -> std::io::Result<[Signal; 3]> {
-    Ok([
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-        signal(SignalKind::hangup())?,
-    ])
+    Ok([signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?])
 }
 
 /// Tells a newcomer what clients on this machine export. A configured key is not repeated.

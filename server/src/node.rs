@@ -10,10 +10,12 @@ use crate::hot::Hot;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::sessions::Sessions;
+use crate::tenants::Tenants;
+use crate::tenants::attempts::Attempts;
 use memkv_core::Limits;
 use memkv_proto::v1;
 use memkv_storage::{Engine, HashedKey, Space};
-use memkv_transport::auth::AuthKey;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -51,6 +53,12 @@ pub(crate) struct Node {
     pub(crate) sessions: Arc<Sessions>,
     /// Connections that have not proved anything yet.
     pub(crate) guests: Arc<Guests>,
+    /// Who may use this server.
+    pub(crate) tenants: Tenants,
+    /// Who keeps failing to prove it.
+    pub(crate) attempts: Attempts,
+    /// Asks for a look at the files that are followed.
+    pub(crate) reload: Notify,
     pub(crate) metrics: Metrics,
     pub(crate) in_flight: Arc<InFlight>,
     /// Pages on their way in.
@@ -74,6 +82,7 @@ impl Node {
         // Twice: once to say what it is, once for what it came for.
         let guests = Guests::new(config.limits.connections_max as usize, 2 * config.handshake_timeout);
         let guests = Arc::new(guests);
+        let tenants = Tenants::of_config(&config, &engine);
         Self {
             arrivals: Arc::new(Arrivals::new(
                 config.dram_bytes,
@@ -93,6 +102,9 @@ impl Node {
             clock: Clock::start(),
             sessions: Arc::default(),
             guests,
+            tenants,
+            attempts: Attempts::default(),
+            reload: Notify::new(),
             metrics,
             in_flight: Arc::default(),
             membership: OnceLock::new(),
@@ -101,9 +113,10 @@ impl Node {
         }
     }
 
-    /// The key of session handshakes; without a configured one, what both sides use on loopback.
-    pub(crate) fn session_auth_key(&self) -> AuthKey {
-        self.config.auth_key.clone().unwrap_or_else(AuthKey::open)
+    /// Notes that a client did not prove who it is.
+    pub(crate) fn auth_failed(&self, peer: Option<SocketAddr>, what: &str) {
+        self.attempts.failed(peer);
+        self.metrics.auth_failed(peer, what);
     }
 
     /// With write-through, waits until pages that were just stored are on a drive. A drive that takes longer than any

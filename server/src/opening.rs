@@ -80,7 +80,8 @@ pub(crate) fn engine_config(config: &Config) -> Result<EngineConfig, StartError>
         },
         policy: storage.policy,
         backing: storage.backing.clone(),
-        share: match storage.share {
+        // Whoever maps the memory reads everybody's pages.
+        share: match if config.credentials.is_some() { Share::Off } else { storage.share } {
             Share::Auto => memkv_storage::Share::Auto,
             Share::On => memkv_storage::Share::On,
             Share::Off => memkv_storage::Share::Off,

@@ -4,6 +4,8 @@
 //! it, and each drops what it holds: pins, reserved slots, its place in the limits.
 
 use crate::data::SessionRdma;
+use crate::tenants::Tenant;
+use crate::tenants::tenant::Proven;
 use crate::tls::TlsPeer;
 use dashmap::DashMap;
 use memkv_transport::auth::SessionKey;
@@ -28,6 +30,10 @@ pub(crate) struct Session {
     pub(crate) tls: Option<Arc<TlsPeer>>,
     /// When it opened, by the daemon's clock.
     pub(crate) opened_ms: u64,
+    /// Whose it is.
+    pub(crate) tenant: Arc<Tenant>,
+    /// What its client has proved.
+    pub(crate) proven: Proven,
     /// Bytes of pages sent.
     pub(crate) sent_bytes: AtomicU64,
     /// Bytes of pages received.
@@ -44,6 +50,7 @@ impl Session {
         id: SessionId,
         key: SessionKey,
         client: (String, String),
+        (tenant, proven): (Arc<Tenant>, Proven),
         peer: Option<SocketAddr>,
         opened_ms: u64,
     ) -> Self {
@@ -55,6 +62,8 @@ impl Session {
             peer,
             tls: None,
             opened_ms,
+            tenant,
+            proven,
             sent_bytes: AtomicU64::new(0),
             received_bytes: AtomicU64::new(0),
             rdma: SessionRdma::default(),
@@ -68,6 +77,18 @@ impl Session {
         let more = |now: u32| (now < most).then_some(now + 1);
         self.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
         Some(Attachment { session: Arc::clone(self) })
+    }
+
+    /// Counts bytes of pages that went to the client.
+    pub(crate) fn sent(&self, bytes: u64) {
+        self.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.tenant.sent(bytes);
+    }
+
+    /// Counts bytes of pages that came from the client.
+    pub(crate) fn received(&self, bytes: u64) {
+        self.received_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.tenant.received(bytes);
     }
 
     /// Data connections attached now.
@@ -125,9 +146,14 @@ impl Sessions {
         self.open.len()
     }
 
-    /// Up to `most` of the open sessions.
-    pub(crate) fn some(&self, most: usize) -> Vec<Arc<Session>> {
-        self.open.iter().take(most).map(|entry| Arc::clone(&entry)).collect()
+    /// Up to `most` of the open sessions for which `is` says so.
+    pub(crate) fn some(&self, most: usize, is: impl Fn(&Session) -> bool) -> Vec<Arc<Session>> {
+        self.open.iter().filter(|entry| is(entry)).take(most).map(|entry| Arc::clone(&entry)).collect()
+    }
+
+    /// Ends the sessions for which `is` says so; says how many.
+    pub(crate) fn end_those(&self, is: impl Fn(&Session) -> bool) -> usize {
+        self.open.iter().filter(|entry| is(entry)).map(|entry| entry.end()).count()
     }
 
     /// Ends every session.

@@ -81,6 +81,8 @@ pub struct Config {
     pub member_ramp: Duration,
     /// The cluster's key; `None` for servers without one.
     pub auth_key: Option<AuthKey>,
+    /// The tenant whose key it is; `None` with the cluster's key.
+    pub tenant: Option<String>,
     /// How pages move.
     pub transport: Transport,
     /// TLS to the servers.
@@ -120,6 +122,7 @@ impl Default for Config {
             member_grace: Duration::from_secs(10),
             member_ramp: Duration::from_secs(30),
             auth_key: None,
+            tenant: None,
             transport: Transport::Auto,
             tls: TlsConfig::default(),
             rdma_devices: Vec::new(),
@@ -197,6 +200,12 @@ impl ConfigBuilder {
     #[must_use]
     pub fn auth_key_hex(self, hex: impl Into<String>) -> Self {
         self.set("auth_key", hex)
+    }
+
+    /// The tenant whose key it is.
+    #[must_use]
+    pub fn tenant(self, name: impl Into<String>) -> Self {
+        self.set("tenant", name)
     }
 
     /// How pages move.

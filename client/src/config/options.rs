@@ -55,6 +55,12 @@ pub const OPTIONS: &[OptionInfo] = &[
         doc: "A file that holds the key, instead of auth_key.",
     },
     OptionInfo {
+        name: "tenant",
+        env: "MEMKV_TENANT",
+        default: "",
+        doc: "The tenant whose key auth_key is: 1 to 64 of a-z, 0-9, '_', '-'. Its spaces are its own. Empty with the cluster's key.",
+    },
+    OptionInfo {
         name: "transport",
         env: "MEMKV_TRANSPORT",
         default: "auto",

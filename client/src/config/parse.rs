@@ -1,9 +1,10 @@
 //! From chosen texts to values.
 
 use super::options::{self, OptionInfo};
-use super::{TlsConfig, TlsMode, Config, Transport};
+use super::{Config, TlsConfig, TlsMode, Transport};
 use crate::{Error, ErrorKind, Hedge, address};
 use memkv_transport::auth::AuthKey;
+use memkv_transport::tenant::is_tenant_name;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -66,6 +67,7 @@ struct File {
     member_ramp: Option<String>,
     auth_key: Option<String>,
     auth_key_file: Option<String>,
+    tenant: Option<String>,
     transport: Option<String>,
     tls: Option<String>,
     tls_ca: Option<String>,
@@ -114,6 +116,7 @@ impl Chosen {
             ("member_ramp", file.member_ramp),
             ("auth_key", file.auth_key),
             ("auth_key_file", file.auth_key_file),
+            ("tenant", file.tenant),
             ("transport", file.transport),
             ("tls", file.tls),
             ("tls_ca", file.tls_ca),
@@ -162,12 +165,21 @@ impl Chosen {
     ) -> Result<Config, Error> {
         self.choose_members()?;
         let default = Config::default();
+        let (auth_key, tenant) = (self.auth_key(read_file)?, self.read("tenant", None, tenant)?);
+        let certified = self.values.contains_key("tls_cert");
+        if let Some(tenant) = tenant.as_ref().filter(|_| auth_key.is_none() && !certified) {
+            let text = format!(
+                "the tenant is {tenant}, but there is neither a key nor a certificate; set MEMKV_AUTH_KEY to the tenant's key"
+            );
+            return Err(Error::new(ErrorKind::Config, text));
+        }
         Ok(Config {
             servers: self.read("servers", default.servers, address::parse_list)?,
             discovery: self.read("discovery", default.discovery, discovery)?,
             member_grace: self.read("member_grace", default.member_grace, pause)?,
             member_ramp: self.read("member_ramp", default.member_ramp, pause)?,
-            auth_key: self.auth_key(read_file)?,
+            auth_key,
+            tenant,
             transport: self.read("transport", default.transport, str::parse::<Transport>)?,
             tls: self.tls()?,
             rdma_devices: self.read("rdma_devices", default.rdma_devices, |text| Ok(list(text)))?,
@@ -192,7 +204,9 @@ impl Chosen {
     }
 
     fn tls(&self) -> Result<TlsConfig, Error> {
-        let path = |name| self.read(name, None, |text| Ok(Some(text.trim()).filter(|t| !t.is_empty()).map(Into::into)));
+        let path = |name| {
+            self.read(name, None, |text| Ok(Some(text.trim()).filter(|t| !t.is_empty()).map(Into::into)))
+        };
         let name = |text: &str| Ok(Some(text.trim().to_owned()).filter(|name| !name.is_empty()));
         let tls = TlsConfig {
             mode: self.read("tls", TlsMode::Off, str::parse)?,
@@ -214,7 +228,8 @@ impl Chosen {
         let (list, place) = (rank("servers"), rank("discovery"));
         if list.is_some() && list == place {
             let sources = ["servers", "discovery"].map(|name| &self.values[name].1);
-            let text = format!("{}: servers are also given by {}; keep one of the two", sources[1], sources[0]);
+            let text =
+                format!("{}: servers are also given by {}; keep one of the two", sources[1], sources[0]);
             return Err(Error::new(ErrorKind::Config, text));
         }
         if list.is_some() && place.is_some() {
@@ -248,6 +263,15 @@ impl Chosen {
             (Some((text, source)), None) => (text.clone(), source),
         };
         AuthKey::from_hex(&text).map(Some).map_err(|error| bad(source, error.to_string()))
+    }
+}
+
+/// Reads a tenant's name, or nothing.
+fn tenant(text: &str) -> Result<Option<String>, String> {
+    match text.trim() {
+        "" => Ok(None),
+        name if is_tenant_name(name) => Ok(Some(name.to_owned())),
+        name => Err(format!("{name:?} is not a tenant's name; write 1 to 64 of a-z, 0-9, '_', '-'")),
     }
 }
 

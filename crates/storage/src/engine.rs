@@ -1,5 +1,6 @@
 //! The engine: what the server calls.
 
+use crate::account::{Account, Charge};
 use crate::check::Scrubber;
 use crate::config::{EngineConfig, EngineError};
 use crate::evict::Evictor;
@@ -226,16 +227,41 @@ impl Engine {
             count(&self.state.tally.existing, 1);
             return Err(Refusal::Exists);
         }
-        let slot = self.reserve_slot(len)?;
+        let charge = Charge::new(space.account(), len.into());
+        let slot = self.reserve_slot(len, space.account())?;
         let stored = Box::from(key.key.as_bytes());
         let state = Arc::clone(&self.state);
-        Ok(Filling::new(state, Arc::clone(space), (stored, key.digest), position, (slot, len)))
+        Ok(Filling::new(state, Arc::clone(space), (stored, key.digest), (position, charge), (slot, len)))
     }
 
-    /// Takes a slot, and calls for eviction if they get scarce.
-    pub(crate) fn reserve_slot(&self, len: u32) -> Result<ReservedSlot, Refusal> {
+    /// Makes room in a tenant's account, which is charged already, out of its own pages. Whether it may go on.
+    fn make_own_room(&self, account: &Arc<Account>) -> bool {
+        const ATTEMPTS: usize = 4;
+        if account.is_high() {
+            self.state.pressure.ask();
+        }
+        for _ in 0..ATTEMPTS {
+            if !account.is_over() {
+                return true;
+            }
+            if !self.evictor.evict_one(&self.state, None, Some(account)) {
+                break;
+            }
+        }
+        !account.is_over()
+    }
+
+    /// Takes a slot for a page of an account, and calls for eviction if they get scarce. Who is near the bound of its
+    /// account takes no slot from others.
+    pub(crate) fn reserve_slot(&self, len: u32, account: &Arc<Account>) -> Result<ReservedSlot, Refusal> {
         const ATTEMPTS: usize = 3;
         let State { arena, marks, pressure, tally, .. } = &*self.state;
+        if !self.make_own_room(account) {
+            account.count_refused();
+            count(&tally.busy, 1);
+            return Err(Refusal::Busy);
+        }
+        let own = account.is_high().then_some(account);
         for _ in 0..ATTEMPTS {
             match arena.reserve(len) {
                 Ok((slot, fill)) => {
@@ -248,7 +274,7 @@ impl Engine {
                 }
                 Err(full) => {
                     pressure.ask();
-                    if !self.evictor.evict_one(&self.state, full.slot_bytes) {
+                    if !self.evictor.evict_one(&self.state, Some(full.slot_bytes), own) {
                         break;
                     }
                 }

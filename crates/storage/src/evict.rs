@@ -15,13 +15,17 @@
 //!
 //! Invariant: eviction only unlinks. Bytes are freed by whoever holds them last.
 
+use crate::account::Account;
 use crate::drives::write::{Exit, Left, Urgency};
+use crate::index::{Found, HashedKey, SHARDS};
 use crate::policy::page_of;
 use crate::state::State;
 use crate::status::{Evicted, count};
+use memkv_core::Key;
 use memkv_eviction::{Choice, Page, Policy, Want};
 use memkv_memory::{ChunkView, ClassDemand, PageView, SlotId};
 use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The most pages that one scan considers; larger stores are scanned in turns.
@@ -68,6 +72,19 @@ impl Scan {
         }
     }
 
+    /// Leaves out pages in slots for which `is` does not say so.
+    fn retain(&mut self, is: impl Fn(SlotId) -> bool) {
+        let mut kept = 0;
+        for at in 0..self.pages.len() {
+            if is(self.slots[at]) {
+                (self.pages[kept], self.slots[kept]) = (self.pages[at], self.slots[at]);
+                kept += 1;
+            }
+        }
+        self.pages.truncate(kept);
+        self.slots.truncate(kept);
+    }
+
     /// The pages that were chosen, and where they are.
     fn chosen(&self) -> impl Iterator<Item = (&Page, SlotId)> {
         self.choice.evict.iter().map(|&at| (&self.pages[at as usize], self.slots[at as usize]))
@@ -95,6 +112,10 @@ impl Evictor {
         }
         for demand in state.arena.take_demand() {
             self.relieve(state, &mut scan, &demand, now_ms, &mut evicted);
+        }
+        for account in state.spaces.accounts.all() {
+            self.relieve_account(state, &mut scan, &account, now_ms, &mut evicted);
+            shed_drives(state, &account);
         }
         self.relieve_store(state, &mut scan, now_ms, &mut evicted);
         count(&state.tally.evicted_pages, evicted.pages);
@@ -158,6 +179,27 @@ impl Evictor {
         }
         count(&state.tally.chunks_moved, cold.len() as u64);
         cold.len()
+    }
+
+    /// Brings a tenant's pages in memory a little below its bound if they are near it.
+    fn relieve_account(
+        &self,
+        state: &State,
+        scan: &mut Scan,
+        account: &Arc<Account>,
+        now_ms: u64,
+        evicted: &mut Evicted,
+    ) {
+        // Pages on their way to a drive leave the account when they have arrived: one pass, not several.
+        if !account.is_high() {
+            return;
+        }
+        self.collect(state, scan, None);
+        scan.retain(|slot| state.arena.page(slot).is_some_and(|page| state.is_of(&page, account)));
+        scan.choose(&*state.policy, Want::Bytes(account.over_low()), now_ms);
+        let before = evicted.pages;
+        self.evict(state, scan, now_ms, evicted);
+        account.count_evicted(evicted.pages - before);
     }
 
     /// Brings the whole store to its low mark if it is above the high one.
@@ -226,14 +268,20 @@ impl Evictor {
         }
     }
 
-    /// Evicts one page of a class, the coldest of a few, for a reservation that found no slot. `false` if the few had
-    /// none.
-    pub(crate) fn evict_one(&self, state: &State, slot_bytes: u32) -> bool {
+    /// Evicts one page, the coldest of a few, for a reservation that found no room: of a class or of any, of an account
+    /// or of any. `false` if the few had none.
+    pub(crate) fn evict_one(
+        &self,
+        state: &State,
+        class: Option<u32>,
+        account: Option<&Arc<Account>>,
+    ) -> bool {
         let arena = &state.arena;
         let hand = self.hand.fetch_add(1, Ordering::Relaxed);
         let chunks = arena.chunk_count();
         let near = (0..chunks.min(INLINE_CHUNKS)).map(|step| (hand % chunks + step) % chunks);
-        let own = near.filter_map(|chunk| arena.chunk(chunk)).filter(|view| view.slot_bytes == slot_bytes);
+        let fits = |view: &ChunkView| class.is_none_or(|slot_bytes| view.slot_bytes == slot_bytes);
+        let own = near.filter_map(|chunk| arena.chunk(chunk)).filter(fits);
         let mut looked_at = 0;
         let coldest = own
             .take_while(|view| {
@@ -245,22 +293,79 @@ impl Evictor {
                 arena.pages(view, from, INLINE_SLOTS)
             })
             .filter(|page| page.pins == 0 && !state.kept.holds(page.digest))
+            .filter(|page| account.is_none_or(|account| state.is_of(page, account)))
             .take(INLINE_PAGES)
             // What is on a drive already is not lost.
             .min_by_key(|page| {
-                let worth = state.policy.worth(&page_of(page, slot_bytes), state.now_ms());
+                let worth = state.policy.worth(&page_of(page, arena.slot_bytes(page.slot)), state.now_ms());
                 (state.drives.is_some() && page.extent == 0, worth, page.last_access_ms)
             });
         let Some(page) = coldest else { return false };
+        let slot_bytes = arena.slot_bytes(page.slot);
         // If it went meanwhile, somebody else has made room.
         if let Left::Gone(bytes) = Exit::new(state).evict(&page, slot_bytes, Urgency::Now) {
             state.policy.evicted(&page_of(&page, slot_bytes), state.now_ms());
             count(&state.tally.evicted_pages, 1);
             count(&state.tally.evicted_bytes, bytes);
             count(&state.tally.evicted_inline, 1);
+            if let Some(account) = account {
+                account.count_evicted(1);
+            }
         }
         true
     }
+}
+
+/// Removes a tenant's oldest pages from the drives if it is near its bound there: of each shard the same part, since keys
+/// are spread evenly.
+fn shed_drives(state: &State, account: &Arc<Account>) {
+    let Some(drives) = state.drives.as_ref().filter(|_| !state.is_closed()) else { return };
+    let excess = account.drive_excess();
+    if excess == 0 {
+        return;
+    }
+    let mut shed = 0;
+    for number in 0..SHARDS {
+        let _removal = drives.order.write();
+        let mut shard = state.index.shard(number);
+        let of_account = |found: &Found<'_>| {
+            found.meta.is_some() && Arc::ptr_eq(state.space(found.space).account(), account)
+        };
+        let mut times: Vec<u32> = shard
+            .iter()
+            .filter(of_account)
+            .filter_map(|found| found.meta)
+            .map(|meta| meta.access_s)
+            .collect();
+        let part = usize::try_from((times.len() as u64 * excess).div_ceil(1000)).unwrap_or(usize::MAX);
+        if part == 0 {
+            continue;
+        }
+        times.sort_unstable();
+        let (until, mut left) = (times[part.min(times.len()) - 1], part);
+        let mut gone: Vec<(u32, Box<[u8]>)> = Vec::new();
+        let removed = shard.remove_all(|found| {
+            let old = left > 0 && of_account(&found) && found.meta.is_some_and(|meta| meta.access_s <= until);
+            if old {
+                left -= 1;
+                gone.push((found.space, found.key.into()));
+            }
+            old
+        });
+        let mut extents = Vec::new();
+        for (removed, (space, _)) in removed.iter().zip(&gone) {
+            state.retire(&state.space(*space), removed, &mut extents);
+        }
+        drop(shard);
+        state.release(extents);
+        for (space, key) in &gone {
+            let space = state.space(*space);
+            let key = Key::new(key).expect("it was a key when it was stored");
+            drives.forget(space.id(), &[HashedKey::new(space.id(), key)]);
+        }
+        shed += gone.len() as u64;
+    }
+    account.count_evicted(shed);
 }
 
 /// All chunks of other classes, with how cold they are.

@@ -140,7 +140,7 @@ impl Batch<'_> {
                 };
             }
             let Some(_part) = part else { continue };
-            let Ok(slot) = self.engine.reserve_slot(wanted.meta.meta.len) else {
+            let Ok(slot) = self.engine.reserve_slot(wanted.meta.meta.len, self.space.account()) else {
                 count(&self.engine.state.tally.promote_busy, 1);
                 continue;
             };

@@ -127,9 +127,23 @@ impl Kept {
 }
 
 impl Engine {
+    /// [`Engine::keep_within`] all bytes that may be kept.
+    pub async fn keep(&self, space: &Space, keys: &[HashedKey<'_>], ttl_ms: u64, now_ms: u64) -> KeepReport {
+        self.keep_within(space, keys, u64::MAX, ttl_ms, now_ms).await
+    }
+
     /// Keeps pages from eviction until `now_ms + ttl_ms`. A page that rests only on a drive is brought into memory
     /// first. Deleting and clearing still remove it.
-    pub async fn keep(&self, space: &Space, keys: &[HashedKey<'_>], ttl_ms: u64, now_ms: u64) -> KeepReport {
+    ///
+    /// Of these pages, no more than `bytes_max` bytes are kept.
+    pub async fn keep_within(
+        &self,
+        space: &Space,
+        keys: &[HashedKey<'_>],
+        bytes_max: u64,
+        ttl_ms: u64,
+        now_ms: u64,
+    ) -> KeepReport {
         let mut pins = Vec::new();
         self.pin_batch(space, keys, now_ms, &mut pins).await;
         self.state.kept.expire(now_ms);
@@ -144,7 +158,7 @@ impl Engine {
             let bytes = u64::from(self.state.arena.slot_bytes(slot));
             let until_ms = now_ms.saturating_add(ttl_ms);
             let page = KeptInfo { space: space.id(), key: key.key.as_bytes().to_vec(), bytes, until_ms };
-            if self.state.kept.keep(key.digest, page) {
+            if report.bytes + bytes <= bytes_max && self.state.kept.keep(key.digest, page) {
                 report.kept += 1;
                 report.bytes += bytes;
             } else {

@@ -23,6 +23,7 @@
 
 #![forbid(unsafe_code)]
 
+mod account;
 mod batch;
 mod check;
 mod config;
@@ -51,6 +52,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+pub use account::Usage;
 pub use check::{ScrubStatus, ScrubStep, VerifyProgress, VerifyReport, VerifyRequest};
 pub use config::{EngineConfig, EngineError, NvmeConfig, NvmeMode};
 pub use durable::Persisted;

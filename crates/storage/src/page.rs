@@ -1,5 +1,6 @@
 //! A page on its way in ([`Filling`], [`Sealed`]) and on its way out ([`PagePin`]).
 
+use crate::account::Charge;
 use crate::index::HashedKey;
 use crate::space::Space;
 use crate::state::State;
@@ -69,6 +70,8 @@ struct Arrival {
     digest: u64,
     position: u32,
     len: u32,
+    /// What the tenant pays meanwhile.
+    charge: Charge,
 }
 
 /// A reserved slot that nobody else sees. Dropping it gives the slot back.
@@ -82,10 +85,10 @@ impl Filling {
         state: Arc<State>,
         space: Arc<Space>,
         (key, digest): (Box<[u8]>, u64),
-        position: u32,
+        (position, charge): (u32, Charge),
         (slot, len): (ReservedSlot, u32),
     ) -> Self {
-        Self { arrival: Arrival { state, space, key, digest, position, len }, slot }
+        Self { arrival: Arrival { state, space, key, digest, position, len, charge }, slot }
     }
 
     /// The page's bytes, exactly as many as were reserved. They start out stale (zeroes, or what an earlier page
@@ -148,7 +151,7 @@ impl Sealed {
     /// Makes the page visible, unless the key got one meanwhile: the first wins.
     pub fn publish(self, now_ms: u64) -> Published {
         let Self { arrival, slot, meta } = self;
-        let Arrival { state, space, key, digest, position, len } = arrival;
+        let Arrival { state, space, key, digest, position, len, charge } = arrival;
         let record = |policy| PageRecord { meta, digest, position, now_ms, policy, ..PageRecord::default() };
         let hashed = HashedKey { key: Key::new(&key).expect("it was a key when it was hashed"), digest };
         state.saw(now_ms);
@@ -163,6 +166,7 @@ impl Sealed {
             return Published::Exists;
         }
         space.count_in(u64::from(len));
+        charge.keep();
         drop(shard);
         count(&state.tally.stored_pages, 1);
         count(&state.tally.stored_bytes, u64::from(len));

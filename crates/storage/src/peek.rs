@@ -10,6 +10,7 @@ use crate::page::PagePin;
 use crate::space::Space;
 use memkv_core::{PageHasher, PageMeta};
 use memkv_memory::SealedSlot;
+use std::sync::Arc;
 
 /// How often a page is looked up again that moved while it was read.
 const ROUNDS: usize = 3;
@@ -84,7 +85,8 @@ impl Engine {
                 }
             };
             let _part = drives.reads.take(meta.len).await.ok_or(NoPeek::Busy)?;
-            let slot = self.reserve_slot(meta.len).map_err(|_| NoPeek::Busy)?;
+            // For a moment only, so it is nobody's.
+            let slot = self.reserve_slot(meta.len, &Arc::default()).map_err(|_| NoPeek::Busy)?;
             // A read that fails, or brings other bytes, is that of a page that moved or is lost: the index tells.
             if let Ok(mut slot) = drives.log.read(extent, slot).await
                 && meta.checksum_of(PageHasher::oneshot(key.digest, slot.bytes_mut())) == meta.checksum

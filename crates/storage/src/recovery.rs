@@ -11,6 +11,7 @@
 //! Spaces are numbered before their descriptions are known, so that nothing is buffered: a start with ten million
 //! pages keeps nothing but the index.
 
+use crate::account::taken;
 use crate::config::{EngineConfig, EngineError, NvmeConfig};
 use crate::drives::Drives;
 use crate::drives::owner::LogOwner;
@@ -100,6 +101,7 @@ impl Builder<'_> {
         let counts = self.counts(number);
         counts.pages += 1;
         counts.bytes += u64::from(page.record.meta.len);
+        counts.dram_taken += taken(page.record.meta.len.into());
     }
 
     /// Takes a record of a drive. Whether the index points at it now.
@@ -140,6 +142,7 @@ impl Builder<'_> {
                 counts.bytes += bytes;
                 counts.drive_pages += 1;
                 counts.drive_bytes += bytes;
+                counts.drive_taken += taken(bytes);
                 true
             }
             Some((Place::Dram(slot), _)) => {
@@ -162,6 +165,7 @@ impl Builder<'_> {
                 counts.bytes -= bytes;
                 counts.drive_pages -= 1;
                 counts.drive_bytes -= bytes;
+                counts.drive_taken -= taken(bytes);
                 self.report.nvme_pages -= 1;
                 self.report.dropped_pages += 1;
                 false

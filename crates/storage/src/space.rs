@@ -1,5 +1,6 @@
 //! Spaces and what is counted for each.
 
+use crate::account::{Account, Accounts};
 use crate::keys::SPACES_MAX;
 use memkv_core::{SpaceDescription, SpaceId};
 use parking_lot::RwLock;
@@ -14,6 +15,8 @@ pub struct Space {
     /// Short name inside the index, in order of opening.
     number: u32,
     description: SpaceDescription,
+    /// Of the tenant whose it is.
+    account: Arc<Account>,
     pages: AtomicU64,
     bytes: AtomicU64,
     /// Of these pages, those that are only on a drive.
@@ -51,11 +54,13 @@ pub enum OpenSpaceError {
 }
 
 impl Space {
-    fn new(number: u32, description: SpaceDescription, counts: Counts) -> Self {
+    fn new(number: u32, description: SpaceDescription, account: Arc<Account>, counts: Counts) -> Self {
+        account.recovered(counts.pages, counts.dram_taken, counts.drive_taken);
         Self {
             id: description.id(),
             number,
             description,
+            account,
             pages: counts.pages.into(),
             bytes: counts.bytes.into(),
             drive_pages: counts.drive_pages.into(),
@@ -94,28 +99,36 @@ impl Space {
         self.number
     }
 
-    /// Counts a page in. Called under the lock of the page's shard, like [`Space::count_out`], so that the sums never
+    pub(crate) fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+
+    /// Counts a page in, whose bytes are in the tenant's account already. Called under the lock of the page's shard, like [`Space::count_out`], so that the sums never
     /// go below zero.
     pub(crate) fn count_in(&self, bytes: u64) {
         self.pages.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.account.page_in();
     }
 
-    pub(crate) fn count_out(&self, pages: u64, bytes: u64) {
-        self.pages.fetch_sub(pages, Ordering::Relaxed);
+    pub(crate) fn count_out(&self, bytes: u64) {
+        self.pages.fetch_sub(1, Ordering::Relaxed);
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.account.page_out(bytes);
     }
 
     /// Counts a page that was counted in as being only on a drive now; like [`Space::count_in`].
     pub(crate) fn count_demoted(&self, bytes: u64) {
         self.drive_pages.fetch_add(1, Ordering::Relaxed);
         self.drive_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.account.to_drive(bytes);
     }
 
     /// Counts a page that was only on a drive as being in memory, or gone.
     pub(crate) fn count_promoted(&self, bytes: u64) {
         self.drive_pages.fetch_sub(1, Ordering::Relaxed);
         self.drive_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.account.to_memory(bytes);
     }
 
     pub(crate) fn count_gets(&self, keys: u64, hits: u64) {
@@ -128,6 +141,7 @@ impl Space {
 pub(crate) struct Spaces {
     max: u32,
     known: RwLock<Known>,
+    pub(crate) accounts: Accounts,
 }
 
 /// What a recovery counted for a space.
@@ -137,6 +151,9 @@ pub(crate) struct Counts {
     pub(crate) bytes: u64,
     pub(crate) drive_pages: u64,
     pub(crate) drive_bytes: u64,
+    /// What the pages in memory and on drives take up.
+    pub(crate) dram_taken: u64,
+    pub(crate) drive_taken: u64,
 }
 
 #[derive(Default)]
@@ -150,8 +167,9 @@ impl Known {
         u32::try_from(self.by_number.len()).expect("there are at most 2^21 spaces")
     }
 
-    fn add(&mut self, description: SpaceDescription, counts: Counts) -> Arc<Space> {
-        let space = Arc::new(Space::new(self.next_number(), description, counts));
+    fn add(&mut self, description: SpaceDescription, accounts: &Accounts, counts: Counts) -> Arc<Space> {
+        let account = accounts.of(description.tenant().unwrap_or_default());
+        let space = Arc::new(Space::new(self.next_number(), description, account, counts));
         self.by_id.insert(space.id, Arc::clone(&space));
         self.by_number.push(Arc::clone(&space));
         space
@@ -161,7 +179,7 @@ impl Known {
 impl Spaces {
     #[cfg(test)]
     pub(crate) fn new(max: u32) -> Self {
-        Self { max: max.min(SPACES_MAX), known: RwLock::default() }
+        Self { max: max.min(SPACES_MAX), known: RwLock::default(), accounts: Accounts::default() }
     }
 
     pub(crate) fn open(&self, description: SpaceDescription) -> Result<Arc<Space>, OpenSpaceError> {
@@ -176,7 +194,7 @@ impl Spaces {
         if known.by_number.len() >= self.max as usize {
             return Err(OpenSpaceError::TooMany(self.max));
         }
-        Ok(known.add(description, Counts::default()))
+        Ok(known.add(description, &self.accounts, Counts::default()))
     }
 
     /// Whether another space may be opened.
@@ -191,13 +209,14 @@ impl Spaces {
         numbered: Vec<(SpaceId, Counts)>,
         mut descriptions: HashMap<SpaceId, SpaceDescription>,
     ) -> Self {
-        let mut known = Known::default();
+        let (mut known, accounts) = (Known::default(), Accounts::default());
         for (id, counts) in numbered {
             match descriptions.remove(&id) {
-                Some(description) => drop(known.add(description, counts)),
+                Some(description) => drop(known.add(description, &accounts, counts)),
                 None => {
                     let number = known.next_number();
-                    known.by_number.push(Arc::new(Space::new(number, SpaceDescription::default(), counts)));
+                    let nobody = Space::new(number, SpaceDescription::default(), accounts.of(""), counts);
+                    known.by_number.push(Arc::new(nobody));
                 }
             }
         }
@@ -205,10 +224,10 @@ impl Spaces {
         rest.sort_unstable_by_key(|(id, _)| *id);
         for (_, description) in rest {
             if known.by_number.len() < max as usize {
-                known.add(description, Counts::default());
+                known.add(description, &accounts, Counts::default());
             }
         }
-        Self { max: max.min(SPACES_MAX), known: RwLock::new(known) }
+        Self { max: max.min(SPACES_MAX), known: RwLock::new(known), accounts }
     }
 
     pub(crate) fn get(&self, id: SpaceId) -> Option<Arc<Space>> {

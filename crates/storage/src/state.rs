@@ -1,5 +1,6 @@
 //! What all parts of an engine share.
 
+use crate::account::Account;
 use crate::config::Watermarks;
 use crate::drives::Drives;
 use crate::index::{HashedKey, Index, Place, Removed};
@@ -92,14 +93,14 @@ impl State {
                     left.extend(Extent::from_bits(page.extent));
                     self.kept.forget(page.digest);
                 }
-                space.count_out(1, bytes);
+                space.count_out(bytes);
                 self.arena.doom(slot);
                 bytes
             }
             Place::Drive(extent) => {
                 let bytes = u64::from(removed.drive_len);
                 space.count_promoted(bytes);
-                space.count_out(1, bytes);
+                space.count_out(bytes);
                 left.push(extent);
                 bytes
             }
@@ -139,6 +140,13 @@ impl State {
         tracing::error!(%space, key = %key.key, tier = tier.text(), why, "took out a page");
         let info = QuarantinedInfo { space, key: name, tier, at_ms: self.now_ms(), why: why.to_owned() };
         self.quarantine.add(info);
+    }
+
+    /// Whether the page in a slot belongs to this account. Its shard must not be locked.
+    pub(crate) fn is_of(&self, page: &PageView, account: &Arc<Account>) -> bool {
+        let shard = self.index.shard_for(page.digest);
+        let number = shard.look_slot(page.digest, page.slot).map(|found| found.space);
+        number.is_some_and(|number| Arc::ptr_eq(self.space(number).account(), account))
     }
 
     /// How many slots of a size become free when pages on their way to a drive have arrived.

@@ -19,6 +19,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 pub use discovery::DiscoveryConfig;
 use file::FileValues;
 use memkv_core::Limits;
+use memkv_credentials::Credentials;
 use memkv_transport::auth::AuthKey;
 use options::{OPTIONS, nearest};
 use rdma::RdmaConfig;
@@ -53,6 +54,8 @@ pub struct Config {
     pub auth_key: Option<AuthKey>,
     /// Where the key was read from.
     pub auth_key_file: Option<PathBuf>,
+    /// File with tenants, their keys, rights and quotas; followed while the server runs.
+    pub credentials: Option<PathBuf>,
     /// Memory for pages, bytes.
     pub dram_bytes: u64,
     /// Bounds that clients are told.
@@ -118,6 +121,7 @@ impl Default for Config {
             discovery: DiscoveryConfig::default(),
             auth_key: None,
             auth_key_file: None,
+            credentials: None,
             dram_bytes: 256 << 20,
             limits: Limits::default(),
             prefault: false,
@@ -243,6 +247,10 @@ impl Config {
             }
         }
         config.resolve_key(client_key)?;
+        if let Some(path) = &config.credentials {
+            Credentials::load(path)
+                .map_err(|error| ConfigError::Invalid(format!("{}: {error}", path.display())))?;
+        }
         config.check()?;
         Ok(Loaded { config, warnings })
     }
@@ -322,7 +330,7 @@ impl Config {
     /// Whether the values fit together.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let invalid = |text: String| Err(ConfigError::Invalid(text));
-        if self.auth_key.is_none() && !self.listen.ip().is_loopback() {
+        if self.auth_key.is_none() && self.credentials.is_none() && !self.listen.ip().is_loopback() {
             return invalid(format!(
                 "listen is {}, which other machines may reach, but there is no key; set auth_key, auth_key_file or MEMKV_SERVER_AUTH_KEY (make a key with: openssl rand -hex 32), or listen on 127.0.0.1",
                 self.listen
@@ -364,6 +372,12 @@ impl Config {
             return invalid(format!("data_threads is {}; it must be 0 to 1024", self.data_threads));
         }
         self.discovery.check(self.listen, self.node_id.as_deref())?;
+        if self.credentials.is_some() && self.storage.share == storage::Share::On {
+            return invalid(
+                "storage.share is on, but whoever maps the memory reads the pages of all tenants; set it to auto or off, or unset credentials"
+                    .to_owned(),
+            );
+        }
         self.rdma.check()?;
         self.tls.check(self.rdma.mode == rdma::RdmaMode::Require)?;
         self.storage.check()

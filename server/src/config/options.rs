@@ -35,7 +35,8 @@ impl Opt {
 pub const OPTIONS: &[Opt] = &joined::<{ count(PARTS) }>(PARTS);
 
 /// The parts of the table, in its order.
-const PARTS: &[&[Opt]] = &[table::GENERAL, discovery::OPTIONS, tls::OPTIONS, table::STORAGE, table::LIMITS, table::REST];
+const PARTS: &[&[Opt]] =
+    &[table::GENERAL, discovery::OPTIONS, tls::OPTIONS, table::STORAGE, table::LIMITS, table::REST];
 
 const fn count(parts: &[&[Opt]]) -> usize {
     let (mut part, mut all) = (0, 0);

@@ -62,6 +62,15 @@ pub(super) const GENERAL: &[Opt] = &[
         show: |c| quoted(c.auth_key_file.as_ref().map(|p| p.display().to_string()).unwrap_or_default()),
     },
     Opt {
+        key: "credentials",
+        env: "MEMKV_SERVER_CREDENTIALS",
+        flag: Some("credentials"),
+        value: "PATH",
+        help: "YAML file with tenants, their keys, rights and quotas; made by memkv-cli tenant, see docs/security.md. It is followed while the server runs, also on SIGHUP. Whoever has auth_key is then the operator, who may do everything. Memory is not shared with clients on this host.",
+        set: |c, text| put(&mut c.credentials, optional(text, |t| Ok(PathBuf::from(t)))),
+        show: |c| quoted(c.credentials.as_ref().map(|p| p.display().to_string()).unwrap_or_default()),
+    },
+    Opt {
         key: "dram",
         env: "MEMKV_SERVER_DRAM",
         flag: Some("dram"),

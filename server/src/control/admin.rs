@@ -1,11 +1,13 @@
 //! `memkv.v1.Admin`: looks inside and cleans up.
 
+use super::gate::caller;
 use super::status::Fault;
 use super::{drain, pins, tiers, verify};
 use crate::clock;
 use crate::metrics::{Metrics, resident_bytes};
 use crate::node::Node;
 use crate::sessions::Session;
+use crate::tenants::Tenant;
 use memkv_core::{Key, PageHasher, SpaceId};
 use memkv_proto::{Invalid, space_id_from_wire, v1};
 use memkv_storage::{EngineStatus, HashedKey, KeyInfo, QuarantinedInfo, Space};
@@ -33,9 +35,36 @@ impl AdminService {
         Self { node, checks: Arc::new(Semaphore::new(1)) }
     }
 
-    fn space(&self, space_id: &[u8]) -> Result<(SpaceId, Option<Arc<Space>>), Fault> {
+    /// A space that the tenant administers.
+    fn space(&self, tenant: &Tenant, space_id: &[u8]) -> Result<(SpaceId, Option<Arc<Space>>), Fault> {
         let id = space_id_from_wire(space_id)?;
-        Ok((id, self.node.engine.space(id)))
+        Ok((id, tenant.find(&self.node.engine, id).own()))
+    }
+
+    /// What a tenant may know of the server: itself.
+    fn own_status(&self, tenant: &Arc<Tenant>) -> v1::GetStatusResponse {
+        let node = &self.node;
+        let now_ms = node.clock.now_ms();
+        let sessions = node.sessions.some(SESSIONS_SHOWN, |session| Arc::ptr_eq(&session.tenant, tenant));
+        v1::GetStatusResponse {
+            node_id: node.id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            incarnation: node.incarnation,
+            state: node.state().into(),
+            uptime_ms: node.clock.uptime_ms(),
+            now_unix_ms: clock::unix_ms(),
+            key_required: true,
+            limits: Some((&node.limits).into()),
+            ops: Some(v1::OpCounters {
+                get_bytes: tenant.counters.sent_bytes.load(Ordering::Relaxed),
+                put_bytes: tenant.counters.received_bytes.load(Ordering::Relaxed),
+                ..v1::OpCounters::default()
+            }),
+            dram: Some(tiers::share(&node.engine.usage(tenant.name()))),
+            session_count: u32::try_from(sessions.len()).unwrap_or(u32::MAX),
+            sessions: sessions.iter().map(|session| session_status(session, now_ms)).collect(),
+            ..v1::GetStatusResponse::default()
+        }
     }
 }
 
@@ -46,12 +75,16 @@ impl v1::admin_server::Admin for AdminService {
 
     async fn get_status(
         &self,
-        _request: Request<v1::GetStatusRequest>,
+        request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        let tenant = caller(&request)?;
+        if !tenant.is_operator() {
+            return Ok(Response::new(self.own_status(&tenant)));
+        }
         let node = &self.node;
         let now_ms = node.clock.now_ms();
         let engine = node.engine.status();
-        let sessions = node.sessions.some(SESSIONS_SHOWN);
+        let sessions = node.sessions.some(SESSIONS_SHOWN, |_| true);
         Ok(Response::new(v1::GetStatusResponse {
             node_id: node.id.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -59,7 +92,7 @@ impl v1::admin_server::Admin for AdminService {
             state: node.state().into(),
             uptime_ms: node.clock.uptime_ms(),
             now_unix_ms: clock::unix_ms(),
-            key_required: node.config.auth_key.is_some(),
+            key_required: node.tenants.key_required(),
             limits: Some((&node.limits).into()),
             ops: Some(op_counters(&node.metrics, &engine)),
             dram: Some(tiers::dram(&engine)),
@@ -81,9 +114,9 @@ impl v1::admin_server::Admin for AdminService {
 
     async fn list_spaces(
         &self,
-        _request: Request<v1::ListSpacesRequest>,
+        request: Request<v1::ListSpacesRequest>,
     ) -> Result<Response<v1::ListSpacesResponse>, Status> {
-        let spaces = self.node.engine.spaces();
+        let spaces = caller(&request)?.administers(&self.node.engine);
         Ok(Response::new(v1::ListSpacesResponse { spaces: spaces.iter().map(|s| space_status(s)).collect() }))
     }
 
@@ -91,8 +124,9 @@ impl v1::admin_server::Admin for AdminService {
         &self,
         request: Request<v1::ListKeysRequest>,
     ) -> Result<Response<v1::ListKeysResponse>, Status> {
+        let tenant = caller(&request)?;
         let request = request.into_inner();
-        let (_, space) = self.space(&request.space_id)?;
+        let (_, space) = self.space(&tenant, &request.space_id)?;
         let Some(space) = space else { return Ok(Response::new(Default::default())) };
         let limit = if request.limit == 0 { LIST_DEFAULT } else { request.limit.min(LIST_MAX) };
         let listing = self.node.engine.list(&space, &request.prefix, limit as usize, &request.cursor);
@@ -108,8 +142,9 @@ impl v1::admin_server::Admin for AdminService {
         &self,
         request: Request<v1::InspectKeyRequest>,
     ) -> Result<Response<v1::InspectKeyResponse>, Status> {
+        let tenant = caller(&request)?;
         let request = request.into_inner();
-        let (id, space) = self.space(&request.space_id)?;
+        let (id, space) = self.space(&tenant, &request.space_id)?;
         let key = Key::new(&request.key).map_err(|error| Fault::Invalid(Invalid::Key(error)))?;
         let Some(space) = space else { return Ok(Response::new(Default::default())) };
         let key = HashedKey::new(id, key);
@@ -125,7 +160,8 @@ impl v1::admin_server::Admin for AdminService {
         &self,
         request: Request<v1::ClearSpaceRequest>,
     ) -> Result<Response<v1::ClearSpaceResponse>, Status> {
-        let (id, space) = self.space(&request.into_inner().space_id)?;
+        let tenant = caller(&request)?;
+        let (id, space) = self.space(&tenant, &request.into_inner().space_id)?;
         let Some(space) = space else { return Ok(Response::new(Default::default())) };
         let cleared = self.node.engine.clear(&space);
         self.node.engine.settle_removals().await;
@@ -138,49 +174,72 @@ impl v1::admin_server::Admin for AdminService {
     }
 
     async fn pin(&self, request: Request<v1::PinRequest>) -> Result<Response<v1::PinResponse>, Status> {
-        Ok(Response::new(pins::pin(&self.node, request.into_inner()).await?))
+        let tenant = caller(&request)?;
+        Ok(Response::new(pins::pin(&self.node, &tenant, request.into_inner()).await?))
     }
 
     async fn unpin(&self, request: Request<v1::UnpinRequest>) -> Result<Response<v1::UnpinResponse>, Status> {
-        Ok(Response::new(pins::unpin(&self.node, &request.into_inner())?))
+        let tenant = caller(&request)?;
+        Ok(Response::new(pins::unpin(&self.node, &tenant, &request.into_inner())?))
     }
 
     async fn list_pins(
         &self,
-        _request: Request<v1::ListPinsRequest>,
+        request: Request<v1::ListPinsRequest>,
     ) -> Result<Response<v1::ListPinsResponse>, Status> {
-        Ok(Response::new(pins::list(&self.node)))
+        Ok(Response::new(pins::list(&self.node, &*caller(&request)?)))
     }
 
     async fn verify(
         &self,
         request: Request<v1::VerifyRequest>,
     ) -> Result<Response<Self::VerifyStream>, Status> {
+        operator_only(&request)?;
         let place = Arc::clone(&self.checks).try_acquire_owned().map_err(|_| Fault::Verifying)?;
         Ok(Response::new(verify::start(&self.node, &request.into_inner(), place)?))
     }
 
     async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
+        operator_only(&request)?;
         Ok(Response::new(drain::run(&self.node, request.into_inner()).await?))
     }
 
     async fn list_quarantined(
         &self,
-        _request: Request<v1::ListQuarantinedRequest>,
+        request: Request<v1::ListQuarantinedRequest>,
     ) -> Result<Response<v1::ListQuarantinedResponse>, Status> {
+        let tenant = caller(&request)?;
         let engine = &self.node.engine;
         let now_ms = self.node.clock.now_ms();
-        let pages = engine.quarantined().into_iter().rev().map(|page| quarantined(page, now_ms));
-        let count = engine.status().quarantined;
-        Ok(Response::new(v1::ListQuarantinedResponse { pages: pages.collect(), count }))
+        let pages = engine.quarantined().into_iter().rev();
+        let pages = pages.filter(|page| tenant.find(engine, page.space).own().is_some());
+        let pages: Vec<_> = pages.map(|page| quarantined(page, now_ms)).collect();
+        // How many there were in all is not for a tenant.
+        let count = if tenant.is_operator() { engine.status().quarantined } else { pages.len() as u64 };
+        Ok(Response::new(v1::ListQuarantinedResponse { pages, count }))
     }
 
     async fn list_segments(
         &self,
-        _request: Request<v1::ListSegmentsRequest>,
+        request: Request<v1::ListSegmentsRequest>,
     ) -> Result<Response<v1::ListSegmentsResponse>, Status> {
+        operator_only(&request)?;
         Ok(Response::new(v1::ListSegmentsResponse { segments: tiers::segments(&self.node.engine) }))
     }
+
+    async fn list_tenants(
+        &self,
+        request: Request<v1::ListTenantsRequest>,
+    ) -> Result<Response<v1::ListTenantsResponse>, Status> {
+        let tenant = caller(&request)?;
+        let tenants = self.node.tenants.statuses(&tenant, &self.node.engine);
+        Ok(Response::new(v1::ListTenantsResponse { tenants }))
+    }
+}
+
+/// For what looks at everybody's pages.
+fn operator_only<T>(request: &Request<T>) -> Result<(), Fault> {
+    if caller(request)?.is_operator() { Ok(()) } else { Err(Fault::OperatorOnly) }
 }
 
 impl AdminService {

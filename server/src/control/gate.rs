@@ -1,18 +1,21 @@
 //! Checks the per-call credential of every call but those that open sessions, ask for health, or reflect.
 //!
 //! What is not listed as open needs a credential, so a service that is added later is closed until somebody decides
-//! otherwise.
+//! otherwise. Whose call it is goes with the request, as a [`Caller`]; a service that does not ask for it would not be
+//! able to find a space.
 
 use super::status::Fault;
 use crate::accept::Peer;
 use crate::clock;
 use crate::metrics::Metrics;
 use crate::node::Node;
+use crate::tenants::Tenant;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
+use memkv_credentials::Rights;
 use memkv_proto::AUTH_METADATA;
-use memkv_transport::auth::{CREDENTIAL_WINDOW_MS, Credential, CredentialError};
+use memkv_transport::auth::CREDENTIAL_WINDOW_MS;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -21,6 +24,8 @@ use tonic::Status;
 /// Methods that need no credential begin with one of these.
 const OPEN: [&str; 3] =
     ["/memkv.v1.Session/", "/grpc.health.v1.Health/", "/grpc.reflection.v1.ServerReflection/"];
+/// Methods for those who administer.
+const ADMIN: &str = "/memkv.v1.Admin/";
 /// Credentials remembered at once; more than 8,000 calls a second fill it.
 const REMEMBERED_MAX: usize = 1 << 20;
 /// Credentials are forgotten in groups of this many milliseconds.
@@ -49,34 +54,55 @@ impl Gate {
         }
     }
 
-    fn admit(&self, method: &str, credential: Option<&str>) -> Result<(), Fault> {
-        let Some(key) = &self.node.config.auth_key else { return Ok(()) };
+    /// Whose call it is; nobody's if it is open to all.
+    fn admit(&self, method: &str, credential: Option<&str>, peer: &Peer) -> Result<Option<Caller>, Fault> {
         if OPEN.iter().any(|open| method.starts_with(open)) {
-            return Ok(());
+            return Ok(None);
+        }
+        if !self.node.attempts.may_try(peer.addr) {
+            return Err(Fault::TooManyAttempts);
         }
         let now = clock::unix_ms();
-        let text = credential.ok_or(CredentialError::Malformed)?;
-        let credential = Credential::verify(text, key, method, now)?;
-        self.seen.lock().first_time(&credential, now)
+        let (tenant, nonce) = self.node.tenants.caller(credential, peer.tls.as_deref(), method, now)?;
+        if let Some((unix_ms, nonce)) = nonce {
+            self.seen.lock().first_time(unix_ms, nonce, now)?;
+        }
+        if method.starts_with(ADMIN) && !tenant.may(Rights::ADMIN) {
+            return Err(Fault::NoRight("administer"));
+        }
+        Ok(Some(Caller(tenant)))
     }
 }
 
+/// Whose call a request is.
+#[derive(Clone)]
+pub(crate) struct Caller(pub(crate) Arc<Tenant>);
+
+/// Whose call it is.
+pub(crate) fn caller<T>(request: &tonic::Request<T>) -> Result<Arc<Tenant>, Fault> {
+    let caller = request.extensions().get::<Caller>();
+    caller.map(|caller| Arc::clone(&caller.0)).ok_or(Fault::NoRight("call this"))
+}
+
 /// Lets a request through or answers it with the reason why not.
-pub(crate) async fn check(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
+pub(crate) async fn check(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
     if gate.node.config.tls.require.refuses_plain() && peer.tls.is_none() {
         Metrics::add(&gate.node.metrics.tls_plain_refused, 1);
         return Status::from(Fault::TlsRequired).into_http();
     }
     let credential = request.headers().get(AUTH_METADATA).and_then(|value| value.to_str().ok());
-    match gate.admit(request.uri().path(), credential) {
-        Ok(()) => {
+    match gate.admit(request.uri().path(), credential, &peer) {
+        Ok(caller) => {
             gate.note(&request);
+            if let Some(caller) = caller {
+                request.extensions_mut().insert(caller);
+            }
             next.run(request).await
         }
         Err(fault) => {
-            if !matches!(fault, Fault::TooManyCalls) {
-                gate.node.metrics.auth_failed(peer.addr, "a call was refused");
+            if matches!(fault, Fault::Credential(_) | Fault::Replayed) {
+                gate.node.auth_failed(peer.addr, "a call was refused");
             }
             Status::from(fault).into_http()
         }
@@ -95,19 +121,19 @@ impl Seen {
         Self { groups: BTreeMap::new(), count: 0, most }
     }
 
-    fn first_time(&mut self, credential: &Credential, now_unix_ms: u64) -> Result<(), Fault> {
+    fn first_time(&mut self, unix_ms: u64, nonce: [u8; 16], now_unix_ms: u64) -> Result<(), Fault> {
         let oldest = now_unix_ms.saturating_sub(CREDENTIAL_WINDOW_MS) / GROUP_MS;
         while let Some(group) = self.groups.first_entry().filter(|group| *group.key() < oldest) {
             self.count -= group.remove().len();
         }
-        let group = credential.unix_ms / GROUP_MS;
-        if self.groups.get(&group).is_some_and(|nonces| nonces.contains(&credential.nonce)) {
+        let group = unix_ms / GROUP_MS;
+        if self.groups.get(&group).is_some_and(|nonces| nonces.contains(&nonce)) {
             return Err(Fault::Replayed);
         }
         if self.count >= self.most {
             return Err(Fault::TooManyCalls);
         }
-        self.groups.entry(group).or_default().insert(credential.nonce);
+        self.groups.entry(group).or_default().insert(nonce);
         self.count += 1;
         Ok(())
     }
@@ -116,20 +142,15 @@ impl Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use memkv_transport::auth::AuthKey;
-
-    fn credential(unix_ms: u64, nonce: u8) -> Credential {
-        Credential::new(&AuthKey::open(), "/memkv.v1.Kv/Get", unix_ms, [nonce; 16])
-    }
 
     #[test]
     fn a_credential_passes_once_while_it_is_valid() {
         let mut seen = Seen::new(10);
         let now = 1_000_000;
-        assert!(seen.first_time(&credential(now, 1), now).is_ok());
-        assert!(seen.first_time(&credential(now, 2), now).is_ok());
+        assert!(seen.first_time(now, [1; 16], now).is_ok());
+        assert!(seen.first_time(now, [2; 16], now).is_ok());
         for later in [0, 1, CREDENTIAL_WINDOW_MS] {
-            let again = seen.first_time(&credential(now, 1), now + later);
+            let again = seen.first_time(now, [1; 16], now + later);
             assert!(matches!(again, Err(Fault::Replayed)), "{later} ms later");
         }
         // One from the future, as far as the window allows, is remembered longer.
@@ -142,11 +163,11 @@ mod tests {
     fn a_full_memory_refuses_until_credentials_expire() {
         let mut seen = Seen::new(2);
         let now = 1_000_000;
-        assert!(seen.first_time(&credential(now, 1), now).is_ok());
-        assert!(seen.first_time(&credential(now, 2), now).is_ok());
-        assert!(matches!(seen.first_time(&credential(now, 3), now), Err(Fault::TooManyCalls)));
+        assert!(seen.first_time(now, [1; 16], now).is_ok());
+        assert!(seen.first_time(now, [2; 16], now).is_ok());
+        assert!(matches!(seen.first_time(now, [3; 16], now), Err(Fault::TooManyCalls)));
         let later = now + CREDENTIAL_WINDOW_MS + GROUP_MS;
-        assert!(seen.first_time(&credential(later, 3), later).is_ok());
+        assert!(seen.first_time(later, [3; 16], later).is_ok());
         assert_eq!(seen.count, 1, "the old ones are gone");
     }
 }

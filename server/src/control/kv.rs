@@ -1,15 +1,19 @@
 //! `memkv.v1.Kv`: the complete key-value API for any language, over the same engine as the data plane.
 
+use super::gate::caller;
 use super::status::Fault;
 use crate::config::storage::NvmeMode;
 use crate::drain::Duty;
 use crate::metrics::Metrics;
 use crate::node::{Node, Phase, RequestGuard};
+use crate::tenants::{Found, Tenant};
 use bytes::Bytes;
 use memkv_core::{Key, PageHasher, PageMeta, SpaceDescription, SpaceId};
+use memkv_credentials::Rights;
 use memkv_proto::{Invalid, keys_from_wire, space_id_from_wire, v1};
 use memkv_storage::{Filling, HashedKey, PagePin, Published, Refusal, Space};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -20,6 +24,8 @@ use tonic::{Request, Response, Status, Streaming};
 const CHUNK_BYTES: usize = 1 << 20;
 /// Responses that wait for a client that does not read them.
 const OUTBOX: usize = 4;
+/// How long a request of a tenant that is over its rate may be held back.
+const RATE_WAIT_MAX: Duration = Duration::from_millis(250);
 /// Pages that one get pins at once.
 const PINS: usize = 16;
 
@@ -44,25 +50,47 @@ impl KvService {
         }
     }
 
+    /// Whether a tenant may make a request now; waits a little if it is over its rate.
+    async fn admit(&self, tenant: &Tenant, right: Rights) -> Result<(), Fault> {
+        if !tenant.may(right) {
+            return Err(Fault::NoRight(if right == Rights::READ { "read" } else { "write" }));
+        }
+        let wait = tenant.request();
+        if wait > RATE_WAIT_MAX {
+            tenant.counters.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(Fault::OverRate);
+        }
+        if !wait.is_zero() {
+            tenant.counters.delayed.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(wait).await;
+        }
+        tenant.begin();
+        Ok(())
+    }
+
     fn check_count(&self, keys: usize) -> Result<(), Fault> {
         let most = self.node.limits.batch_keys_max;
         if keys > most as usize { Err(Fault::TooManyKeys { keys, most }) } else { Ok(()) }
     }
 
     /// Runs `ask` over the keys of a space; a space that was never opened has no pages.
-    fn presence(
+    async fn presence(
         &self,
+        (tenant, right): (&Tenant, Rights),
         space_id: &[u8],
         keys: &[Vec<u8>],
         ask: impl FnOnce(&Space, &[HashedKey<'_>], &mut [bool]),
     ) -> Result<Vec<bool>, Fault> {
         let _in_flight = self.enter()?;
+        self.admit(tenant, right).await?;
         self.check_count(keys.len())?;
         let id = space_id_from_wire(space_id)?;
         let keys: Vec<_> = keys_from_wire(keys)?.into_iter().map(|key| HashedKey::new(id, key)).collect();
         let mut found = vec![false; keys.len()];
-        if let Some(space) = self.node.engine.space(id) {
-            ask(&space, &keys, &mut found);
+        match tenant.find(&self.node.engine, id) {
+            Found::No => {}
+            Found::Readable(_) if right == Rights::WRITE => return Err(Fault::NoRight("change this space")),
+            Found::Readable(space) | Found::Own(space) => ask(&space, &keys, &mut found),
         }
         Ok(found)
     }
@@ -81,21 +109,25 @@ impl v1::kv_server::Kv for KvService {
         request: Request<v1::OpenSpaceRequest>,
     ) -> Result<Response<v1::OpenSpaceResponse>, Status> {
         let _in_flight = self.enter()?;
+        let tenant = caller(&request)?;
         let space = request.into_inner().space.ok_or(Fault::Invalid(Invalid::Missing("space")))?;
         let description = SpaceDescription::try_from(space).map_err(Fault::Invalid)?;
-        let space = self.node.engine.open_space(description).map_err(Fault::OpenSpace)?;
-        Ok(Response::new(v1::OpenSpaceResponse { space_id: space.id().0.to_vec() }))
+        let id = self.node.tenants.open_space(&tenant, description, &self.node.engine)?;
+        Ok(Response::new(v1::OpenSpaceResponse { space_id: id.0.to_vec() }))
     }
 
     async fn exists(
         &self,
         request: Request<v1::ExistsRequest>,
     ) -> Result<Response<v1::ExistsResponse>, Status> {
+        let tenant = caller(&request)?;
         let request = request.into_inner();
         let engine = &self.node.engine;
-        let present = self.presence(&request.space_id, &request.keys, |space, keys, found| {
-            engine.exists_batch(space, keys, found);
-        })?;
+        let asked =
+            self.presence((&tenant, Rights::READ), &request.space_id, &request.keys, |space, keys, found| {
+                engine.exists_batch(space, keys, found);
+            });
+        let present = asked.await?;
         Metrics::add(&self.node.metrics.exists_keys, present.len() as u64);
         Metrics::add(&self.node.metrics.exists_hits, count(&present));
         Ok(Response::new(v1::ExistsResponse { present }))
@@ -103,6 +135,8 @@ impl v1::kv_server::Kv for KvService {
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<Self::GetStream>, Status> {
         let in_flight = self.enter()?;
+        let tenant = caller(&request)?;
+        self.admit(&tenant, Rights::READ).await?;
         let request = request.into_inner();
         self.check_count(request.keys.len())?;
         if !request.expected_bytes.is_empty() && request.expected_bytes.len() != request.keys.len() {
@@ -111,7 +145,7 @@ impl v1::kv_server::Kv for KvService {
         let id = space_id_from_wire(&request.space_id).map_err(Fault::Invalid)?;
         keys_from_wire(&request.keys).map_err(Fault::Invalid)?;
         let (outbox, responses) = mpsc::channel(OUTBOX);
-        let get = Get { node: Arc::clone(&self.node), id, request, outbox };
+        let get = Get { node: Arc::clone(&self.node), tenant, id, request, outbox };
         tokio::spawn(async move {
             get.run().await;
             drop(in_flight);
@@ -124,8 +158,17 @@ impl v1::kv_server::Kv for KvService {
         request: Request<Streaming<v1::PutRequest>>,
     ) -> Result<Response<v1::PutResponse>, Status> {
         let _in_flight = self.enter()?;
+        let tenant = caller(&request)?;
+        self.admit(&tenant, Rights::WRITE).await?;
         let until = Instant::now() + Duration::from_millis(self.node.limits.request_ms_max.into());
-        let put = Put { node: &self.node, space: None, page: None, statuses: Vec::new(), stored: Vec::new() };
+        let put = Put {
+            node: &self.node,
+            tenant: &tenant,
+            space: None,
+            page: None,
+            statuses: Vec::new(),
+            stored: Vec::new(),
+        };
         Ok(Response::new(put.run(request.into_inner(), until).await?))
     }
 
@@ -133,23 +176,33 @@ impl v1::kv_server::Kv for KvService {
         &self,
         request: Request<v1::DeleteRequest>,
     ) -> Result<Response<v1::DeleteResponse>, Status> {
+        let tenant = caller(&request)?;
         let request = request.into_inner();
         let engine = &self.node.engine;
-        let removed = self.presence(&request.space_id, &request.keys, |space, keys, removed| {
-            engine.delete_batch(space, keys, removed);
-        })?;
+        let asked = self.presence(
+            (&tenant, Rights::WRITE),
+            &request.space_id,
+            &request.keys,
+            |space, keys, removed| {
+                engine.delete_batch(space, keys, removed);
+            },
+        );
+        let removed = asked.await?;
         engine.settle_removals().await;
         Metrics::add(&self.node.metrics.deleted, count(&removed));
         Ok(Response::new(v1::DeleteResponse { removed }))
     }
 
     async fn touch(&self, request: Request<v1::TouchRequest>) -> Result<Response<v1::TouchResponse>, Status> {
+        let tenant = caller(&request)?;
         let request = request.into_inner();
         let now_ms = self.node.clock.now_ms();
         let engine = &self.node.engine;
-        let present = self.presence(&request.space_id, &request.keys, |space, keys, found| {
-            engine.touch_batch(space, keys, found, now_ms);
-        })?;
+        let asked =
+            self.presence((&tenant, Rights::READ), &request.space_id, &request.keys, |space, keys, found| {
+                engine.touch_batch(space, keys, found, now_ms);
+            });
+        let present = asked.await?;
         Ok(Response::new(v1::TouchResponse { present }))
     }
 }
@@ -166,6 +219,7 @@ impl AsRef<[u8]> for PinnedBytes {
 /// A get whose request was checked.
 struct Get {
     node: Arc<Node>,
+    tenant: Arc<Tenant>,
     id: SpaceId,
     request: v1::GetRequest,
     outbox: mpsc::Sender<Result<v1::GetResponse, Status>>,
@@ -181,7 +235,7 @@ impl Get {
     }
 
     async fn send_all(&self) {
-        let space = self.node.engine.space(self.id);
+        let space = self.tenant.find(&self.node.engine, self.id).readable();
         let mut pins = Vec::new();
         for (group, keys) in self.request.keys.chunks(PINS).enumerate() {
             let hashed =
@@ -221,6 +275,7 @@ impl Get {
             return self.send(first).await;
         }
         Metrics::add(&metrics.get_bytes, meta.len.into());
+        self.tenant.sent(meta.len.into());
         first.set_status(v1::Status::Ok);
         let mut rest = Bytes::from_owner(PinnedBytes(pin));
         first.data = rest.split_to(rest.len().min(CHUNK_BYTES));
@@ -240,6 +295,7 @@ impl Get {
 /// A put's stream, message by message.
 struct Put<'a> {
     node: &'a Node,
+    tenant: &'a Tenant,
     space: Option<Arc<Space>>,
     page: Option<Page>,
     statuses: Vec<v1::Status>,
@@ -300,6 +356,7 @@ impl Put<'_> {
             hasher.update(&message.data);
         }
         page.came = end;
+        self.tenant.received(message.data.len() as u64);
         if end == len
             && let Some(page) = self.page.take()
         {
@@ -317,7 +374,11 @@ impl Put<'_> {
             Some(space) => Arc::clone(space),
             None => {
                 let id = space_id_from_wire(&message.space_id)?;
-                Arc::clone(self.space.insert(self.node.engine.space(id).ok_or(Fault::UnknownSpace(id))?))
+                match self.tenant.find(&self.node.engine, id) {
+                    Found::No => return Err(Fault::UnknownSpace(id)),
+                    Found::Readable(_) => return Err(Fault::NoRight("change this space")),
+                    Found::Own(space) => Arc::clone(self.space.insert(space)),
+                }
             }
         };
         let key = Key::new(&message.key).map_err(Invalid::Key)?;

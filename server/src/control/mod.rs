@@ -8,7 +8,7 @@ mod gate;
 mod kv;
 mod pins;
 mod session;
-mod status;
+pub(crate) mod status;
 mod tiers;
 mod verify;
 

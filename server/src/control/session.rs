@@ -7,12 +7,14 @@ use crate::metrics::Metrics;
 use crate::node::{Node, Phase};
 use crate::random;
 use crate::sessions::{Registered, Session};
+use crate::tenants::tenant::Proven;
 use crate::tls::TlsPeer;
 use memkv_proto::v1::client_message::Message as FromClient;
 use memkv_proto::v1::server_message::Message as ToClient;
 use memkv_proto::{Invalid, VERSIONS, Versions, v1};
-use memkv_transport::auth::{SECRET_BYTES, SessionTranscript, same_secret};
+use memkv_transport::auth::{AuthKey, SECRET_BYTES, SessionTranscript};
 use memkv_transport::frame::{CAPABILITY_DIRECT, CAPABILITY_RDMA, CAPABILITY_SHM};
+use memkv_transport::tenant::{ServerSecret, is_key_id, is_tenant_name};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -122,10 +124,18 @@ impl Stream {
             return Err(Fault::Sequence("the first message of a session is Hello"));
         };
         let protocol = check_hello(&hello)?;
+        if !self.node.attempts.may_try(self.peer) {
+            return Err(Fault::TooManyAttempts);
+        }
         let (server_nonce, session_id): ([u8; SECRET_BYTES], [u8; 16]) = (random::bytes(), random::bytes());
         let node = Arc::clone(&self.node);
-        let key = node.session_auth_key();
         let tls = self.tls.clone();
+        let certified = node.tenants.certified(tls.as_deref()).filter(|_| hello.key_id.is_empty());
+        let key_required = certified.is_none() && node.tenants.key_required();
+        let (secret, tenant) = match &certified {
+            Some((tenant, _)) => (ServerSecret::Cluster(AuthKey::open()), Some(Arc::clone(tenant))),
+            None => node.tenants.secret(&hello.tenant, &hello.key_id),
+        };
         let transcript = SessionTranscript {
             protocol_min: hello.protocol_min,
             protocol_max: hello.protocol_max,
@@ -134,8 +144,8 @@ impl Stream {
             server_nonce: &server_nonce,
             session_id: &session_id,
             node_id: &node.id,
-            key_required: node.config.auth_key.is_some(),
-            identity: ("", ""),
+            key_required,
+            identity: (&hello.tenant, &hello.key_id),
             channel: tls.as_ref().map_or(&[], |tls| tls.channel.as_slice()),
         };
         self.send(ToClient::Challenge(v1::Challenge {
@@ -143,33 +153,43 @@ impl Stream {
             server_nonce: server_nonce.to_vec(),
             session_id: session_id.to_vec(),
             node_id: node.id.clone(),
-            server_proof: transcript.server_proof(&key).to_vec(),
+            server_proof: secret.server_proof(&transcript).to_vec(),
             key_required: transcript.key_required,
         }))
         .await?;
         let FromClient::Proof(proof) = self.receive().await? else {
             return Err(Fault::Sequence("the second message of a session is Proof"));
         };
-        if !same_secret(&proof.client_proof, &transcript.client_proof(&key)) {
-            self.node.metrics.auth_failed(self.peer, "a session's proof is wrong");
+        let session_key = secret.check(&transcript, &proof.client_proof);
+        let (Some(session_key), Some(tenant)) = (session_key, tenant) else {
+            self.node.auth_failed(self.peer, "a session's proof is wrong");
             tokio::time::sleep(WRONG_KEY_PAUSE).await;
             return Err(Fault::WrongKey);
-        }
+        };
         self.node.guests.prove(self.peer);
         let places = Arc::clone(&self.places);
         let full = |_| Fault::TooManySessions(self.node.limits.sessions_max);
         self.place = Some(places.try_acquire_owned().map_err(full)?);
-        let session_key = transcript.session_key(&key);
+        let proven = match certified {
+            Some((_, name)) => Proven::Certificate(name),
+            None if hello.key_id.is_empty() => Proven::Cluster,
+            None => Proven::Key(hello.key_id),
+        };
         let client = (hello.client_name, hello.client_version);
-        let mut session = Session::new(session_id, session_key, client, self.peer, self.node.clock.now_ms());
+        let (owner, now_ms) = ((Arc::clone(&tenant), proven), self.node.clock.now_ms());
+        let mut session = Session::new(session_id, session_key, client, owner, self.peer, now_ms);
         session.tls = tls.clone();
         let registered = self.node.sessions.register(session);
+        // A change of the credentials either sees the session or is seen here.
+        if !tenant.accepts(&registered.session.proven) {
+            return Err(Fault::WrongKey);
+        }
         Metrics::add(&self.node.metrics.sessions_opened, 1);
-        self.send(ToClient::Accepted(self.accepted(&hello.capabilities))).await?;
+        self.send(ToClient::Accepted(self.accepted(&hello.capabilities, tenant.name()))).await?;
         Ok(registered)
     }
 
-    fn accepted(&self, offered: &[String]) -> v1::Accepted {
+    fn accepted(&self, offered: &[String], tenant: &str) -> v1::Accepted {
         let offers = |ours: &str| offered.iter().any(|theirs| theirs == ours);
         let both = CAPABILITIES.iter().filter(|ours| offers(ours));
         let both =
@@ -180,6 +200,7 @@ impl Stream {
             capabilities: both.map(|name| (*name).to_owned()).collect(),
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
             incarnation: self.node.incarnation,
+            tenant: tenant.to_owned(),
             ping_interval_ms: u32::try_from(interval).unwrap_or(u32::MAX),
             shm: self
                 .node
@@ -300,6 +321,15 @@ pub(super) fn check_hello(hello: &v1::Hello) -> Result<u32, Fault> {
     let protocol = VERSIONS.common(theirs).map_err(|none| Fault::Version { theirs, none })?;
     if hello.client_nonce.len() != SECRET_BYTES {
         return Err(Invalid::OutOfRange("client_nonce").into());
+    }
+    // Both or neither; whose a certificate is, the server knows.
+    if !(hello.tenant.is_empty() && hello.key_id.is_empty()) {
+        if !is_tenant_name(&hello.tenant) {
+            return Err(Invalid::OutOfRange("tenant").into());
+        }
+        if !is_key_id(&hello.key_id) {
+            return Err(Invalid::OutOfRange("key_id").into());
+        }
     }
     if hello.client_name.len() > NAME_BYTES_MAX {
         return Err(Invalid::OutOfRange("client_name").into());

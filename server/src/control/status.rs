@@ -47,8 +47,30 @@ pub(crate) enum Fault {
     #[error("this server requires TLS; set MEMKV_TLS=on and MEMKV_TLS_CA")]
     TlsRequired,
     /// The client does not know the key.
-    #[error("the client's key is not this server's key; check MEMKV_AUTH_KEY")]
+    #[error("the client's key is none of this server's keys; check MEMKV_AUTH_KEY and MEMKV_TENANT")]
     WrongKey,
+    /// An address has failed to prove who it is too often.
+    #[error(
+        "too many failed attempts from this address; check MEMKV_AUTH_KEY and MEMKV_TENANT, and wait 10 s"
+    )]
+    TooManyAttempts,
+    /// The tenant lacks a right.
+    #[error("this tenant may not {0}; an operator gives rights in the credentials file")]
+    NoRight(&'static str),
+    /// The space is not the tenant's, or it may not open one like this.
+    #[error(
+        "this tenant may not open this space; see its spaces, and what is public, in the credentials file"
+    )]
+    Foreign,
+    /// Only an operator may do this.
+    #[error("this looks at the pages of all tenants; only an operator may")]
+    OperatorOnly,
+    /// The tenant has as many spaces as it may.
+    #[error("this tenant has {0} spaces, its limit; raise quotas.spaces in the credentials file")]
+    TooManySpaces(u64),
+    /// The tenant is over its rate.
+    #[error("this tenant is over its rate; try again later")]
+    OverRate,
     /// The call's credential is missing or wrong.
     #[error(transparent)]
     Credential(#[from] CredentialError),
@@ -91,8 +113,12 @@ impl From<Fault> for Status {
             Fault::TlsRequired | Fault::WrongKey | Fault::Credential(_) | Fault::Replayed => {
                 Code::Unauthenticated
             }
+            Fault::NoRight(_) | Fault::Foreign | Fault::OperatorOnly => Code::PermissionDenied,
             Fault::OpenSpace(OpenSpaceError::TooMany(_))
             | Fault::TooManyCalls
+            | Fault::TooManyAttempts
+            | Fault::TooManySpaces(_)
+            | Fault::OverRate
             | Fault::TooManySessions(_)
             | Fault::Verifying
             | Fault::NoThread(_) => Code::ResourceExhausted,

@@ -34,6 +34,17 @@ pub(super) fn dram(engine: &EngineStatus) -> v1::TierStatus {
     }
 }
 
+/// The DRAM tier as one tenant may see it: its own pages, and its quota for a capacity.
+pub(super) fn share(usage: &memkv_storage::Usage) -> v1::TierStatus {
+    v1::TierStatus {
+        capacity_bytes: usage.dram_bytes_max.unwrap_or(0),
+        used_bytes: usage.dram_bytes,
+        page_bytes: usage.dram_bytes,
+        pages: usage.pages,
+        ..v1::TierStatus::default()
+    }
+}
+
 /// The NVMe tier.
 pub(super) fn nvme(engine: &EngineStatus, config: &StorageConfig) -> Option<v1::NvmeStatus> {
     let status = engine.nvme.as_ref()?;

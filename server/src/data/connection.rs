@@ -12,6 +12,7 @@ use super::wire::Wire;
 use crate::metrics::Metrics;
 use crate::node::{Node, Phase};
 use crate::sessions::Attachment;
+use memkv_credentials::Rights;
 use memkv_storage::Space;
 use memkv_transport::frame::{Code, FLAG_DIRECT, FLAG_REMOTE, FrameError, HEADER_BYTES, Header, Mover, Op};
 use memkv_transport::records;
@@ -23,6 +24,8 @@ use tokio::time::{Instant, timeout_at};
 
 /// How long the last reply of a broken connection may take to leave.
 const LAST_WORD: Duration = Duration::from_millis(500);
+/// How long a request of a tenant that is over its rate may be held back.
+const RATE_WAIT_MAX: Duration = Duration::from_millis(250);
 /// Bytes that are thrown away so that the last reply is not lost to a reset.
 const LAST_BYTES: usize = 1 << 20;
 
@@ -49,7 +52,7 @@ impl Connection {
     /// A connection that has finished its handshake.
     pub(crate) fn new(node: Arc<Node>, attachment: Attachment, stream: Wire) -> Self {
         node.metrics.data_connections.fetch_add(1, Ordering::Relaxed);
-        let desk = Desk::new(Arc::clone(&node));
+        let desk = Desk::new(Arc::clone(&node), Arc::clone(&attachment.session.tenant));
         Self {
             node,
             attachment,
@@ -160,7 +163,11 @@ impl Connection {
                 None => self.protocol_error(Some(&header), FrameError::Records).await,
             };
         }
-        if let Some(reply) = self.turn_away(&header, deadline) {
+        let mut refused = self.turn_away(&header, deadline);
+        if refused.is_none() {
+            refused = self.admit(&header, deadline).await;
+        }
+        if let Some(reply) = refused {
             self.inbox.recycle(meta);
             self.skip(header.body_len, &self.patience()).await?;
             return self.reply(&reply).await;
@@ -199,7 +206,7 @@ impl Connection {
         self.inbox.recycle(meta);
         match outcome {
             Ok(reply) => {
-                self.attachment.session.sent_bytes.fetch_add(reply.body_len, Ordering::Relaxed);
+                self.attachment.session.sent(reply.body_len);
                 self.reply(&reply).await
             }
             Err(error) => self.protocol_error(Some(&header), error).await,
@@ -235,6 +242,35 @@ impl Connection {
                 "the deadline passed before the request's turn came",
             ));
         }
+        None
+    }
+
+    /// The reply to a request that its tenant may not make, or not now. Whoever is over its rate waits a little, if the
+    /// request has time for that; only a put is refused at once, since it would keep others from being told.
+    async fn admit(&mut self, header: &Header, deadline: Instant) -> Option<Header> {
+        let tenant = Arc::clone(&self.attachment.session.tenant);
+        if !tenant.is_limited() {
+            return None;
+        }
+        let right = match header.op {
+            Op::Exists | Op::Get | Op::Touch => Rights::READ,
+            Op::Put | Op::Delete => Rights::WRITE,
+            Op::PutData | Op::Ping | Op::Bind | Op::Release => return None,
+        };
+        if !tenant.may(right) {
+            return Some(self.desk.refuse(header, Code::Denied, "this tenant lacks the right to do that"));
+        }
+        let wait = tenant.request();
+        if !wait.is_zero() {
+            let time = deadline.saturating_duration_since(Instant::now()) / 2;
+            if header.op == Op::Put || wait > time.min(RATE_WAIT_MAX) {
+                tenant.counters.refused.fetch_add(1, Ordering::Relaxed);
+                return Some(self.desk.refuse(header, Code::Busy, "this tenant is over its rate"));
+            }
+            tenant.counters.delayed.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(wait).await;
+        }
+        tenant.begin();
         None
     }
 
@@ -275,7 +311,7 @@ impl Connection {
         if outcome.is_err() {
             return self.protocol_error(Some(&header), FrameError::Records).await;
         }
-        session.received_bytes.fetch_add(header.body_len, Ordering::Relaxed);
+        session.received(header.body_len);
         self.count_put(&pages.verdicts, pages.stored_bytes);
         self.node.persist(space, &pages.stored_keys(space.id())).await;
         self.desk.pins.clear();

@@ -11,6 +11,7 @@ use crate::drain::Duty;
 use crate::hot::Sampler;
 use crate::metrics::Metrics;
 use crate::node::Node;
+use crate::tenants::{Found, Tenant};
 use memkv_core::{Key, PageMeta, SpaceId};
 use memkv_storage::{HashedKey, PagePin, Refusal, Space};
 use memkv_transport::frame::{Code, FLAG_EXACT, FLAG_PREFIX, FrameError, Header, Op};
@@ -20,6 +21,10 @@ use tokio::time::Instant;
 
 /// Entries a reused list keeps room for between requests.
 const KEPT_ENTRIES: usize = 4096;
+
+/// Why a request about a space is refused.
+const UNKNOWN: &str = "the space was not opened since this server's start; call Kv.OpenSpace";
+const FOREIGN: &str = "the space belongs to another tenant, which lets this one read it";
 
 /// What a put came to before its pages move.
 pub(crate) enum Taken {
@@ -32,6 +37,8 @@ pub(crate) enum Taken {
 /// A connection's work place.
 pub(crate) struct Desk {
     node: Arc<Node>,
+    /// Whose requests come here.
+    tenant: Arc<Tenant>,
     keys: Vec<HashedKey<'static>>,
     found: Vec<bool>,
     rooms: Vec<u32>,
@@ -45,9 +52,10 @@ pub(crate) struct Desk {
 
 impl Desk {
     /// An empty one.
-    pub(crate) fn new(node: Arc<Node>) -> Self {
+    pub(crate) fn new(node: Arc<Node>, tenant: Arc<Tenant>) -> Self {
         Self {
             node,
+            tenant,
             keys: Vec::new(),
             found: Vec::new(),
             rooms: Vec::new(),
@@ -70,8 +78,13 @@ impl Desk {
         }
         self.found.clear();
         self.found.resize(keys.len(), false);
+        let found = self.tenant.find(&self.node.engine, header.space);
+        if header.op == Op::Delete && matches!(found, Found::Readable(_)) {
+            self.keys = recycle(keys);
+            return Ok(self.refuse(header, Code::Denied, FOREIGN));
+        }
         // A space that was never opened has no pages.
-        if let Some(space) = self.node.engine.space(header.space) {
+        if let Some(space) = found.readable() {
             let engine = &self.node.engine;
             match header.op {
                 Op::Touch => engine.touch_batch(&space, &keys, &mut self.found, now_ms),
@@ -149,7 +162,7 @@ impl Desk {
         }
         self.node.hot.note(header.space, &keys, &mut self.sampler, now_ms);
         self.pins.clear();
-        match self.node.engine.space(header.space) {
+        match self.tenant.find(&self.node.engine, header.space).readable() {
             Some(space) => self.node.engine.pin_batch(&space, &keys, now_ms, &mut self.pins).await,
             None => self.pins.resize_with(keys.len(), || None),
         }
@@ -238,10 +251,10 @@ impl Desk {
             offered?;
         }
         self.meta.clear();
-        let Some(space) = self.node.engine.space(header.space) else {
-            self.meta
-                .extend_from_slice(b"the space was not opened since this server's start; call Kv.OpenSpace");
-            return Ok(Taken::Refused(Header::reply_to(header, Code::UnknownSpace, 0)));
+        let space = match self.tenant.find(&self.node.engine, header.space) {
+            Found::Own(space) => space,
+            Found::Readable(_) => return Ok(Taken::Refused(self.refuse(header, Code::Denied, FOREIGN))),
+            Found::No => return Ok(Taken::Refused(self.refuse(header, Code::UnknownSpace, UNKNOWN))),
         };
         let leaving = self.node.drain.duty() != Duty::Serving;
         let mut room = Room::of(&self.node, offers, leaving);

@@ -83,7 +83,7 @@ async fn attach(node: &Arc<Node>, stream: &Wire) -> Option<Attachment> {
         Ok(Err(status)) => {
             if status == AttachStatus::Denied {
                 let peer = stream.peer_addr();
-                node.metrics.auth_failed(peer, "a data connection does not know its session's key");
+                node.auth_failed(peer, "a data connection does not know its session's key");
             }
             tracing::debug!(?status, "data connection refused");
             None
@@ -123,6 +123,9 @@ async fn handshake(
     };
     if node.phase() != Phase::Serving {
         return refused(AttachStatus::Stopping).await;
+    }
+    if !node.attempts.may_try(stream.peer_addr()) {
+        return refused(AttachStatus::Denied).await;
     }
     let Some(session) = node.sessions.find(&attach.session_id) else {
         return refused(AttachStatus::UnknownSession).await;

@@ -400,7 +400,8 @@ impl<'a> Exit<'a> {
             return Left::Gone(bytes);
         }
         if let Some(drives) = &state.drives {
-            let wanted = page.hits > 0 || drives.admit_unread;
+            let account_has_room = || state.space(found.space).account().has_drive_room(bytes);
+            let wanted = (page.hits > 0 || drives.admit_unread) && account_has_room();
             if wanted && room && bytes > 0 {
                 let (space, key) = (found.space, Box::from(found.key));
                 return self.demote(drives, (space, key), &page, slot_bytes, urgency);

@@ -13,7 +13,6 @@ use memkv_storage::{HashedKey, Space};
 use memkv_transport::frame::{Code, FrameError, Header, Op};
 use memkv_transport::records;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 
 impl Connection {
@@ -74,7 +73,7 @@ impl Connection {
         let watch = Watch { stream: &self.stream, until: deadline };
         match queue.send(pins, spans, watch).await {
             Ok(bytes) => {
-                self.attachment.session.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+                self.attachment.session.sent(bytes);
                 self.reply(&reply).await
             }
             Err(failed) => self.rdma_failed(header, failed).await,
@@ -99,7 +98,7 @@ impl Connection {
         let watch = Watch { stream: &self.stream, until: deadline };
         match queue.fetch(held, spans, watch, whole).await {
             Ok((held, bytes)) => {
-                self.attachment.session.received_bytes.fetch_add(bytes, Ordering::Relaxed);
+                self.attachment.session.received(bytes);
                 self.stored(header, &space, &held, stored_bytes).await
             }
             Err(failed) => self.rdma_failed(header, failed).await,

@@ -12,7 +12,6 @@ use memkv_transport::records::{self, STAGE_BYTES_MAX, ShmBound};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use tokio::io::Interest;
 use tokio::time::{Instant, timeout_at};
 
@@ -102,7 +101,7 @@ impl Connection {
             (Ok(_), _) => return self.protocol_error(Some(header), FrameError::Records).await,
         };
         let session = &self.attachment.session;
-        session.sent_bytes.fetch_add(std::mem::take(&mut reply.body_len), Ordering::Relaxed);
+        session.sent(std::mem::take(&mut reply.body_len));
         for pin in &self.desk.pins {
             let offset = pin.as_ref().map_or(0, PagePin::offset);
             self.desk.meta.extend_from_slice(&offset.to_le_bytes());
@@ -138,7 +137,7 @@ impl Connection {
             tracing::debug!(%error, client, "a client's memory cannot be read any more, closing");
             Broken::Closed
         })?;
-        self.attachment.session.received_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.attachment.session.received(bytes);
         self.stored(header, &space, &held, stored_bytes).await
     }
 
