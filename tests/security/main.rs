@@ -5,4 +5,6 @@
 #![deny(unsafe_code)]
 
 #[cfg(test)]
+mod siege;
+#[cfg(test)]
 mod tls;

@@ -13,6 +13,8 @@ use std::collections::HashMap;
 
 /// Tokens of a block.
 pub(crate) const BLOCK_TOKENS: u64 = 512;
+/// The longest prompt; sums over all prompts of a trace stay far from overflowing.
+const PROMPT_TOKENS_MAX: u64 = 1 << 32;
 
 /// One line of a trace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +113,9 @@ fn milliseconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Er
 /// A prompt of more blocks than it has ids for is taken as it is: the rest is never hit.
 fn check(line: &Line) -> Result<(), String> {
     let (tokens, ids) = (line.input_length, line.hash_ids.len() as u64);
+    if tokens > PROMPT_TOKENS_MAX {
+        return Err(format!("{tokens} tokens are more than a prompt has ({PROMPT_TOKENS_MAX})"));
+    }
     if tokens.div_ceil(BLOCK_TOKENS) < ids {
         return Err(format!(
             "{tokens} tokens are {} blocks of 512, not {ids}",
