@@ -230,7 +230,8 @@ impl v1::session_server::Session for Control {
             send(Heard::Accepted(accepted)).await;
             while let Some(Ok(message)) = said.next().await {
                 if let Some(Said::Ping(ping)) = message.message {
-                    let pong = v1::Pong { sequence: ping.sequence, state: v1::ServerState::Serving.into() };
+                    let state = v1::ServerState::Serving.into();
+                    let pong = v1::Pong { sequence: ping.sequence, state, ..v1::Pong::default() };
                     send(Heard::Pong(pong)).await;
                 }
             }
