@@ -30,6 +30,10 @@ pub(crate) struct Global {
     /// Servers as `[id=]host:port[*weight]`, with commas between them; without it MEMKV_SERVERS counts
     #[arg(long, global = true, value_name = "LIST")]
     pub(crate) servers: Option<String>,
+    /// Where the servers are found instead: etcd://HOST:PORT/PREFIX, dns://NAME:PORT or srv://NAME; without it
+    /// MEMKV_DISCOVERY counts
+    #[arg(long, global = true, value_name = "LOCATION", conflicts_with = "servers")]
+    pub(crate) discovery: Option<String>,
     /// Client configuration file (YAML); without it MEMKV_CONFIG counts
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,

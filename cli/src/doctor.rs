@@ -35,10 +35,16 @@ pub(crate) async fn run(subject: Option<Patient>, global: &Global, output: &Outp
     match configuration(global) {
         Ok(config) => {
             findings.push(ok("configuration", describe(&config)));
-            findings.extend(cluster_findings(&config).await);
+            match Fleet::located(config).await {
+                Ok(config) => findings.extend(cluster_findings(&config).await),
+                Err(failure) => {
+                    let fix = "start etcd or the name server, and servers that register there; or correct MEMKV_DISCOVERY";
+                    findings.push(problem("discovery", failure.message, fix));
+                }
+            }
         }
         Err(failure) => {
-            let fix = "set MEMKV_SERVERS to the servers' [id=]host:port list, or name a file with --config";
+            let fix = "set MEMKV_SERVERS to the servers' [id=]host:port list or MEMKV_DISCOVERY to where they register, or name a file with --config";
             findings.push(problem("configuration", failure.message, fix));
         }
     }
@@ -51,7 +57,8 @@ pub(crate) async fn run(subject: Option<Patient>, global: &Global, output: &Outp
 
 fn describe(config: &Config) -> String {
     let key = if config.auth_key.is_some() { "with a key" } else { "without a key" };
-    let names: Vec<String> = config.servers.iter().map(ToString::to_string).collect();
+    let mut names: Vec<String> = config.servers.iter().map(ToString::to_string).collect();
+    names.extend(config.discovery.iter().map(ToString::to_string));
     format!("{}; {key}; transport {}", names.join(", "), config.transport)
 }
 

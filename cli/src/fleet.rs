@@ -3,6 +3,7 @@
 use crate::args::Global;
 use crate::failure::{Code, Failure};
 use crate::selector::Selector;
+use crate::view::members::Members;
 use crate::view::storage::{Pin, PinShare, Pinned, Pins, Quarantined, Segment, Unpinned, VerifiedServer};
 use crate::view::{Cleared, Listing, Page, RouteStep, Server, Space, Spaces, Status, Unreachable};
 use indicatif::ProgressBar;
@@ -32,13 +33,16 @@ pub(crate) fn configuration(global: &Global) -> Result<Config, Failure> {
     if let Some(servers) = &global.servers {
         overrides.push(("servers".to_owned(), servers.clone()));
     }
+    if let Some(location) = &global.discovery {
+        overrides.push(("discovery".to_owned(), location.clone()));
+    }
     if let Some(path) = &global.auth_key_file {
         overrides.push(("auth_key_file".to_owned(), path.display().to_string()));
     }
     let config = resolve(&env, &overrides, &|path| std::fs::read_to_string(path))?;
-    if config.servers.is_empty() {
+    if config.servers.is_empty() && config.discovery.is_none() {
         return Err(Failure::new(Code::Usage, "no servers are configured")
-            .hint("give --servers host:port,… or set MEMKV_SERVERS"));
+            .hint("give --servers host:port,… or set MEMKV_SERVERS or MEMKV_DISCOVERY"));
     }
     Ok(config)
 }
@@ -57,12 +61,40 @@ impl Fleet {
 
     /// Connects with a configuration. Servers that do not answer are no error here.
     pub(crate) async fn open(config: Config) -> Result<Self, Failure> {
-        Ok(Self { client: Client::connect(config.clone()).await?, config })
+        let client = Client::connect(config.clone()).await?;
+        if config.discovery.is_none() {
+            return Ok(Self { client, config });
+        }
+        // What follows is about the servers that are members now.
+        let servers: Vec<_> = client.servers().into_iter().map(|server| server.address).collect();
+        if servers.is_empty() {
+            let list = client.membership();
+            let why = list.error.unwrap_or_else(|| "no server is registered there".to_owned());
+            return Err(Failure::new(Code::Unreachable, format!("{} names no servers: {why}", list.source))
+                .hint("do the servers have the same discovery? or name them with --servers"));
+        }
+        Ok(Self { client, config: Config { servers, ..config } })
+    }
+
+    /// The configuration with the servers that are members now.
+    pub(crate) async fn located(config: Config) -> Result<Config, Failure> {
+        if config.discovery.is_none() {
+            return Ok(config);
+        }
+        let fleet = Self::open(config).await?;
+        let config = fleet.config.clone();
+        fleet.close().await;
+        Ok(config)
+    }
+
+    /// Who the members are.
+    pub(crate) fn members(&self) -> Members {
+        self.client.membership().into()
     }
 
     /// A client of one server alone.
     pub(crate) async fn alone(config: &Config, server: &ServerAddress) -> Result<Self, Failure> {
-        Self::open(Config { servers: vec![server.clone()], ..config.clone() }).await
+        Self::open(Config { servers: vec![server.clone()], discovery: None, ..config.clone() }).await
     }
 
     pub(crate) async fn close(self) {

@@ -21,7 +21,7 @@ unknown; identities are in hex. Fields may be added, and none is renamed or remo
 
 | Command | Fields |
 |---|---|
-| `inspect` | `servers`: list of *server*; `total`: `servers`, `reachable`, `pages`, `used_bytes`, `capacity_bytes`, `hit_ratio` |
+| `inspect` | `servers`: list of *server*; `total`: `servers`, `reachable`, `pages`, `used_bytes`, `capacity_bytes`, `hit_ratio`; `membership`: `source`, `epoch`, `error`, `members`: list of `id`, `address`, `state` (`serving`, `draining`, `drained`, `lost`), `weight`, `weight_now`, `since_unix_ms`, `version` |
 | `inspect server` | *server*: `id`, `address`, `state` (`serving`, `stopping`, `unknown`, `unreachable`), `error`, `status` (`null` without an answer): `node_id`, `version`, `incarnation`, `uptime_ms`, `now_unix_ms`, `key_required`, `resident_bytes`, `session_count`, `hit_ratio`, `limits`, `dram`, `ops`, `sessions` with the fields of `GetStatusResponse` in `proto/` |
 | `inspect spaces` | `spaces`: list of *space*; `unreachable`: list of `server`, `error` |
 | `inspect space` | *space*: `space_id`, `fields`, `pages`, `page_bytes`, `get_keys`, `get_hits`, `hit_ratio`, `servers`: list of `server`, `pages`, `page_bytes`, `get_keys`, `get_hits` |

@@ -1,6 +1,7 @@
 //! Draws views for people. Pure functions: values and a [`Style`] in, text out.
 
 pub(crate) mod drain;
+pub(crate) mod members;
 pub(crate) mod storage;
 
 use crate::table::{Align, Style, Table, fields};

@@ -5,6 +5,7 @@
 //! be added; none is renamed or removed within a major version.
 
 pub(crate) mod drain;
+pub(crate) mod members;
 pub(crate) mod storage;
 
 use crate::units::ratio;
@@ -18,6 +19,8 @@ use storage::{Nvme, Recovery, Scrub};
 pub(crate) struct Cluster {
     pub(crate) servers: Vec<Server>,
     pub(crate) total: Total,
+    /// Where the servers come from; null if nobody asked.
+    pub(crate) membership: Option<members::Members>,
 }
 
 /// Sums over the servers that answered.
@@ -335,7 +338,7 @@ impl Cluster {
             capacity_bytes: sum(|status| status.dram.capacity_bytes),
             hit_ratio: ratio(sum(|status| status.ops.get_hits), sum(|status| status.ops.get_keys)),
         };
-        Self { servers, total }
+        Self { servers, total, membership: None }
     }
 }
 

@@ -14,6 +14,7 @@ mod cluster;
 mod context;
 mod demo;
 mod engine;
+mod etcd;
 mod process;
 mod python;
 mod rdma;

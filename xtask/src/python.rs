@@ -193,7 +193,7 @@ fn ensure_venv_module(context: &Context, python: &Python) -> Result<()> {
 }
 
 /// Installs Debian packages, if this is Debian and we may.
-fn apt_install(context: &Context, packages: &[&str]) -> Result<()> {
+pub(crate) fn apt_install(context: &Context, packages: &[&str]) -> Result<()> {
     let names = packages.join(" ");
     let apt = Path::new("/usr/bin/apt-get");
     if !rustix::process::geteuid().is_root() || !apt.exists() {

@@ -10,7 +10,7 @@ use crate::process::{show_tail, step, watch};
 use crate::python::{Purpose, Venv, venv};
 use crate::report::{CargoReader, PytestReader, Suite, closing_line, table};
 use crate::ui::say;
-use crate::{demo, engine, rdma, wheel};
+use crate::{demo, engine, etcd, rdma, wheel};
 use anyhow::{Context as _, Result, bail};
 use std::process::Command;
 use std::time::Instant;
@@ -102,6 +102,9 @@ fn judge(name: &str, outcome: Result<Vec<Suite>>, may_run_nothing: bool) -> Vec<
 }
 
 fn rust(context: &Context, choice: &Choice) -> Result<Vec<Suite>> {
+    if let Err(error) = etcd::install(context) {
+        say(&format!("  {error:#}; tests that need etcd fail without it"));
+    }
     let mut build = context.cargo(&["build", "--bins", "--tests", "--examples"]);
     build.args(SELECTION).args(choice.features());
     step(context, "build programs and tests", "test-build", build)?;

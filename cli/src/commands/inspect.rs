@@ -8,6 +8,7 @@ use crate::render;
 use crate::selector::{Selector, parse_key};
 use crate::view::storage::ServerDetail;
 use crate::view::{Cluster, KeyPlace, Server, key_text};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Shows the subject; the whole cluster without one.
 pub(crate) async fn run(subject: Option<Subject>, fleet: &Fleet, output: &Output) -> Result<(), Failure> {
@@ -30,8 +31,12 @@ pub(crate) async fn run(subject: Option<Subject>, fleet: &Fleet, output: &Output
 }
 
 async fn cluster(fleet: &Fleet, output: &Output) -> Result<(), Failure> {
-    let cluster = Cluster::new(fleet.statuses().await);
-    output.show(&cluster, render::cluster)?;
+    let cluster = Cluster { membership: Some(fleet.members()), ..Cluster::new(fleet.statuses().await) };
+    output.show(&cluster, |cluster, style| {
+        let members = cluster.membership.as_ref();
+        let members = members.map(|list| render::members::members(list, now_unix_ms(), style));
+        render::cluster(cluster, style) + &members.unwrap_or_default()
+    })?;
     for server in &cluster.servers {
         if let Some(error) = &server.error {
             let place =
@@ -43,6 +48,11 @@ async fn cluster(fleet: &Fleet, output: &Output) -> Result<(), Failure> {
         return Err(fleet.nobody_answers());
     }
     Ok(())
+}
+
+fn now_unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 async fn server(fleet: &Fleet, output: &Output, id: &str) -> Result<(), Failure> {
