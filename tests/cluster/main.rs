@@ -6,6 +6,20 @@
 #![forbid(unsafe_code)]
 
 #[cfg(test)]
+mod common;
+#[cfg(test)]
+mod copies;
+#[cfg(test)]
+mod drain;
+#[cfg(test)]
+mod failures;
+#[cfg(test)]
 mod membership;
 #[cfg(test)]
 mod names;
+#[cfg(test)]
+mod stuck;
+#[cfg(test)]
+mod recorded;
+#[cfg(test)]
+mod upgrades;
