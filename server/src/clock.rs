@@ -30,5 +30,19 @@ impl Clock {
 /// Unix time in milliseconds; 0 if the system's clock is before 1970.
 pub(crate) fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    let now = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    now.saturating_add_signed(shift_ms())
+}
+
+/// How far a test moves the clock of this process: the system's own is not a test's to set. Only in builds for tests.
+#[cfg(debug_assertions)]
+fn shift_ms() -> i64 {
+    static SHIFT: std::sync::OnceLock<i64> = std::sync::OnceLock::new();
+    let read = || std::env::var("MEMKV_TEST_CLOCK_SHIFT_MS").ok()?.parse().ok();
+    *SHIFT.get_or_init(|| read().unwrap_or(0))
+}
+
+#[cfg(not(debug_assertions))]
+fn shift_ms() -> i64 {
+    0
 }

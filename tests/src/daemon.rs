@@ -8,6 +8,7 @@ use crate::{control::Control, program, random, wait_for};
 use anyhow::{Context as _, bail};
 use memkv_transport::auth::AuthKey;
 use rustix::process::{Pid, Signal, kill_process};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -47,6 +48,8 @@ impl Default for Setup {
 #[derive(Debug)]
 pub struct Daemon {
     setup: Setup,
+    /// Variables of its environment from the next start on.
+    env: BTreeMap<String, String>,
     port: u16,
     child: Child,
     folder: TempDir,
@@ -76,9 +79,10 @@ impl Daemon {
                 None => free_port_pair()?,
             };
             let folder = tempfile::tempdir().context("make a folder for the daemon")?;
-            let child = spawn(&setup, port, folder.path())?;
+            let child = spawn(&setup, &BTreeMap::new(), port, folder.path())?;
             let allowed = Mutex::default();
-            let mut daemon = Self { setup: setup.clone(), port, child, folder, allowed };
+            let mut daemon =
+                Self { setup: setup.clone(), env: BTreeMap::new(), port, child, folder, allowed };
             match daemon.wait_ready() {
                 Ok(()) => return Ok(daemon),
                 Err(_) if setup.port.is_none() && attempt < 4 && daemon.log().contains("in use") => {
@@ -244,8 +248,13 @@ impl Daemon {
     ///
     /// If it does not become ready.
     pub fn restart(&mut self) -> anyhow::Result<()> {
-        self.child = spawn(&self.setup, self.port, self.folder.path())?;
+        self.child = spawn(&self.setup, &self.env, self.port, self.folder.path())?;
         self.wait_ready()
+    }
+
+    /// Sets a variable of the environment for the next [`Daemon::restart`].
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.env.insert(name.to_owned(), value.to_owned());
     }
 
     /// The process id.
@@ -326,7 +335,7 @@ pub fn clean_command(program: &Path) -> Command {
     command
 }
 
-fn spawn(setup: &Setup, port: u16, folder: &Path) -> anyhow::Result<Child> {
+fn spawn(setup: &Setup, env: &BTreeMap<String, String>, port: u16, folder: &Path) -> anyhow::Result<Child> {
     let mut command = clean_command(&program::server()?);
     command.args(["--listen", &format!("127.0.0.1:{port}"), "--dram", &setup.dram]);
     if let Some(yaml) = &setup.config {
@@ -334,7 +343,7 @@ fn spawn(setup: &Setup, port: u16, folder: &Path) -> anyhow::Result<Child> {
         fs::write(&path, yaml).context("write the config")?;
         command.arg("--config").arg(path);
     }
-    command.args(&setup.args);
+    command.args(&setup.args).envs(env);
     if let Some(key) = &setup.key {
         command.env("MEMKV_SERVER_AUTH_KEY", key);
     }
