@@ -5,7 +5,7 @@ use crate::errors::{BadInputError, ClosedError, ConfigError, to_python};
 use crate::process::OwnProcess;
 use crate::space::Space;
 use memkv_client::config::{self, CONFIG_ENV, OPTIONS};
-use memkv_client::{Config, OpStats, RdmaStats, Region, ServerState, ServerStats, blocking};
+use memkv_client::{Config, DiscoveryStats, OpStats, RdmaStats, Region, ServerState, ServerStats, blocking};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use std::collections::BTreeMap;
@@ -232,6 +232,7 @@ impl Client {
             stats.set_item(name, count)?;
         }
         stats.set_item("rdma", rdma_stats(py, &found.rdma)?)?;
+        stats.set_item("discovery", discovery_stats(py, &found.discovery)?)?;
         let servers: PyResult<Vec<_>> = found.servers.iter().map(|server| server_stats(py, server)).collect();
         stats.set_item("servers", servers?)?;
         Ok(stats)
@@ -370,6 +371,23 @@ fn rdma_stats<'py>(py: Python<'py>, stats: &RdmaStats) -> PyResult<Bound<'py, Py
         ("framed_pages", framed_pages),
     ] {
         let count: u64 = count;
+        entry.set_item(name, count)?;
+    }
+    Ok(entry)
+}
+
+/// How members are found.
+fn discovery_stats<'py>(py: Python<'py>, stats: &DiscoveryStats) -> PyResult<Bound<'py, PyDict>> {
+    let DiscoveryStats { epoch, lists, changes, failures, told_stale, skipped_records } = *stats;
+    let entry = PyDict::new(py);
+    for (name, count) in [
+        ("epoch", epoch),
+        ("lists", lists),
+        ("changes", changes),
+        ("failures", failures),
+        ("told_stale", told_stale),
+        ("skipped_records", skipped_records),
+    ] {
         entry.set_item(name, count)?;
     }
     Ok(entry)

@@ -296,7 +296,10 @@ class MemKVHiCacheStorage(HiCacheStorage):
         return stores[0] if stores and len(stores) == 1 else None
 
     def _warn_about_missing_servers(self) -> None:
-        missing = [server for server in self._client.servers() if server["state"] != "ready"]
+        servers = self._client.servers()
+        missing = [server for server in servers if server["state"] != "ready"]
+        if not servers:
+            logger.warning("memkv: no servers are known yet; every page is a miss until MEMKV_DISCOVERY names some")
         if missing:
             names = ", ".join(f"{server['address']} ({server['state']})" for server in missing)
             logger.warning("memkv: not reachable yet: %s; their pages are misses until they answer", names)
