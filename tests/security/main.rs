@@ -7,4 +7,7 @@
 #[cfg(test)]
 mod siege;
 #[cfg(test)]
+#[path = "../ops.rs"]
+mod ops;
+#[cfg(test)]
 mod tls;

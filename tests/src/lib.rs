@@ -3,6 +3,7 @@
 //! - [`daemon`]: starts, stops, kills and freezes `memkv-server` processes, and reads their logs;
 //! - [`etcd`]: a real etcd;
 //! - [`program`]: finds and builds the programs under test;
+//! - [`certs`]: certificates, signed by an authority of the test's own;
 //! - [`control`]: the gRPC plane, spoken directly;
 //! - [`wire`]: the data plane, spoken byte by byte, for what a well-behaved client never sends;
 //! - [`proxy`]: a TCP proxy that delays, stalls, cuts and flips bits;
@@ -17,6 +18,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod certs;
 pub mod control;
 pub mod daemon;
 pub mod etcd;
