@@ -22,15 +22,16 @@ unknown; identities are in hex. Fields may be added, and none is renamed or remo
 | Command | Fields |
 |---|---|
 | `inspect` | `servers`: list of *server*; `total`: `servers`, `reachable`, `pages`, `used_bytes`, `capacity_bytes`, `hit_ratio`; `membership`: `source`, `epoch`, `error`, `members`: list of `id`, `address`, `state` (`serving`, `draining`, `drained`, `lost`), `weight`, `weight_now`, `since_unix_ms`, `version` |
-| `inspect server` | *server*: `id`, `address`, `state` (`serving`, `stopping`, `unknown`, `unreachable`), `error`, `status` (`null` without an answer): `node_id`, `version`, `incarnation`, `uptime_ms`, `now_unix_ms`, `key_required`, `resident_bytes`, `session_count`, `hit_ratio`, `limits`, `dram`, `ops`, `sessions` with the fields of `GetStatusResponse` in `proto/` |
+| `inspect server` | *server*: `id`, `address`, `state` (`serving`, `degraded`, `draining`, `drained`, `stopping`, `unknown`, `unreachable`), `error`, `status` (`null` without an answer): `node_id`, `version`, `incarnation`, `uptime_ms`, `now_unix_ms`, `key_required`, `resident_bytes`, `session_count`, `hit_ratio`, `limits`, `dram`, `ops`, `drain` (*drain* or `null`), `sessions` with the fields of `GetStatusResponse` in `proto/` |
 | `inspect spaces` | `spaces`: list of *space*; `unreachable`: list of `server`, `error` |
 | `inspect space` | *space*: `space_id`, `fields`, `pages`, `page_bytes`, `get_keys`, `get_hits`, `hit_ratio`, `servers`: list of `server`, `pages`, `page_bytes`, `get_keys`, `get_hits` |
-| `inspect key` | `space_id`, `key`, `key_hex`, `route`: in order of preference `server`, `score`, `found`, `verified`, `error`, `page` (*page* or `null`) |
+| `inspect key` | `space_id`, `key`, `key_hex`, `digest`, `route`: in order of preference `server`, `score` (`null` without a place in the order), `weight`, `state` (`ready`, `draining`, `connecting`, `suspect`), `home` (should have the page), `asked` (when a read asks it, from 1, or `null`), `found`, `verified`, `error`, `page` (*page* or `null`) |
 | `ls` | `space_id`, `keys`: list of *page*: `key`, `key_hex`, `server`, `bytes`, `slot_bytes`, `checksum`, `codec`, `flags`, `age_ms`, `idle_ms`, `hits`, `pins`, `position`, `tier`; `truncated`; `unreachable` |
 | `exists`, `rm` | `keys`: list of `key`, `key_hex`, `yes`; `failed` |
 | `get --output FILE` | `space_id`, `key`, `bytes`, `output` |
 | `put` | `space_id`, `key`, `bytes`, `outcome` (`stored`, `exists`, `too_large`, `busy`, `corrupt`, `unavailable`, `timed_out`, `denied`) |
 | `clear` | `space_id`, `removed_pages`, `removed_bytes`, `unreachable` |
+| `drain` | `server`, `state`, `done`, `error`, `total_pages`, `total_bytes`, `pages`, `bytes`, `moved_pages`, `moved_bytes`, `existing_pages`, `elsewhere_pages`, `short_pages`, `lost_pages`, `gone_pages`, `pinned_pages`, `unpinned_pages`, `bytes_per_second`, `left_ms`, `elapsed_ms`, `losses`: list of `reason`, `pages`; `targets`: list of `server`, `moved_pages`, `moved_bytes`, `existing_pages`, `refused_pages`, `last_error`. The numbers are those of `DrainProgress` in `proto/` |
 | `ping` | `servers`: list of `server`, `answered`, `lost`, `min_ms`, `median_ms`, `max_ms`, `error` |
 | `doctor`, `doctor rdma` | `findings`: list of `level` (`ok`, `note`, `problem`), `check`, `text`, `fix`; `problems` |
 ";
