@@ -3,6 +3,7 @@
 use anyhow::{Context as _, bail, ensure};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,6 +11,8 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The daemon's certificate, in its folder.
+const CERT: &str = "server.pem";
 
 /// A running daemon; it is killed with this handle.
 pub(crate) struct Daemon {
@@ -22,19 +25,33 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts `program` with a store of `dram_bytes` and a fresh key, and waits until it is ready.
     pub(crate) fn start(program: &Path, dram_bytes: u64) -> anyhow::Result<Self> {
-        let port = free_port_pair()?;
         let mut key = [0; 32];
         getrandom::fill(&mut key).context("make a key")?;
-        let key = hex::encode(key);
+        Self::start_as(program, dram_bytes, &hex::encode(key), &[])
+    }
+
+    /// Starts `program` with this key and more arguments, and waits until it is ready.
+    pub(crate) fn start_as(
+        program: &Path,
+        dram_bytes: u64,
+        key: &str,
+        more: &[&str],
+    ) -> anyhow::Result<Self> {
+        let port = free_port_pair()?;
         let folder = tempfile::tempdir().context("make a folder for the daemon")?;
         let log = File::create(folder.path().join("log")).context("make the daemon's log")?;
         let mut command = Command::new(program);
         command.args(["--listen", &format!("127.0.0.1:{port}")]);
         command.args(["--dram", &format!("{}MiB", dram_bytes.div_ceil(1 << 20))]);
-        command.env("MEMKV_SERVER_AUTH_KEY", &key).stdin(Stdio::null());
+        // Whoever connects in plain text is not touched by it.
+        for (flag, file) in certify(folder.path())? {
+            command.arg(flag).arg(file);
+        }
+        command.args(more);
+        command.env("MEMKV_SERVER_AUTH_KEY", key).stdin(Stdio::null());
         command.stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("start {}", program.display()))?;
-        let mut daemon = Self { child, port, key, folder };
+        let mut daemon = Self { child, port, key: key.to_owned(), folder };
         daemon.wait_ready()?;
         Ok(daemon)
     }
@@ -73,6 +90,11 @@ impl Daemon {
         &self.key
     }
 
+    /// The PEM file of the CA that its certificate comes from.
+    pub(crate) fn ca(&self) -> PathBuf {
+        self.folder.path().join(CERT)
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -84,6 +106,19 @@ impl Drop for Daemon {
         self.child.kill().ok();
         self.child.wait().ok();
     }
+}
+
+/// Makes a certificate for loopback that is its own CA; returns the daemon's flags.
+fn certify(folder: &Path) -> anyhow::Result<[(&'static str, PathBuf); 2]> {
+    let key = rcgen::KeyPair::generate().context("make a key for TLS")?;
+    let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()])?;
+    let certificate = params.self_signed(&key).context("make a certificate")?;
+    let [cert, private] = [CERT, "server.key"].map(|name| folder.join(name));
+    std::fs::write(&cert, certificate.pem()).context("write the certificate")?;
+    // The folder is its owner's alone.
+    let mut file = File::options().create_new(true).write(true).mode(0o600).open(&private)?;
+    file.write_all(key.serialize_pem().as_bytes()).context("write the key for TLS")?;
+    Ok([("--tls-cert", cert), ("--tls-key", private)])
 }
 
 /// The server to measure: the one given, or the one beside this program.

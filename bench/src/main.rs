@@ -15,6 +15,8 @@ mod compare;
 mod counting;
 mod daemon;
 mod docs;
+mod drain;
+mod hot;
 mod index;
 mod load;
 mod machine;
@@ -51,8 +53,12 @@ enum Command {
     Render(commands::RenderArgs),
     /// Loads a server from several client processes, as fast as it answers or at a fixed rate.
     Load(load::command::LoadArgs),
+    /// Reads one prefix from many clients over several servers, with and without copies of hot pages.
+    Hot(hot::HotArgs),
     /// Measures how much of the memory holds pages, and how the memory follows a change of model.
     Arena(arena::ArenaArgs),
+    /// Drains one of four servers under load, and shows what readers find before, during and after.
+    Drain(drain::DrainArgs),
     /// Measures the bytes of an index entry and the time of a lookup.
     Index(index::IndexArgs),
     /// Counts the system calls, wake-ups and allocations of a batch, beside those of raw sockets.
@@ -79,7 +85,12 @@ fn main() -> ExitCode {
         Command::Peers(args) => commands::peers(args),
         Command::Render(args) => commands::render(&args),
         Command::Load(args) => load_command(args),
+        Command::Hot(args) => hot_command(&args),
         Command::Arena(args) => arena_command(&args),
+        Command::Drain(args) => {
+            warn_of_debug_build();
+            drain::run(args, &command_line())
+        }
         Command::Index(args) => index_command(&args),
         Command::Simulate(args) => simulate::simulate_command(args),
         Command::Trace(args) => simulate::trace_command(&args),
@@ -106,6 +117,11 @@ fn warn_of_debug_build() {
 fn arena_command(args: &arena::ArenaArgs) -> anyhow::Result<()> {
     warn_of_debug_build();
     arena::run(args, command_line())
+}
+
+fn hot_command(args: &hot::HotArgs) -> anyhow::Result<()> {
+    warn_of_debug_build();
+    hot::run(args, command_line())
 }
 
 fn index_command(args: &index::IndexArgs) -> anyhow::Result<()> {

@@ -8,7 +8,9 @@ use crate::view::storage::{Pin, PinShare, Pinned, Pins, Quarantined, Segment, Un
 use crate::view::{Cleared, Listing, Page, RouteStep, Server, Space, Spaces, Status, Unreachable};
 use indicatif::ProgressBar;
 use memkv_client::config::{CONFIG_ENV, OPTIONS, resolve};
-use memkv_client::{Client, Config, Error, ErrorKind, ServerAddress, SpaceDescription, SpaceId, v1};
+use memkv_client::{
+    Client, Config, Error, ErrorKind, ServerAddress, ServerState, ServerView, SpaceDescription, SpaceId, v1,
+};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -232,12 +234,25 @@ impl Fleet {
         let answers = self.client.inspect_key(space, key, verify).await;
         let mut by_id: HashMap<String, _> =
             answers.into_iter().map(|(server, answer)| (server.id, answer)).collect();
-        let step = |(server, score): (String, f64)| {
-            let answer = by_id.remove(&server);
-            route_step(server, score, answer, verify)
-        };
-        let route = self.client.route(space, key);
-        route.into_iter().map(|entry| (entry.server.id, entry.score)).map(step).collect()
+        let views = self.client.servers();
+        let state = |id: &str| views.iter().find(|view| view.address.id == id).map_or("left", state_name);
+        let mut steps = Vec::new();
+        for entry in self.client.route(space, key) {
+            let answer = by_id.remove(&entry.server.id);
+            let asked = (entry.asked > 0).then_some(entry.asked);
+            let state = if entry.draining { "draining" } else { state(&entry.server.id) };
+            let (score, weight, home) = (Some(entry.score), entry.weight, entry.home);
+            let step = RouteStep { server: entry.server.id, score, weight, state, home, asked, ..RouteStep::default() };
+            steps.push(answered(step, answer, verify));
+        }
+        // Without weight they are in no key's order, but they may still have pages.
+        let mut rest: Vec<_> = by_id.into_iter().collect();
+        rest.sort_by(|a, b| a.0.cmp(&b.0));
+        for (server, answer) in rest {
+            let step = RouteStep { state: state(&server), server, ..RouteStep::default() };
+            steps.push(answered(step, Some(answer), verify));
+        }
+        steps
     }
 
     /// Adds the keys of one server to `listing`, up to `limit` of them in portions of `portion`.
@@ -400,13 +415,20 @@ impl Fleet {
     }
 }
 
-fn route_step(
-    server: String,
-    score: f64,
+fn state_name(view: &ServerView) -> &'static str {
+    match view.state {
+        ServerState::Ready => "ready",
+        ServerState::Connecting => "connecting",
+        ServerState::Suspect { .. } => "suspect",
+    }
+}
+
+/// A step of a route with what its server said.
+fn answered(
+    mut step: RouteStep,
     answer: Option<Result<v1::InspectKeyResponse, Error>>,
     verify: bool,
 ) -> RouteStep {
-    let mut step = RouteStep { server, score, found: None, verified: None, error: None, page: None };
     match answer {
         Some(Ok(answer)) => {
             step.found = Some(answer.found);

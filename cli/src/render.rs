@@ -289,16 +289,30 @@ pub(crate) fn space(space: &Space, style: Style) -> String {
 /// `inspect key`.
 pub(crate) fn key(place: &KeyPlace, style: Style) -> String {
     let title = format!("key {}", crate::table::printable(&place.key));
-    let mut text = format!("{}\n  space  {}\n\n", style.bold(&title), place.space_id);
+    let mut text =
+        format!("{}\n  space   {}\n  digest  {}\n\n", style.bold(&title), place.space_id, place.digest);
     let mut table = Table::new(&[
         ("ROUTE", Align::Right),
         ("SERVER", Align::Cut),
+        ("WEIGHT", Align::Right),
         ("SCORE", Align::Right),
+        ("STATE", Align::Left),
+        ("HOME", Align::Left),
+        ("READ", Align::Right),
         ("STORED", Align::Left),
     ]);
     for (index, step) in place.route.iter().enumerate() {
-        let order = (index + 1).to_string();
-        table.row([order, step.server.clone(), format!("{:.1}", step.score), stored(step).to_owned()]);
+        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        table.row([
+            or_dash(step.score.map(|_| (index + 1).to_string())),
+            step.server.clone(),
+            step.weight.to_string(),
+            or_dash(step.score.map(|score| format!("{score:.1}"))),
+            step.state.to_owned(),
+            if step.home { "yes" } else { "no" }.to_owned(),
+            or_dash(step.asked.map(|asked| asked.to_string())),
+            stored(step).to_owned(),
+        ]);
     }
     text.push_str(&table.draw(style));
     for step in &place.route {

@@ -269,6 +269,14 @@ fn one_key() {
     let step = |server: &str, score, found, page, verified, error: Option<&str>| RouteStep {
         server: server.to_owned(),
         score,
+        weight: 100,
+        state: if error.is_some() { "connecting" } else { "ready" },
+        home: score > Some(90.0),
+        asked: match server {
+            "kv-1" => Some(1),
+            "kv-2" => Some(2),
+            _ => None,
+        },
         found,
         verified,
         error: error.map(str::to_owned),
@@ -278,10 +286,12 @@ fn one_key() {
         space_id: "ab".repeat(16),
         key: page().key,
         key_hex: page().key_hex,
+        digest: "0123456789abcdef".into(),
         route: vec![
-            step("kv-1", 812.345, Some(true), Some(page()), Some(true), None),
-            step("kv-2", 97.04, Some(false), None, None, None),
-            step("kv-3", 5.5, None, None, None, Some("connection refused")),
+            step("kv-1", Some(812.345), Some(true), Some(page()), Some(true), None),
+            step("kv-2", Some(97.04), Some(false), None, None, None),
+            step("kv-3", Some(5.5), None, None, None, Some("connection refused")),
+            step("kv-4", None, Some(false), None, None, None),
         ],
     };
     insta::assert_snapshot!(at_80_columns(key(&place, STYLE)));

@@ -194,15 +194,25 @@ pub(crate) struct KeyPlace {
     pub(crate) space_id: String,
     pub(crate) key: String,
     pub(crate) key_hex: String,
-    /// Servers in their order of preference.
+    /// What routing starts from.
+    pub(crate) digest: String,
+    /// Servers in their order of preference; then those that have no place in it and hold the page all the same.
     pub(crate) route: Vec<RouteStep>,
 }
 
 /// One server of a key's route.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct RouteStep {
     pub(crate) server: String,
-    pub(crate) score: f64,
+    /// Null for a server that has no place in the order.
+    pub(crate) score: Option<f64>,
+    pub(crate) weight: u32,
+    /// `ready`, `draining`, `connecting` or `suspect`, as this client sees it.
+    pub(crate) state: &'static str,
+    /// Whether the page should be there.
+    pub(crate) home: bool,
+    /// When a read asks it, from 1; null if never.
+    pub(crate) asked: Option<usize>,
     /// Null if the server did not answer.
     pub(crate) found: Option<bool>,
     /// Null unless verification was asked for and the page was found.

@@ -217,6 +217,8 @@ pub struct ServerView {
 pub struct RouteEntry {
     /// The server.
     pub server: ServerAddress,
+    /// Its share of the keys relative to the others, as it counts now.
+    pub weight: u32,
     /// Its score for the key; the highest owns it.
     pub score: f64,
     /// Whether it takes no new pages.
@@ -525,6 +527,7 @@ impl Client {
             let at = candidates.as_slice().iter().position(|&place| place as usize == index);
             RouteEntry {
                 server: members.servers[index].address.clone(),
+                weight: members.nodes[index].weight,
                 score: members.nodes[index].score(digest),
                 draining: members.servers[index].is_draining(),
                 asked: at.map_or(0, |at| at + 1),

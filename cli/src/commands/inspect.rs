@@ -8,6 +8,8 @@ use crate::render;
 use crate::selector::{Selector, parse_key};
 use crate::view::storage::ServerDetail;
 use crate::view::{Cluster, KeyPlace, Server, key_text};
+use memkv_core::Key;
+use memkv_core::page::key_digest;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Shows the subject; the whole cluster without one.
@@ -90,8 +92,9 @@ async fn inspect_key(
     let key = parse_key(key)?;
     let space = fleet.find_space_id(&Selector::parse(space)?).await?;
     let route = fleet.inspect_key(space, &key, verify).await;
-    let place =
-        KeyPlace { space_id: space.to_string(), key: key_text(&key), key_hex: hex::encode(&key), route };
+    let digest = Key::new(&key).map(|key| format!("{:016x}", key_digest(space, key))).unwrap_or_default();
+    let (space_id, key, key_hex) = (space.to_string(), key_text(&key), hex::encode(&key));
+    let place = KeyPlace { space_id, key, key_hex, digest, route };
     output.show(&place, render::key)?;
     for step in &place.route {
         if let Some(error) = &step.error {
