@@ -23,13 +23,11 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// As [`Client::connect`]; [`ErrorKind::Config`] for any transport but TCP.
+    /// As [`Client::connect`]; [`ErrorKind::Config`] for transports without sockets.
     pub async fn connect_simulated(config: Config, net: Arc<dyn Net>) -> Result<Self, Error> {
-        if config.transport != Transport::Tcp {
-            return Err(Error::new(
-                ErrorKind::Config,
-                "a simulated network has TCP only; set transport to tcp",
-            ));
+        if !matches!(config.transport, Transport::Tcp | Transport::Grpc) {
+            let text = "a simulated network has sockets only; set transport to tcp or grpc";
+            return Err(Error::new(ErrorKind::Config, text));
         }
         let shared = Shared::new(settle(config)?, None);
         shared.net.get_or_init(|| net);

@@ -58,6 +58,11 @@ pub struct Census {
     pub engine: EngineStatus,
 }
 
+/// What measures the processor's clock does so here, once in a process, and not when the first server starts.
+pub fn prepare() {
+    drop(Metrics::new());
+}
+
 impl SimServer {
     /// Starts a server whose connections come through [`SimServer::admit`]; also tells what it found of an earlier life.
     ///
@@ -199,7 +204,7 @@ impl Connected for Greeted {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        Peer(self.stream.peer())
+        Peer { addr: self.stream.peer(), tls: None }
     }
 }
 

@@ -19,6 +19,7 @@ mod process;
 mod python;
 mod rdma;
 mod report;
+mod sim;
 mod smaller;
 mod test;
 mod ui;
@@ -59,6 +60,12 @@ const COMMANDS: &[Command] = &[
         usage: "rdma [--keep] [FILTER] | -- COMMAND …",
         about: "The tests on real RDMA verbs, or COMMAND, in a VM",
         run: rdma::run,
+    },
+    Command {
+        name: "sim",
+        usage: "sim [--from S] [--seeds N] | --seed S | --bugs",
+        about: "Simulated clusters from seeds (--trace: every event)",
+        run: sim::run,
     },
     Command {
         name: "wheel",
@@ -111,7 +118,7 @@ fn main() -> ExitCode {
 fn help() -> String {
     let mut text = String::from("Every command of this repository:\n");
     for command in COMMANDS {
-        text.push_str(&format!("\n  cargo xtask {:<41} {}", command.usage, command.about));
+        text.push_str(&format!("\n  cargo xtask {:<46} {}", command.usage, command.about));
     }
     text
 }
@@ -125,7 +132,7 @@ mod tests {
         let text = help();
         for command in COMMANDS {
             assert!(command.usage.starts_with(command.name));
-            assert!(command.usage.len() <= 41, "{} is too long for its column", command.usage);
+            assert!(command.usage.len() <= 46, "{} is too long for its column", command.usage);
             assert!(text.contains(command.about));
         }
     }
