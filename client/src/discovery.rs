@@ -81,7 +81,7 @@ impl Discovery {
     pub(crate) fn heard_epoch(&self, epoch: u64) {
         let own = self.epoch.load(Relaxed);
         // A client without a source, or without a list yet, has nothing to compare with.
-        if own == 0 || epoch <= own || self.told.swap(epoch, Relaxed) == epoch {
+        if own == 0 || epoch <= own || self.told.fetch_max(epoch, Relaxed) >= epoch {
             return;
         }
         self.stale.fetch_add(1, Relaxed);
@@ -196,6 +196,9 @@ impl Inner {
         let addresses: Vec<ServerAddress> = seats.iter().map(address).collect();
         let before: Vec<ServerAddress> = discovery.seats.lock().iter().map(address).collect();
         if addresses != before {
+            if let (true, Some(grace)) = (before.is_empty(), self.shared.config.move_grace) {
+                self.adopt_earlier(&seats, &addresses, grace);
+            }
             // Sources give addresses that can be used, so this is not to be expected; the members known so far stay.
             if let Err(error) = self.adopt(&addresses) {
                 tracing::warn!(%error, epoch, "the list of members cannot be used");
@@ -205,7 +208,26 @@ impl Inner {
             tracing::info!(epoch, members = %line(&seats), "members");
         }
         *discovery.seats.lock() = seats;
-        discovery.epoch.store(epoch, Relaxed);
+        if discovery.epoch.swap(epoch, Relaxed) > epoch {
+            // A store that was set up anew counts from the beginning.
+            discovery.told.store(0, Relaxed);
+        }
+    }
+}
+
+impl Inner {
+    /// Before its first list, a client that starts now takes over the one that others had before it: without the servers
+    /// that joined lately, and with those that drain. Pages that have not moved yet are where that list says.
+    fn adopt_earlier(&self, seats: &[Seat], present: &[ServerAddress], grace: Duration) {
+        let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let is_settled = |seat: &&Seat| u128::from(seat.member.since_unix_ms) + grace.as_millis() <= unix_ms;
+        let settled = seats.iter().filter(is_settled);
+        let earlier: Vec<_> =
+            settled.map(|seat| ServerAddress { weight: seat.member.weight, ..address(seat) }).collect();
+        if !earlier.is_empty() && earlier != present {
+            // If it cannot be used, neither can the present one, which says so.
+            self.adopt(&earlier).ok();
+        }
     }
 }
 
@@ -230,7 +252,8 @@ mod tests {
         discovery.heard_epoch(7);
         assert_eq!(discovery.stats().told_stale, 0, "there is no list yet to be old");
         discovery.epoch.store(5, Relaxed);
-        for epoch in [0, 5, 7, 7, 4, 7, 9] {
+        // Also when servers do not agree yet.
+        for epoch in [0, 5, 7, 7, 4, 7, 9, 7, 9] {
             discovery.heard_epoch(epoch);
         }
         assert_eq!((discovery.stats().told_stale, discovery.health.refreshes()), (2, 2));

@@ -14,6 +14,8 @@ mod drain;
 #[cfg(test)]
 mod failures;
 #[cfg(test)]
+mod leaving;
+#[cfg(test)]
 mod membership;
 #[cfg(test)]
 mod names;

@@ -10,12 +10,12 @@ use memkv_tests::pages::page;
 use memkv_tests::wait_for;
 use std::time::Duration;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a record outlives its server in these tests, seconds.
 const TTL: u32 = 2;
 
 /// A daemon that registers as `id`.
-fn member(etcd: &Etcd, id: &str, more: &[&str]) -> Daemon {
+pub(crate) fn member(etcd: &Etcd, id: &str, more: &[&str]) -> Daemon {
     let location = format!("{}?ttl={TTL}", etcd.location("kv"));
     let mut args: Vec<String> = ["--node-id", id, "--discovery", &location].map(str::to_owned).to_vec();
     args.extend(["--limits-ping-interval", "300ms"].map(str::to_owned));
@@ -38,7 +38,7 @@ fn config(location: &str, options: &[(&str, &str)]) -> Config {
 }
 
 /// A client without a ramp, and its space.
-fn client(location: &str, options: &[(&str, &str)]) -> (Client, Space) {
+pub(crate) fn client(location: &str, options: &[(&str, &str)]) -> (Client, Space) {
     let options = [&[("member_ramp", "off")], options].concat();
     let client = Client::connect(config(location, &options)).unwrap();
     let space = client.space(SpaceDescription::named("members").unwrap()).unwrap();
@@ -46,7 +46,7 @@ fn client(location: &str, options: &[(&str, &str)]) -> (Client, Space) {
 }
 
 /// The members that are not lost, each as `id` or, with weight 0, `id*0`.
-fn members(client: &Client) -> Vec<String> {
+pub(crate) fn members(client: &Client) -> Vec<String> {
     let members = client.membership().members;
     let present = members.into_iter().filter(|view| !view.lost);
     present.map(|view| if view.weight == 0 { view.member.id + "*0" } else { view.member.id }).collect()
@@ -54,7 +54,7 @@ fn members(client: &Client) -> Vec<String> {
 
 /// Waits until the client has exactly these members, with a session to each.
 #[track_caller]
-fn wait_for_members(client: &Client, expected: &[&str]) {
+pub(crate) fn wait_for_members(client: &Client, expected: &[&str]) {
     let mut last = Vec::new();
     let there = wait_for("the members", PATIENCE, || {
         last = members(client);
@@ -65,18 +65,18 @@ fn wait_for_members(client: &Client, expected: &[&str]) {
     assert!(there.is_ok(), "wanted {expected:?}, there are {last:?}: {:?}", client.membership());
 }
 
-fn keys(count: usize) -> Vec<Vec<u8>> {
+pub(crate) fn keys(count: usize) -> Vec<Vec<u8>> {
     (0..count).map(|i| format!("key-{i}").into_bytes()).collect()
 }
 
 /// Which server owns each of the keys.
-fn owners(client: &Client, space: &Space, keys: &[Vec<u8>]) -> Vec<String> {
+pub(crate) fn owners(client: &Client, space: &Space, keys: &[Vec<u8>]) -> Vec<String> {
     let owner = |key: &Vec<u8>| client.route(space.id(), key).first().map(|entry| entry.server.id.clone());
     keys.iter().map(|key| owner(key).unwrap_or_default()).collect()
 }
 
 /// Puts pages under the keys and returns what became of each.
-fn put(space: &Space, keys: &[Vec<u8>]) -> Vec<PageOutcome> {
+pub(crate) fn put(space: &Space, keys: &[Vec<u8>]) -> Vec<PageOutcome> {
     keys.iter().map(|key| space.put(key, &page(key, 100)).unwrap()).collect()
 }
 
