@@ -99,6 +99,18 @@ pub(crate) async fn follow(node: Arc<Node>) {
     }
 }
 
+/// What to say of a certificate that should have been renewed by now.
+pub(crate) fn complaint(node: &Node) -> Option<String> {
+    let (certificate, now) = (node.tls.as_ref()?.certificate(), SystemTime::now());
+    if !certificate.is_due(now) {
+        return None;
+    }
+    Some(match certificate.left(now) {
+        Some(left) => format!("the TLS certificate expires in {} hours; renew it", left.as_secs() / 3600),
+        None => "the TLS certificate has expired; renew it".to_owned(),
+    })
+}
+
 /// What was said of the certificate's end.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Warned {

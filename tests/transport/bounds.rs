@@ -23,7 +23,8 @@ tests![
 const OTHER_KEY: &str = "ffeeddccbbaa99887766554433221100ffeeddccbbaa99887766554433221100";
 
 fn a_page_larger_than_the_limit_is_too_large(rig: &Rig) {
-    let setup = Setup { args: vec!["--page-max".into(), "1MiB".into()], ..Setup::default() };
+    let args = [rig.flags(), vec!["--page-max".into(), "1MiB".into()]].concat();
+    let setup = Setup { args, ..Setup::default() };
     let daemon = Daemon::start_with(setup).unwrap();
     let (client, space) = rig.space(&[&daemon], "large");
     let all = keys("large", 3);

@@ -48,12 +48,49 @@ const MODULES: [(&str, &[Test]); 12] = [
     ("ways", ways::TESTS),
 ];
 
-const TRANSPORTS: [Transport; 4] = [Transport::Tcp, Transport::Shm, Transport::Rdma, Transport::Grpc];
+/// What the suite runs over.
+#[derive(Clone, Copy)]
+enum Over {
+    Plain(Transport),
+    /// TCP, inside TLS.
+    Tls,
+}
+
+const ALL: [Over; 5] = [
+    Over::Plain(Transport::Tcp),
+    Over::Tls,
+    Over::Plain(Transport::Shm),
+    Over::Plain(Transport::Rdma),
+    Over::Plain(Transport::Grpc),
+];
+
+impl Over {
+    fn name(self) -> String {
+        match self {
+            Self::Plain(transport) => transport.to_string(),
+            Self::Tls => "tls".to_owned(),
+        }
+    }
+
+    fn rig(self) -> Rig {
+        match self {
+            Self::Plain(transport) => Rig::new(transport),
+            Self::Tls => Rig::secure(),
+        }
+    }
+
+    fn lack(self) -> Option<String> {
+        match self {
+            Self::Plain(transport) => rig::lack(transport),
+            Self::Tls => None,
+        }
+    }
+}
 
 /// The transports that `MEMKV_TEST_TRANSPORT` names.
-fn named(list: &str) -> Result<Vec<Transport>, String> {
+fn named(list: &str) -> Result<Vec<Over>, String> {
     let names = list.split(',').map(str::trim);
-    let known = |name: &str| TRANSPORTS.into_iter().find(|transport| transport.to_string() == name);
+    let known = |name: &str| ALL.into_iter().find(|over| over.name() == name);
     names
         .map(|name| known(name).ok_or_else(|| format!("MEMKV_TEST_TRANSPORT: no transport {name:?}")))
         .collect()
@@ -63,13 +100,13 @@ fn trials() -> Result<Vec<Trial>, String> {
     let list = std::env::var("MEMKV_TEST_TRANSPORT").unwrap_or_default();
     let mut trials = Vec::new();
     if !list.is_empty() {
-        named(&list)?.into_iter().for_each(|transport| trials.extend(trials_of(transport)));
+        named(&list)?.into_iter().for_each(|over| trials.extend(trials_of(over)));
         return Ok(trials);
     }
-    for transport in TRANSPORTS {
-        match rig::lack(transport) {
-            None => trials.extend(trials_of(transport)),
-            Some(reason) => trials.push(Trial::ignorable_test(format!("{transport}::all"), move || {
+    for over in ALL {
+        match over.lack() {
+            None => trials.extend(trials_of(over)),
+            Some(reason) => trials.push(Trial::ignorable_test(format!("{}::all", over.name()), move || {
                 Ok(Completion::ignored_with(reason))
             })),
         }
@@ -77,11 +114,11 @@ fn trials() -> Result<Vec<Trial>, String> {
     Ok(trials)
 }
 
-fn trials_of(transport: Transport) -> impl Iterator<Item = Trial> {
+fn trials_of(over: Over) -> impl Iterator<Item = Trial> {
     let all = MODULES.into_iter().flat_map(|(module, tests)| tests.iter().map(move |test| (module, *test)));
     all.map(move |(module, (name, test))| {
-        Trial::test(format!("{transport}::{module}::{name}"), move || {
-            test(&Rig::new(transport));
+        Trial::test(format!("{}::{module}::{name}", over.name()), move || {
+            test(&over.rig());
             Ok(())
         })
     })
@@ -94,7 +131,7 @@ fn main() -> ExitCode {
     match trials() {
         Ok(trials) => libtest_mimic::run(&Arguments::from_args(), trials).exit_code(),
         Err(error) => {
-            eprintln!("{error}; write tcp, shm, rdma or grpc");
+            eprintln!("{error}; write tcp, tls, shm, rdma or grpc");
             ExitCode::FAILURE
         }
     }

@@ -4,6 +4,7 @@
 
 use memkv_client::blocking::{Client, Space};
 use memkv_client::{Config, ConfigBuilder, ErrorKind, ServerState, SpaceDescription, Transport};
+use memkv_tests::certs::{Authority, Folder};
 use memkv_tests::daemon::{Daemon, KEY, Setup};
 use memkv_tests::{is_small, wait_for};
 use std::fs;
@@ -27,6 +28,8 @@ const SLACK: Duration = Duration::from_secs(3);
 /// One test's means.
 pub(crate) struct Rig {
     pub(crate) transport: Transport,
+    /// The certificates of the rig's daemons, if its clients speak TLS.
+    tls: Option<Folder>,
     small: bool,
 }
 
@@ -44,7 +47,22 @@ pub(crate) fn lack(transport: Transport) -> Option<String> {
 
 impl Rig {
     pub(crate) fn new(transport: Transport) -> Self {
-        Self { transport, small: is_small() }
+        Self { transport, tls: None, small: is_small() }
+    }
+
+    /// TCP inside TLS.
+    pub(crate) fn secure() -> Self {
+        let (authority, folder) = (Authority::new("the suite").unwrap(), Folder::new().unwrap());
+        folder.write("ca.pem", &authority.pem()).unwrap();
+        folder.write_pair("server", &authority.sign(&["127.0.0.1"]).unwrap()).unwrap();
+        Self { tls: Some(folder), ..Self::new(Transport::Tcp) }
+    }
+
+    /// Flags that every daemon of this rig has.
+    pub(crate) fn flags(&self) -> Vec<String> {
+        let Some(tls) = &self.tls else { return Vec::new() };
+        let files = [("--tls-cert", "server.pem"), ("--tls-key", "server.key")];
+        files.iter().flat_map(|(flag, file)| [(*flag).to_owned(), tls.text(file)]).collect()
     }
 
     /// One of two values: for an ordinary machine, and for a slow one.
@@ -77,7 +95,7 @@ impl Rig {
         let page_max = self.page_bytes_max().to_string() + "B";
         Setup {
             dram: self.pick("256MiB", "160MiB").into(),
-            args: vec!["--page-max".into(), page_max],
+            args: [self.flags(), vec!["--page-max".into(), page_max]].concat(),
             ..Setup::default()
         }
     }
@@ -96,8 +114,12 @@ impl Rig {
     /// Configuration of a client of these addresses.
     pub(crate) fn config(&self, addrs: &[SocketAddr]) -> ConfigBuilder {
         let servers: Vec<String> = addrs.iter().map(SocketAddr::to_string).collect();
-        Config::builder()
-            .without_environment()
+        let config = Config::builder().without_environment();
+        let config = match &self.tls {
+            Some(tls) => config.set("tls", "on").set("tls_ca", tls.text("ca.pem")),
+            None => config,
+        };
+        config
             .servers(servers.join(","))
             .auth_key_hex(KEY)
             .transport(self.transport)

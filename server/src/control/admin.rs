@@ -107,7 +107,7 @@ impl v1::admin_server::Admin for AdminService {
             scrub: Some(tiers::scrub(&engine)),
             recovery: Some(tiers::recovery(&engine)),
             quarantined: engine.quarantined,
-            degraded: engine.degraded,
+            degraded: engine.degraded.into_iter().chain(crate::tls::complaint(node)).collect(),
             drain: node.drain.job().map(|job| job.view()),
         }))
     }

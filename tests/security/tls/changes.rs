@@ -126,5 +126,7 @@ fn what_needs_an_operator_is_warned_of() {
         Some(daemon.log()).filter(|log| log.contains("expires soon") && log.contains("chmod 600"))
     });
     assert!(log.is_ok(), "{}", daemon.log());
+    let degraded = daemon.control().unwrap().status().unwrap().degraded;
+    assert!(degraded.iter().any(|why| why.contains("the TLS certificate expires in")), "{degraded:?}");
     works(&connect(rig.config(daemon.addr())).unwrap());
 }
