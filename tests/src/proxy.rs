@@ -1,10 +1,12 @@
-//! A TCP proxy between a client and a server that does what networks do: delay, stall, cut, flip a bit.
+//! A TCP proxy between a client and a server that does what networks do: delay, stall, slow down, cut, flip a bit. And
+//! what a bad server does: send pages that are not those that were put.
 //!
 //! Faults hit data connections only (those that begin with the data plane's preface), so that a session opens
-//! undisturbed. Offsets count a connection's bytes in one direction.
+//! undisturbed; only [`Faults::dark`] hits everything. Offsets count a connection's bytes in one direction.
 
 use anyhow::Context as _;
-use memkv_transport::handshake::PREFACE;
+use memkv_transport::frame::{HEADER_BYTES, Header};
+use memkv_transport::handshake::{CHALLENGE_BYTES, PREFACE, WELCOME_BYTES};
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,6 +33,12 @@ pub struct Faults {
     pub cut: Option<(Way, u64)>,
     /// Flips the lowest bit of the byte at an offset of one direction.
     pub flip: Option<(Way, u64)>,
+    /// Passes so many bytes a second in one direction of each connection.
+    pub rate: Option<(Way, u64)>,
+    /// Flips the first bit of the pages of every reply. All else about the replies is right.
+    pub lie: bool,
+    /// Passes nothing on, of any connection; new ones are taken and never answered.
+    pub dark: bool,
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +48,8 @@ struct Shared {
     stopped: AtomicBool,
     data_connections: AtomicU64,
     flips: AtomicU64,
+    /// Bytes of data connections that were passed on, up and down.
+    passed: [AtomicU64; 2],
 }
 
 /// A running proxy; new connections are refused once it goes away.
@@ -92,6 +102,12 @@ impl Proxy {
         self.shared.data_connections.load(Ordering::SeqCst)
     }
 
+    /// Bytes of data connections passed on so far.
+    #[must_use]
+    pub fn passed(&self, way: Way) -> u64 {
+        self.shared.passed[way as usize].load(Ordering::SeqCst)
+    }
+
     /// Bits flipped so far.
     #[must_use]
     pub fn flips(&self) -> u64 {
@@ -126,17 +142,30 @@ fn pair(client: &TcpStream, server: &TcpStream, shared: &Arc<Shared>) {
 fn pump(mut from: &TcpStream, mut to: &TcpStream, way: Way, shared: &Shared, is_data: &AtomicBool) {
     let mut buffer = vec![0; 64 << 10];
     let mut passed = 0_u64;
+    let mut replies = Replies::default();
     loop {
-        let Ok(got @ 1..) = from.read(&mut buffer) else { return };
+        // Small pieces while they are slowed down, so that none is held back for long.
+        let most = if current(shared).rate.is_some() { 4 << 10 } else { buffer.len() };
+        let Ok(got @ 1..) = from.read(&mut buffer[..most]) else { return };
         let piece = &mut buffer[..got];
         if way == Way::Up && passed == 0 && piece.starts_with(&PREFACE[..PREFACE.len().min(got)]) {
             is_data.store(true, Ordering::SeqCst);
             shared.data_connections.fetch_add(1, Ordering::SeqCst);
         }
         let mut end = got;
-        if is_data.load(Ordering::SeqCst) {
-            let faults = wait_out(shared);
+        let is_data = is_data.load(Ordering::SeqCst);
+        let faults = wait_out(shared, is_data);
+        if is_data {
             std::thread::sleep(faults.delay);
+            if let Some((slow_way, rate)) = faults.rate
+                && slow_way == way
+            {
+                std::thread::sleep(Duration::from_secs_f64(got as f64 / rate as f64));
+            }
+            if way == Way::Down {
+                let flipped = replies.pass(piece, faults.lie);
+                shared.flips.fetch_add(flipped, Ordering::SeqCst);
+            }
             let range = passed..passed + got as u64;
             if let Some((flip_way, at)) = faults.flip
                 && flip_way == way
@@ -153,6 +182,9 @@ fn pump(mut from: &TcpStream, mut to: &TcpStream, way: Way, shared: &Shared, is_
                 end = at.saturating_sub(passed) as usize;
             }
         }
+        if is_data {
+            shared.passed[way as usize].fetch_add(end as u64, Ordering::SeqCst);
+        }
         if to.write_all(&piece[..end]).is_err() || end < got {
             return;
         }
@@ -160,10 +192,73 @@ fn pump(mut from: &TcpStream, mut to: &TcpStream, way: Way, shared: &Shared, is_
     }
 }
 
+fn current(shared: &Shared) -> Faults {
+    *shared.faults.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where the pages are in what comes down a data connection.
+struct Replies {
+    /// Bytes that are no header and no page: of the handshake at first, then of records.
+    skip: u64,
+    /// The part of a header that has come.
+    header: Vec<u8>,
+    /// Bytes of pages that are still to come, and whether the first of them has.
+    body: u64,
+    begun: bool,
+}
+
+impl Default for Replies {
+    fn default() -> Self {
+        Self { skip: (CHALLENGE_BYTES + WELCOME_BYTES) as u64, header: Vec::new(), body: 0, begun: false }
+    }
+}
+
+impl Replies {
+    /// Takes note of the next piece, and alters the first byte of each body in it if it is to `lie`. Returns how many
+    /// bits were flipped.
+    fn pass(&mut self, mut piece: &mut [u8], lie: bool) -> u64 {
+        let mut flipped = 0;
+        while !piece.is_empty() {
+            let some = piece.len();
+            let used = if self.skip > 0 {
+                let used = some.min(usize::try_from(self.skip).unwrap_or(usize::MAX));
+                self.skip -= used as u64;
+                used
+            } else if self.body > 0 {
+                let used = some.min(usize::try_from(self.body).unwrap_or(usize::MAX));
+                if lie && !self.begun {
+                    piece[0] ^= 1;
+                    flipped += 1;
+                }
+                self.begun = true;
+                self.body -= used as u64;
+                used
+            } else {
+                self.take_header(piece)
+            };
+            piece = &mut piece[used..];
+        }
+        flipped
+    }
+
+    fn take_header(&mut self, piece: &[u8]) -> usize {
+        let used = piece.len().min(HEADER_BYTES - self.header.len());
+        self.header.extend_from_slice(&piece[..used]);
+        if let Ok(bytes) = <&[u8; HEADER_BYTES]>::try_from(&self.header[..]) {
+            // What is no frame is passed on as it is.
+            let (meta, body) =
+                Header::decode(bytes).map_or((u64::MAX, 0), |h| (h.meta_len.into(), h.body_len));
+            (self.skip, self.body, self.begun) = (meta, body, false);
+            self.header.clear();
+        }
+        used
+    }
+}
+
 /// Waits while the connection stalls; returns the faults that hold then.
-fn wait_out(shared: &Shared) -> Faults {
+fn wait_out(shared: &Shared, is_data: bool) -> Faults {
     let mut faults = shared.faults.lock().unwrap_or_else(PoisonError::into_inner);
-    while faults.stall && !shared.stopped.load(Ordering::SeqCst) {
+    while (faults.dark || (faults.stall && is_data)) && !shared.stopped.load(Ordering::SeqCst) {
         faults = shared.changed.wait(faults).unwrap_or_else(PoisonError::into_inner);
     }
     *faults
@@ -208,6 +303,42 @@ mod tests {
         // A reset is as good as an end here.
         stream.read_to_end(&mut back).ok();
         assert_eq!(back, b"MEMKV\0D1 a");
+    }
+
+    #[test]
+    fn in_the_dark_new_connections_are_taken_and_never_answered() {
+        let (proxy, mut stream) = echo();
+        proxy.set(Faults { dark: true, ..Faults::default() });
+        stream.write_all(b"no preface").unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        assert!(stream.read_exact(&mut [0]).is_err());
+        TcpStream::connect(proxy.addr()).unwrap();
+        proxy.set(Faults::default());
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let mut back = [0; 10];
+        stream.read_exact(&mut back).unwrap();
+        assert_eq!(&back, b"no preface");
+    }
+
+    #[test]
+    fn pages_are_found_wherever_the_pieces_end() {
+        let mut reply = Header::reply_to(
+            &Header::request(memkv_transport::frame::Op::Get, 7, memkv_core::SpaceId::default(), 1),
+            memkv_transport::frame::Code::Ok,
+            1,
+        );
+        reply.body_len = 5;
+        let meta = [3; 16];
+        let frame = [&reply.encode(&meta)[..], &meta, b"pages"].concat();
+        let stream = [&[1; CHALLENGE_BYTES + WELCOME_BYTES][..], &frame, &frame].concat();
+        let pages = [stream.len() - frame.len() - 5, stream.len() - 5];
+        for size in 1..stream.len() {
+            let (mut replies, mut altered) = (Replies::default(), stream.clone());
+            let flips: u64 = altered.chunks_mut(size).map(|piece| replies.pass(piece, true)).sum();
+            assert_eq!(flips, 2);
+            let changed: Vec<usize> = (0..stream.len()).filter(|&at| stream[at] != altered[at]).collect();
+            assert_eq!(changed, pages);
+        }
     }
 
     #[test]
