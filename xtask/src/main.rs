@@ -15,6 +15,7 @@ mod context;
 mod demo;
 mod engine;
 mod etcd;
+mod hosts;
 mod process;
 mod python;
 mod rdma;

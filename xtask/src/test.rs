@@ -10,7 +10,7 @@ use crate::process::{show_tail, step, watch};
 use crate::python::{Purpose, Venv, venv};
 use crate::report::{CargoReader, PytestReader, Suite, closing_line, table};
 use crate::ui::say;
-use crate::{demo, engine, etcd, rdma, wheel};
+use crate::{demo, engine, etcd, hosts, rdma, wheel};
 use anyhow::{Context as _, Result, bail};
 use std::process::Command;
 use std::time::Instant;
@@ -104,6 +104,9 @@ fn judge(name: &str, outcome: Result<Vec<Suite>>, may_run_nothing: bool) -> Vec<
 fn rust(context: &Context, choice: &Choice) -> Result<Vec<Suite>> {
     if let Err(error) = etcd::install(context) {
         say(&format!("  {error:#}; tests that need etcd fail without it"));
+    }
+    if let Err(error) = hosts::install(context) {
+        say(&format!("  {error:#}; tests that filter packets are skipped without it"));
     }
     let mut build = context.cargo(&["build", "--bins", "--tests", "--examples"]);
     build.args(SELECTION).args(choice.features());

@@ -5,7 +5,7 @@ use super::report::{self, Named};
 use crate::load::keys::Choice;
 use crate::load::orders::{Endpoint, Op};
 use crate::load::{Load, Rounds, Shape};
-use crate::subject::ours;
+use crate::subject::ours::{self, Over};
 use memkv_client::Transport;
 
 const PAGE_BYTES: usize = 1 << 20;
@@ -50,9 +50,10 @@ impl Crowd {
             transport: Transport::Tcp.to_string(),
         };
         let raw_endpoint = Endpoint::Raw { address: raw.addr().to_string() };
-        for (name, endpoint, server) in
-            [(ours::name(Transport::Tcp), memkv, daemon.pid()), (RAW.to_owned(), raw_endpoint, raw.pid())]
-        {
+        for (name, endpoint, server) in [
+            (ours::name(Over::Plain(Transport::Tcp)), memkv, daemon.pid()),
+            (RAW.to_owned(), raw_endpoint, raw.pid()),
+        ] {
             let mut load = Load::start(&endpoint, Some(server), &shape, processes)?;
             load.fill()?;
             crowd.members.push((name, load, Rounds::new()?));

@@ -16,12 +16,11 @@ use crate::peer::install::Cache;
 use crate::raw;
 use crate::stats::{Latency, Spread};
 use crate::subject::file::Files;
-use crate::subject::ours::{self, Ours};
+use crate::subject::ours::{self, Ours, Over};
 use crate::subject::{Kind, Series, Subject, put_and_get, raw as raw_subject};
 use crate::workload::{self, Workload};
 use anyhow::{Context as _, ensure};
 use crowd::Crowd;
-use memkv_client::Transport;
 use report::{About, Cell, ExistsRow, MemoryUse, Named, Report, Settings, Skipped};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -45,7 +44,7 @@ pub(crate) struct Plan {
     pub exists: Vec<usize>,
     /// Requests of one exists in a round, of each subject.
     pub exists_times: usize,
-    pub transports: Vec<Transport>,
+    pub transports: Vec<Over>,
     pub peers: Vec<Peer>,
     /// Whether peers may be fetched, and with which Python.
     pub install: bool,

@@ -7,6 +7,8 @@ use anyhow::{Context as _, ensure};
 use memkv_client::blocking::{Client, Space};
 use memkv_client::{Config, PageOutcome, Region, Transport};
 use memkv_core::SpaceDescription;
+use std::fmt;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 /// A bench must not time out on a busy machine: it measures, it does not judge.
@@ -25,9 +27,38 @@ pub(crate) struct Ours {
     regions: Vec<Region>,
 }
 
+/// How pages move, and whether they are encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// A transport, in plain text.
+    Plain(Transport),
+    /// TCP, inside TLS.
+    Tls,
+}
+
+impl FromStr for Over {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "tls" {
+            return Ok(Self::Tls);
+        }
+        text.parse().map(Self::Plain).map_err(|error: String| format!("{error}, or tls for TCP inside TLS"))
+    }
+}
+
+impl fmt::Display for Over {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain(transport) => transport.fmt(f),
+            Self::Tls => f.write_str("tls"),
+        }
+    }
+}
+
 /// What MemKV over a transport is called.
-pub(crate) fn name(transport: Transport) -> String {
-    format!("memkv {transport}")
+pub(crate) fn name(over: Over) -> String {
+    format!("memkv {over}")
 }
 
 /// Connects over one transport.
@@ -41,6 +72,14 @@ pub(crate) fn connect(address: &str, key: Option<&str>, transport: Transport) ->
         Some(key) => config.auth_key_hex(key),
         None => config,
     };
+    Ok(Client::connect(config.build()?)?)
+}
+
+/// Connects over TCP inside TLS.
+fn connect_secure(daemon: &Daemon) -> anyhow::Result<Client> {
+    let config = Config::builder().servers(daemon.address()).transport(Transport::Tcp).op_timeout(OP_TIMEOUT);
+    let config = config.auth_key_hex(daemon.key()).set("tls", "on");
+    let config = config.set("tls_ca", daemon.ca().display().to_string());
     Ok(Client::connect(config.build()?)?)
 }
 
@@ -75,18 +114,20 @@ impl Ours {
     /// # Errors
     ///
     /// As said.
-    pub(crate) fn new(
-        daemon: &Daemon,
-        transport: Transport,
-        memory: [(*mut u8, usize); 2],
-    ) -> anyhow::Result<Self> {
-        let client = connect(&daemon.address(), Some(daemon.key()), transport)?;
-        let space = client.space(SpaceDescription::named(&format!("bench-{transport}"))?)?;
+    pub(crate) fn new(daemon: &Daemon, over: Over, memory: [(*mut u8, usize); 2]) -> anyhow::Result<Self> {
+        let client = match over {
+            Over::Plain(transport) => connect(&daemon.address(), Some(daemon.key()), transport)?,
+            Over::Tls => connect_secure(daemon)?,
+        };
+        let space = client.space(SpaceDescription::named(&format!("bench-{over}"))?)?;
         probe(&client, &space)?;
-        let regions =
-            if transport == Transport::Rdma { region::register(&client, memory)? } else { Vec::new() };
+        let regions = if over == Over::Plain(Transport::Rdma) {
+            region::register(&client, memory)?
+        } else {
+            Vec::new()
+        };
         let (servers, outcomes) = (vec![daemon.pid()], Vec::new());
-        Ok(Self { name: name(transport), client, space, servers, outcomes, regions })
+        Ok(Self { name: name(over), client, space, servers, outcomes, regions })
     }
 
     fn outcomes(&mut self, count: usize) {
