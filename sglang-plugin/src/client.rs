@@ -228,6 +228,9 @@ impl Client {
             ("unavailable", found.unavailable),
             ("timed_out", found.timed_out),
             ("denied", found.denied),
+            ("refused", found.refused),
+            ("shed_backlog", found.shed_backlog),
+            ("shed_slow", found.shed_slow),
         ] {
             stats.set_item(name, count)?;
         }
@@ -395,17 +398,24 @@ fn discovery_stats<'py>(py: Python<'py>, stats: &DiscoveryStats) -> PyResult<Bou
 
 /// One server's counters.
 fn server_stats<'py>(py: Python<'py>, stats: &ServerStats) -> PyResult<Bound<'py, PyDict>> {
-    let ServerStats { id, available, connections, completed, timeouts, broken, breaker_opened, sessions } =
-        stats;
     let entry = PyDict::new(py);
-    entry.set_item("id", id)?;
-    entry.set_item("available", available)?;
-    entry.set_item("connections", connections)?;
-    entry.set_item("completed", completed)?;
-    entry.set_item("timeouts", timeouts)?;
-    entry.set_item("broken", broken)?;
-    entry.set_item("breaker_opened", breaker_opened)?;
-    entry.set_item("sessions", sessions)?;
+    entry.set_item("id", &stats.id)?;
+    entry.set_item("available", stats.available)?;
+    entry.set_item("connections", stats.connections)?;
+    for (name, count) in [
+        ("completed", stats.completed),
+        ("timeouts", stats.timeouts),
+        ("broken", stats.broken),
+        ("breaker_opened", stats.breaker_opened),
+        ("stores_closed", stats.stores_closed),
+        ("corrupt", stats.corrupt),
+        ("refused", stats.refused),
+        ("shed_backlog", stats.shed_backlog),
+        ("shed_slow", stats.shed_slow),
+        ("sessions", stats.sessions),
+    ] {
+        entry.set_item(name, count)?;
+    }
     Ok(entry)
 }
 

@@ -48,7 +48,8 @@ pub struct Stats {
     pub unavailable_pages: u64,
     /// Pages whose server did not answer in time.
     pub timed_out_pages: u64,
-    /// Pages that a full server refused.
+    /// Pages that were shed: refused by a server that is full or behind, or by the client because too much was on its way to
+    /// one or it was too slow. [`memkv_client::ClientStats`] has them by reason.
     pub busy_pages: u64,
     /// Pages that failed for another reason: size, right, or a question that was not answered.
     pub other_failed_pages: u64,
