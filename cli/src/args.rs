@@ -205,6 +205,17 @@ pub(crate) enum Command {
         #[command(subcommand)]
         subject: Option<Patient>,
     },
+    /// Say who may use the servers: tenants, their keys, rights and quotas
+    ///
+    /// add, rotate and rm change a credentials file (option credentials of the server) without asking any server; servers
+    /// follow their file by themselves. list shows a file, or what the servers know and have counted.
+    #[command(
+        after_help = "Example:\n  memkv-cli tenant add search --file credentials.yaml --dram 4GiB\n  memkv-cli tenant rotate search --file credentials.yaml\n  memkv-cli tenant list"
+    )]
+    Tenant {
+        #[command(subcommand)]
+        action: TenantAction,
+    },
     /// Print a generated document
     #[command(hide = true)]
     Reference {
@@ -227,6 +238,86 @@ pub(crate) struct Drain {
     /// End the drain: the server takes new pages again, and what was copied stays copied
     #[arg(long, conflicts_with = "rate")]
     pub(crate) cancel: bool,
+}
+
+/// What to do about tenants.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TenantAction {
+    /// Add a tenant, and print its key, which is shown nowhere else
+    #[command(
+        after_help = "Example:\n  memkv-cli tenant add search --file credentials.yaml --rights read,write --space 'llama-*'"
+    )]
+    Add(TenantAdd),
+    /// Give a tenant another key, and print it
+    ///
+    /// The old key stays valid until `tenant rm NAME --key ID`.
+    #[command(after_help = "Example:\n  memkv-cli tenant rotate search --file credentials.yaml")]
+    Rotate {
+        /// The tenant
+        name: String,
+        /// The credentials file
+        #[arg(long, value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Remove a tenant, or one of its keys
+    ///
+    /// Its sessions end when the servers have read the file. Its pages stay until they are evicted.
+    #[command(
+        after_help = "Example:\n  memkv-cli tenant rm search --key 4f1c2a9be0d35577 --file credentials.yaml"
+    )]
+    Rm {
+        /// The tenant
+        name: String,
+        /// Only this key
+        #[arg(long, value_name = "ID")]
+        key: Option<String>,
+        /// The credentials file
+        #[arg(long, value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// List tenants: of a file, or as every server counts them
+    #[command(
+        after_help = "Example:\n  memkv-cli tenant list\n  memkv-cli tenant list --file credentials.yaml"
+    )]
+    List {
+        /// The credentials file; without it the servers are asked
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+}
+
+/// A new tenant.
+#[derive(Debug, Args)]
+pub(crate) struct TenantAdd {
+    /// Its name: 1 to 64 of a-z, 0-9, '_' and '-'
+    pub(crate) name: String,
+    /// The credentials file; made if there is none
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// What it may do: read, write, admin, with commas between them
+    #[arg(long, value_name = "LIST", default_value = "read,write", value_delimiter = ',')]
+    pub(crate) rights: Vec<String>,
+    /// Most bytes of pages in memory on each server, as in 4GiB
+    #[arg(long, value_name = "SIZE", value_parser = crate::units::parse_bytes)]
+    pub(crate) dram: Option<u64>,
+    /// Most bytes of pages on the drives of each server
+    #[arg(long, value_name = "SIZE", value_parser = crate::units::parse_bytes)]
+    pub(crate) nvme: Option<u64>,
+    /// Most requests in a second on each server
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) requests_per_second: Option<u64>,
+    /// Most bytes of pages in a second on each server, both ways together
+    #[arg(long, value_name = "SIZE", value_parser = crate::units::parse_bytes)]
+    pub(crate) bytes_per_second: Option<u64>,
+    /// A pattern of spaces that it may open, as in 'llama-*'; may be given again; all without it
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) space: Vec<String>,
+    /// A name in client certificates that stands for it; may be given again
+    #[arg(long, value_name = "NAME")]
+    pub(crate) certificate: Vec<String>,
+    /// It sees and may do everything, to everybody's spaces
+    #[arg(long)]
+    pub(crate) operator: bool,
 }
 
 /// What `doctor` looks at.

@@ -382,6 +382,22 @@ impl Fleet {
         verified
     }
 
+    /// The tenants of every server that answers, and who does not.
+    pub(crate) async fn tenants(&self) -> (Vec<(String, v1::TenantStatus)>, Vec<Unreachable>) {
+        let (mut tenants, mut unreachable) = (Vec::new(), Vec::new());
+        for (server, answer) in self.client.tenants().await {
+            match answer {
+                Ok(answer) => {
+                    tenants.extend(answer.tenants.into_iter().map(|tenant| (server.id.clone(), tenant)))
+                }
+                Err(error) => {
+                    unreachable.push(Unreachable { server: server.id.clone(), error: error.to_string() })
+                }
+            }
+        }
+        (tenants, unreachable)
+    }
+
     /// What only the view of one server shows: its quarantined pages and its segments. Empty if it does not tell.
     pub(crate) async fn details(&self, server_id: &str) -> (Vec<Quarantined>, Vec<Segment>) {
         let quarantined = self.client.quarantined().await.into_iter();

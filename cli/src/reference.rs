@@ -32,6 +32,9 @@ unknown; identities are in hex. Fields may be added, and none is renamed or remo
 | `put` | `space_id`, `key`, `bytes`, `outcome` (`stored`, `exists`, `too_large`, `busy`, `corrupt`, `unavailable`, `timed_out`, `denied`) |
 | `clear` | `space_id`, `removed_pages`, `removed_bytes`, `unreachable` |
 | `drain` | `server`, `state`, `done`, `error`, `total_pages`, `total_bytes`, `pages`, `bytes`, `moved_pages`, `moved_bytes`, `existing_pages`, `elsewhere_pages`, `short_pages`, `lost_pages`, `gone_pages`, `pinned_pages`, `unpinned_pages`, `bytes_per_second`, `left_ms`, `elapsed_ms`, `losses`: list of `reason`, `pages`; `targets`: list of `server`, `moved_pages`, `moved_bytes`, `existing_pages`, `refused_pages`, `last_error`. The numbers are those of `DrainProgress` in `proto/` |
+| `tenant add`, `tenant rotate` | `tenant`, `key_id`, `key` |
+| `tenant rm` | `tenant`, `key_id` (`null`: the whole tenant), `removed` |
+| `tenant list` | `tenants`: list of `server` (`null` with `--file`), `name`, `rights`, `operator`, `key_ids`, `dram_bytes_max`, `nvme_bytes_max`, and from a server `spaces`, `pages`, `dram_bytes`, `nvme_bytes`, `requests`, `refused`, `delayed`, `sent_bytes`, `received_bytes`, `evicted_pages`, `puts_refused`; `unreachable` |
 | `ping` | `servers`: list of `server`, `answered`, `lost`, `min_ms`, `median_ms`, `max_ms`, `error` |
 | `doctor`, `doctor rdma` | `findings`: list of `level` (`ok`, `note`, `problem`), `check`, `text`, `fix`; `problems` |
 ";

@@ -278,6 +278,12 @@ impl Client {
         self.inner.ask_all(ask).await
     }
 
+    /// The tenants of every server, as far as this client may see them.
+    pub async fn tenants(&self) -> Vec<ServerResult<v1::ListTenantsResponse>> {
+        let ask = admin_call!("/memkv.v1.Admin/ListTenants", list_tenants, v1::ListTenantsRequest {});
+        self.inner.ask_all(ask).await
+    }
+
     /// The segments of every server's NVMe tier.
     pub async fn segments(&self) -> Vec<ServerResult<v1::ListSegmentsResponse>> {
         let ask = admin_call!("/memkv.v1.Admin/ListSegments", list_segments, v1::ListSegmentsRequest {});

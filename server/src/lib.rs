@@ -19,6 +19,7 @@ mod background;
 mod clock;
 pub mod config;
 mod control;
+pub mod cores;
 mod data;
 mod door;
 mod drain;

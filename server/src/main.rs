@@ -6,7 +6,7 @@
 
 use anyhow::Context as _;
 use memkv_server::config::{Config, Loaded, command};
-use memkv_server::{Server, Stopped, logging};
+use memkv_server::{Server, Stopped, cores, logging};
 use std::io::Write as _;
 use std::process::ExitCode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         };
     }
     logging::init(&config);
+    cores::keep_out(config.core_dumps);
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     match run(config) {
         Ok(Stopped::Gracefully) => ExitCode::SUCCESS,

@@ -45,6 +45,7 @@ impl Liar {
             client_name: "liar".into(),
             client_version: "0".into(),
             capabilities: vec!["tcp".into(), "rdma".into()],
+            ..v1::Hello::default()
         };
         let session = control.session_with(hello).unwrap();
         assert!(session.accepted.rdma.is_some());

@@ -5,7 +5,8 @@ use crate::wire::DataConn;
 use anyhow::{Context as _, bail, ensure};
 use memkv_core::SpaceId;
 use memkv_proto::{AUTH_METADATA, v1};
-use memkv_transport::auth::{AuthKey, Credential, SessionKey, SessionTranscript};
+use memkv_transport::auth::{AuthKey, SessionKey, SessionTranscript};
+use memkv_transport::tenant::ClientSecret;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Control {
     addr: SocketAddr,
-    key: Option<AuthKey>,
+    secret: Option<ClientSecret>,
     channel: Channel,
     runtime: Runtime,
 }
@@ -36,11 +37,20 @@ impl Control {
     ///
     /// If no connection can be made.
     pub fn connect(addr: SocketAddr, key: Option<AuthKey>) -> anyhow::Result<Self> {
+        Self::connect_as(addr, key.map(ClientSecret::Cluster))
+    }
+
+    /// Connects with the key of a tenant, or any other.
+    ///
+    /// # Errors
+    ///
+    /// If no connection can be made.
+    pub fn connect_as(addr: SocketAddr, secret: Option<ClientSecret>) -> anyhow::Result<Self> {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(1).enable_all().build().context("start a runtime")?;
         let endpoint = Endpoint::from_shared(format!("http://{addr}"))?.connect_timeout(PATIENCE);
         let channel = runtime.block_on(endpoint.connect()).context("connect to the gRPC port")?;
-        Ok(Self { addr, key, channel, runtime })
+        Ok(Self { addr, secret, channel, runtime })
     }
 
     /// The channel, for services that this harness does not wrap.
@@ -58,8 +68,8 @@ impl Control {
     pub fn request<T>(&self, method: &str, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(PATIENCE);
-        if let Some(key) = &self.key {
-            let credential = Credential::new(key, method, unix_ms(), random()).to_string();
+        if let Some(secret) = &self.secret {
+            let credential = secret.credential(method, unix_ms(), random());
             let value = credential.parse().expect("a credential is ASCII");
             request.metadata_mut().insert(AUTH_METADATA, value);
         }
@@ -165,6 +175,7 @@ impl Control {
             client_name: "memkv-tests".into(),
             client_version: "0.0.0".into(),
             capabilities: vec!["tcp".into()],
+            ..v1::Hello::default()
         };
         self.session_with(hello)
     }
@@ -175,7 +186,7 @@ impl Control {
     ///
     /// If the server refuses or does not know the key.
     pub fn session_with(&self, hello: v1::Hello) -> anyhow::Result<Session> {
-        let key = self.key.clone().unwrap_or_else(AuthKey::open);
+        let key = self.secret.clone().unwrap_or_else(|| ClientSecret::Cluster(AuthKey::open()));
         self.block_on(async {
             let opening = open_session(self.addr, self.channel(), key, hello);
             tokio::time::timeout(PATIENCE, opening).await.context("the session did not open in time")?
@@ -277,10 +288,12 @@ impl Drop for Session {
 async fn open_session(
     addr: SocketAddr,
     channel: Channel,
-    key: AuthKey,
-    hello: v1::Hello,
+    key: ClientSecret,
+    mut hello: v1::Hello,
 ) -> anyhow::Result<Session> {
     let (to_server, outgoing) = mpsc::channel(8);
+    let (tenant, key_id) = key.identity();
+    (hello.tenant, hello.key_id) = (tenant.to_owned(), key_id.to_owned());
     let send = |message| v1::ClientMessage { message: Some(message) };
     to_server.send(send(v1::client_message::Message::Hello(hello.clone()))).await?;
     let mut client = v1::session_client::SessionClient::new(channel);
@@ -299,12 +312,12 @@ async fn open_session(
         session_id: &challenge.session_id,
         node_id: &challenge.node_id,
         key_required: challenge.key_required,
-        identity: ("", ""),
+        identity: key.identity(),
         channel: &[],
     };
     // A client would stop here if the server's proof is wrong; a test wants to see what the server says.
-    let trusted = transcript.server_proof(&key)[..] == challenge.server_proof[..];
-    let proof = v1::Proof { client_proof: transcript.client_proof(&key).to_vec() };
+    let trusted = key.server_proof(&transcript)[..] == challenge.server_proof[..];
+    let proof = v1::Proof { client_proof: key.client_proof(&transcript).to_vec() };
     to_server.send(send(v1::client_message::Message::Proof(proof))).await?;
     let second = incoming.message().await?.context("the stream ended before the answer to the proof")?;
     let Some(v1::server_message::Message::Accepted(accepted)) = second.message else {
@@ -314,7 +327,7 @@ async fn open_session(
 
     let id = challenge.session_id[..].try_into().context("a session id has 16 bytes")?;
     let interval = Duration::from_millis(u64::from(accepted.ping_interval_ms.max(1)));
-    let session_key = transcript.session_key(&key);
+    let session_key = key.session_key(&transcript);
     let pinger = to_server.clone();
     let silent = Arc::new(AtomicBool::new(false));
     let quiet = silent.clone();

@@ -6,6 +6,7 @@ mod keys;
 mod pages;
 mod ping;
 mod pins;
+mod tenant;
 mod verify;
 
 use crate::args::{Cli, Command};
@@ -20,6 +21,9 @@ pub(crate) async fn execute(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         // These two look at the configuration themselves, or need none.
         Command::Doctor { subject } => return doctor::run(subject, &cli.global, &output).await,
+        Command::Tenant { ref action } if !tenant::asks_servers(action) => {
+            return tenant::change(action, &output);
+        }
         Command::Reference { document } => return output.write(reference::document(document).as_bytes()),
         _ => {}
     }
@@ -45,6 +49,7 @@ async fn on_fleet(command: Command, fleet: &Fleet, output: &Output) -> Result<()
         Command::Pins => pins::list(fleet, output).await,
         Command::Verify { space, rate } => verify::run(fleet, output, space.as_deref(), rate).await,
         Command::Drain(wanted) => drain::run(fleet, output, wanted).await,
+        Command::Tenant { .. } => tenant::list(fleet, output).await,
         Command::Ping { count } => ping::run(fleet, output, count).await,
         Command::Doctor { .. } | Command::Reference { .. } => Ok(()),
     }

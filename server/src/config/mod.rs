@@ -56,6 +56,8 @@ pub struct Config {
     pub auth_key_file: Option<PathBuf>,
     /// File with tenants, their keys, rights and quotas; followed while the server runs.
     pub credentials: Option<PathBuf>,
+    /// Whether the process may be dumped.
+    pub core_dumps: CoreDumps,
     /// Memory for pages, bytes.
     pub dram_bytes: u64,
     /// Bounds that clients are told.
@@ -103,6 +105,17 @@ pub enum HugePages {
     Off,
 }
 
+/// Whether the process may be dumped; keys and pages would be in the dump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CoreDumps {
+    /// As the system is set up.
+    On,
+    /// No core files are written. A handler that collects crashes still gets them.
+    Off,
+    /// Nothing is handed to anybody, and nobody but root can trace the process.
+    Never,
+}
+
 /// Form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -122,6 +135,7 @@ impl Default for Config {
             auth_key: None,
             auth_key_file: None,
             credentials: None,
+            core_dumps: CoreDumps::Off,
             dram_bytes: 256 << 20,
             limits: Limits::default(),
             prefault: false,

@@ -8,7 +8,7 @@ use super::units::{parse_duration, parse_size, show_duration, show_size};
 use super::values::{
     address, count, from_str, log_filter, millis32, node_id, one_of, optional, put, quoted, size32,
 };
-use super::{HugePages, LogFormat};
+use super::{CoreDumps, HugePages, LogFormat};
 use memkv_transport::auth::AuthKey;
 use std::path::PathBuf;
 
@@ -69,6 +69,22 @@ pub(super) const GENERAL: &[Opt] = &[
         help: "YAML file with tenants, their keys, rights and quotas; made by memkv-cli tenant, see docs/security.md. It is followed while the server runs, also on SIGHUP. Whoever has auth_key is then the operator, who may do everything. Memory is not shared with clients on this host.",
         set: |c, text| put(&mut c.credentials, optional(text, |t| Ok(PathBuf::from(t)))),
         show: |c| quoted(c.credentials.as_ref().map(|p| p.display().to_string()).unwrap_or_default()),
+    },
+    Opt {
+        key: "core_dumps",
+        env: "MEMKV_SERVER_CORE_DUMPS",
+        flag: Some("core-dumps"),
+        value: "on|off|never",
+        help: "Core dumps have keys and pages in them. off: no core files are written. never: nothing is handed to a handler of crashes either, and only root can trace the process. on: as the system is set up.",
+        set: |c, text| {
+            let known = [("on", CoreDumps::On), ("off", CoreDumps::Off), ("never", CoreDumps::Never)];
+            put(&mut c.core_dumps, one_of(text, &known))
+        },
+        show: |c| match c.core_dumps {
+            CoreDumps::On => "\"on\"".to_owned(),
+            CoreDumps::Off => "\"off\"".to_owned(),
+            CoreDumps::Never => "never".to_owned(),
+        },
     },
     Opt {
         key: "dram",

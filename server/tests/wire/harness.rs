@@ -180,6 +180,7 @@ impl OpenSession {
             client_name: "wire test".to_owned(),
             client_version: "0".to_owned(),
             capabilities: vec!["tcp".to_owned(), "rdma".to_owned()],
+            ..v1::Hello::default()
         };
         change(&mut hello);
         let (outbox, messages) = mpsc::channel(8);

@@ -25,6 +25,7 @@ pub(super) fn session(control: &Control) -> Session {
         client_name: "memkv-tests".into(),
         client_version: "0.0.0".into(),
         capabilities: vec![CAPABILITY_SHM.into()],
+        ..v1::Hello::default()
     };
     control.session_with(hello).unwrap()
 }
