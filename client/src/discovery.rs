@@ -11,9 +11,9 @@
 
 use crate::client::{Client, Inner};
 use crate::{Error, ErrorKind, ServerAddress, drive};
-use memkv_discovery::{Health, Member, MemberList, Now, Roster, Rules, Seat, follow, open};
+use memkv_discovery::{Health, Location, Member, MemberList, Now, Roster, Rules, Seat, follow, open};
 use parking_lot::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
@@ -27,6 +27,8 @@ const IDLE: Duration = Duration::from_secs(3600);
 pub(crate) struct Discovery {
     health: Arc<Health>,
     epoch: AtomicU64,
+    /// Whether epochs are those that servers see too: with etcd.
+    comparable: AtomicBool,
     /// The newest epoch that a server told of.
     told: AtomicU64,
     stale: AtomicU64,
@@ -81,7 +83,11 @@ impl Discovery {
     pub(crate) fn heard_epoch(&self, epoch: u64) {
         let own = self.epoch.load(Relaxed);
         // A client without a source, or without a list yet, has nothing to compare with.
-        if own == 0 || epoch <= own || self.told.fetch_max(epoch, Relaxed) >= epoch {
+        if !self.comparable.load(Relaxed)
+            || own == 0
+            || epoch <= own
+            || self.told.fetch_max(epoch, Relaxed) >= epoch
+        {
             return;
         }
         self.stale.fetch_add(1, Relaxed);
@@ -138,6 +144,7 @@ pub(crate) async fn start(inner: &Arc<Inner>, deadline: Instant) -> Result<(), E
             Error::new(ErrorKind::Config, text).with_source(error)
         })?
     };
+    shared.discovery.comparable.store(matches!(location, Location::Etcd(_)), Relaxed);
     let (tell, lists) = watch::channel(MemberList::default());
     let health = shared.discovery.health.clone();
     inner.handle.spawn(async move { follow(source, tell, &health).await });
@@ -249,9 +256,14 @@ mod tests {
     #[test]
     fn a_newer_epoch_is_asked_for_once() {
         let discovery = Discovery::default();
+        discovery.comparable.store(true, Relaxed);
         discovery.heard_epoch(7);
         assert_eq!(discovery.stats().told_stale, 0, "there is no list yet to be old");
         discovery.epoch.store(5, Relaxed);
+        discovery.comparable.store(false, Relaxed);
+        discovery.heard_epoch(6);
+        assert_eq!(discovery.stats().told_stale, 0, "the epochs of DNS are the client's own");
+        discovery.comparable.store(true, Relaxed);
         // Also when servers do not agree yet.
         for epoch in [0, 5, 7, 7, 4, 7, 9, 7, 9] {
             discovery.heard_epoch(epoch);

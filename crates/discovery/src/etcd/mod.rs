@@ -83,7 +83,9 @@ impl Connection {
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(PATIENCE);
         let channel = tokio::time::timeout(PATIENCE, builder.connect()).await;
-        let channel = channel.map_err(|_| failed(no_answer()))?.map_err(|error| failed(whole(&error)))?;
+        let channel = channel
+            .map_err(|_| failed(no_answer()))?
+            .map_err(|error| failed(with_causes(error.to_string(), &error)))?;
         Ok(Self { endpoint, channel })
     }
 
@@ -98,7 +100,7 @@ impl Connection {
     ) -> Result<T, SourceError> {
         match tokio::time::timeout(PATIENCE, call).await {
             Err(_) => Err(self.error(no_answer())),
-            Ok(Err(status)) => Err(self.error(whole(&status))),
+            Ok(Err(status)) => Err(self.error(said(&status))),
             Ok(Ok(answer)) => Ok(answer.into_inner()),
         }
     }
@@ -113,9 +115,13 @@ fn no_answer() -> String {
     format!("no answer within {PATIENCE:?}")
 }
 
-/// An error's text with its causes, which the transport's own texts leave out.
-fn whole(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+/// What a call of etcd failed with.
+fn said(status: &tonic::Status) -> String {
+    with_causes(status.message().to_owned(), status)
+}
+
+/// A text and the causes of the error that it is about, which the transport's own texts leave out.
+fn with_causes(mut text: String, error: &dyn std::error::Error) -> String {
     let mut source = error.source();
     while let Some(cause) = source {
         let words = cause.to_string();

@@ -333,7 +333,7 @@ impl Leases {
         for _ in [self.short, self.long] {
             let answer = timeout(PATIENCE, self.answers.message()).await;
             let answer = answer.map_err(|_| connection.error(super::no_answer()))?;
-            match answer.map_err(|status| connection.error(super::whole(&status)))? {
+            match answer.map_err(|status| connection.error(super::said(&status)))? {
                 Some(lease) if lease.ttl > 0 => {}
                 Some(_) => return Err(connection.error("the lease has run out")),
                 None => return Err(connection.error("the lease's stream ended")),

@@ -58,7 +58,7 @@ impl EtcdSource {
                 Ok(Some(event)) if !event.canceled => event,
                 Ok(Some(event)) => return self.broken(&event.cancel_reason),
                 Ok(None) => return self.broken("it ended the watch"),
-                Err(status) => return self.broken(&super::whole(&status)),
+                Err(status) => return self.broken(&super::said(&status)),
             };
             if self.records.take(event) {
                 return Ok(self.records.list());
