@@ -96,7 +96,7 @@ impl Plan {
         let mut plan = Self {
             servers,
             clients,
-            dram_bytes: *rng.pick(&[8, 12, 16, 32]) << 20,
+            dram_bytes: *rng.pick(&[8, 16, 24, 48]) << 20,
             durable,
             latency_ms: rng.range(1, 20),
             window_bytes: *rng.pick(&[12, 40, 100, 400]) << 10,
@@ -127,6 +127,11 @@ impl Plan {
     /// Whether bytes are damaged somewhere.
     pub(crate) fn damages(&self) -> bool {
         self.tears() || self.windows.iter().any(|window| matches!(window.fault, Fault::Flips { .. }))
+    }
+
+    /// Whether clocks jump.
+    pub(crate) fn jumps(&self) -> bool {
+        self.windows.iter().any(|window| matches!(window.fault, Fault::ClockJump { .. }))
     }
 
     /// Whether some memory is torn.
