@@ -36,6 +36,7 @@ fn the_inputs_made_from_real_messages_are_kept() {
 fn every_corpus_has_a_target() {
     for entry in std::fs::read_dir(corpus::root()).expect("the corpora are there").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        assert!(memkv_fuzz::target(&name).is_some(), "nobody reads corpus/{name}");
+        let is_known = memkv_fuzz::target(&name).is_some();
+        assert!(is_known || cfg!(not(feature = "engine")), "nobody reads corpus/{name}");
     }
 }

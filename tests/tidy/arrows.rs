@@ -95,7 +95,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "memkv-client",
             "memkv-core",
-            "memkv-memory",
+            "memkv-credentials",
+            "memkv-discovery",
             "memkv-nvme",
             "memkv-proto",
             "memkv-server",

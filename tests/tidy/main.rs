@@ -1,6 +1,7 @@
 //! Tidy rules: what a reviewer would otherwise have to check by eye.
 //!
 //! - [`arrows`]: which crate may depend on which;
+//! - [`deny`]: which licences and packages dependencies may have and be;
 //! - [`size`]: files and functions stay small;
 //! - [`unsafety`]: where `unsafe` may be, and how often it is there;
 //! - [`words`]: no promises and no paths of somebody's machine;
@@ -14,6 +15,7 @@
 
 mod arrows;
 mod dashboards;
+mod deny;
 mod links;
 mod size;
 mod source;

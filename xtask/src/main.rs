@@ -14,6 +14,7 @@ mod cluster;
 mod context;
 mod demo;
 mod engine;
+mod hardening;
 mod etcd;
 mod hosts;
 mod process;
@@ -61,6 +62,24 @@ const COMMANDS: &[Command] = &[
         usage: "rdma [--keep] [FILTER] | -- COMMAND …",
         about: "The tests on real RDMA verbs, or COMMAND, in a VM",
         run: rdma::run,
+    },
+    Command {
+        name: "fuzz",
+        usage: "fuzz TARGET [--minutes N] [--plain]",
+        about: "Searches for bytes that break a reader; fuzz list names the targets",
+        run: hardening::fuzz,
+    },
+    Command {
+        name: "campaign",
+        usage: "campaign [--minutes N] [--keep]",
+        about: "Random faults over a cluster under load; --keep: into docs/campaigns",
+        run: hardening::campaign,
+    },
+    Command {
+        name: "sanitize",
+        usage: "sanitize",
+        about: "AddressSanitizer, ThreadSanitizer, leaks and Miri, as far as there is a nightly",
+        run: hardening::sanitize,
     },
     Command {
         name: "sim",

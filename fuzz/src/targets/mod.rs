@@ -1,11 +1,17 @@
 //! The targets: what is tried, where it begins, and how long an input may be.
 
+#[cfg(feature = "engine")]
 mod config;
+#[cfg(feature = "engine")]
 mod connection;
 mod disk;
+mod files;
 mod handshake;
+#[cfg(feature = "engine")]
 mod messages;
+#[cfg(feature = "engine")]
 mod recovery;
+#[cfg(feature = "engine")]
 mod script;
 mod trace;
 mod wire;
@@ -47,6 +53,7 @@ pub const TARGETS: &[Target] = &[
         seeds: handshake::seeds,
         most: 256,
     },
+    #[cfg(feature = "engine")]
     Target {
         name: "connection",
         about: "a server's whole data connection: frames in any order, cut anywhere, over TCP's way and shared memory",
@@ -54,6 +61,7 @@ pub const TARGETS: &[Target] = &[
         seeds: connection::seeds,
         most: 2048,
     },
+    #[cfg(feature = "engine")]
     Target {
         name: "messages",
         about: "the messages of the session and of the gRPC services, and their conversion into strict types",
@@ -61,6 +69,7 @@ pub const TARGETS: &[Target] = &[
         seeds: messages::seeds,
         most: 1024,
     },
+    #[cfg(feature = "engine")]
     Target {
         name: "server_config",
         about: "the daemon's configuration file",
@@ -68,6 +77,7 @@ pub const TARGETS: &[Target] = &[
         seeds: config::server_seeds,
         most: 4096,
     },
+    #[cfg(feature = "engine")]
     Target {
         name: "client_config",
         about: "the client's configuration file, options and list of servers",
@@ -89,6 +99,7 @@ pub const TARGETS: &[Target] = &[
         seeds: disk::small_seeds,
         most: 2048,
     },
+    #[cfg(feature = "engine")]
     Target {
         name: "recovery",
         about: "a start of the engine over damaged drives; every page that it then serves is checked",
@@ -96,12 +107,28 @@ pub const TARGETS: &[Target] = &[
         seeds: recovery::drive_seeds,
         most: 256,
     },
+    #[cfg(feature = "engine")]
     Target {
         name: "arena",
         about: "a start over a damaged memory file; every page that it then serves is checked",
         run: recovery::arena,
         seeds: recovery::arena_seeds,
         most: 256,
+    },
+    Target {
+        name: "credentials",
+        about: "the file of tenants, their keys, rights and quotas",
+        run: files::credentials,
+        seeds: files::credential_seeds,
+        most: 2048,
+    },
+    #[cfg(feature = "engine")]
+    Target {
+        name: "member",
+        about: "records of servers in etcd",
+        run: files::member,
+        seeds: files::member_seeds,
+        most: 512,
     },
     Target {
         name: "trace",
