@@ -194,7 +194,8 @@ impl<'a> Run<'a> {
         self.rounds += 1;
         self.begun = now;
         self.round_end = self.deadline();
-        if more > 0 {
+        // A page without another place has all the time there is, and its batch with it.
+        if more == pages {
             let shared = &self.inner.shared;
             let len = |page: &u32| self.call.pieces.page_len(*page as usize);
             self.round_bytes =

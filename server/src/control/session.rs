@@ -3,10 +3,12 @@
 use super::status::Fault;
 use crate::accept::Peer;
 use crate::data::{Nics, rdma_session};
+use crate::hot::HotPage;
 use crate::metrics::Metrics;
 use crate::node::{Node, Phase};
 use crate::random;
 use crate::sessions::{Registered, Session};
+use crate::tenants::Tenant;
 use crate::tenants::tenant::Proven;
 use crate::tls::TlsPeer;
 use memkv_proto::v1::client_message::Message as FromClient;
@@ -233,7 +235,7 @@ impl Stream {
                 message = timeout(silence, self.inbox.message()) => {
                     match message.map_err(|_| Fault::Silent)? {
                         Ok(Some(v1::ClientMessage { message: Some(FromClient::Ping(ping)) })) => {
-                            self.send(ToClient::Pong(self.pong(ping))).await?;
+                            self.send(ToClient::Pong(self.pong(ping, &session.tenant))).await?;
                         }
                         Ok(Some(v1::ClientMessage { message: Some(message) })) => self.rdma(session, message).await?,
                         Ok(Some(_)) => return Err(Fault::Invalid(Invalid::Missing("message"))),
@@ -248,8 +250,11 @@ impl Stream {
         }
     }
 
-    fn pong(&self, ping: v1::Ping) -> v1::Pong {
+    /// A pong; of the hot pages, it names those that the tenant may read.
+    fn pong(&self, ping: v1::Ping, tenant: &Tenant) -> v1::Pong {
         let hot = self.node.hot.pages(self.node.clock.now_ms());
+        let is_seen = |page: &&HotPage| tenant.find(&self.node.engine, page.space).readable().is_some();
+        let hot: Vec<&HotPage> = hot.iter().filter(is_seen).collect();
         v1::Pong {
             sequence: ping.sequence,
             state: self.node.state().into(),
