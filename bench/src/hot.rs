@@ -141,7 +141,10 @@ fn print(report: &Report, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     println!("`{}`\n\n{}\n", report.command, report.machine.line());
-    println!("| {} servers of {:.2} GB/s | GB/s | sent by each server |", report.servers, report.card_gb_per_s);
+    println!(
+        "| {} servers of {:.2} GB/s | GB/s | sent by each server |",
+        report.servers, report.card_gb_per_s
+    );
     println!("|---|---:|---|");
     for (name, reached) in [("one copy", &report.without), ("copies of hot pages", &report.with)] {
         let shares: Vec<_> = reached.shares.iter().map(|share| format!("{:.0} %", share * 100.0)).collect();
@@ -195,10 +198,12 @@ impl Crew {
         while begun.elapsed() < PATIENCE {
             self.read(Duration::from_millis(500))?;
             let all_hot = self.clients.iter().all(|(client, _)| {
-                client.stats().copies.hot_pages as usize == self.keys.len() && client.stats().copies.pending == 0
+                client.stats().copies.hot_pages as usize == self.keys.len()
+                    && client.stats().copies.pending == 0
             });
             let (client, space) = &self.clients[0];
-            let homes = |key: &Vec<u8>| client.route(space.id(), key).iter().filter(|entry| entry.home).count();
+            let homes =
+                |key: &Vec<u8>| client.route(space.id(), key).iter().filter(|entry| entry.home).count();
             if all_hot && self.keys.iter().all(|key| homes(key) >= wanted) {
                 return Ok(());
             }

@@ -27,7 +27,9 @@ fn client(options: &[(&str, &str)]) -> Client {
 
 fn daemons(count: usize, args: &[&str]) -> Vec<Daemon> {
     let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-    (0..count).map(|_| Daemon::start_with(Setup { args: args.clone(), ..Setup::default() }).unwrap()).collect()
+    (0..count)
+        .map(|_| Daemon::start_with(Setup { args: args.clone(), ..Setup::default() }).unwrap())
+        .collect()
 }
 
 /// Waits for something in the counters of copies.

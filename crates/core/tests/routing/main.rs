@@ -33,7 +33,10 @@ fn cluster(weights: &[u32]) -> Vec<Node> {
 fn assert_share(count: u32, of: u32, p: f64, what: &str) -> Result<(), TestCaseError> {
     let (mean, deviation) = (f64::from(of) * p, (f64::from(of) * p * (1.0 - p)).sqrt());
     let off = (f64::from(count) - mean).abs();
-    prop_assert!(off <= SIGMAS * deviation + LITTLE, "{what}: {count} of {of}, expected {mean:.0} ± {deviation:.0}");
+    prop_assert!(
+        off <= SIGMAS * deviation + LITTLE,
+        "{what}: {count} of {of}, expected {mean:.0} ± {deviation:.0}"
+    );
     Ok(())
 }
 

@@ -66,7 +66,10 @@ fn the_written_vectors_are_right() {
         std::fs::write(&path, &expected).unwrap();
     }
     let written = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(written == expected, "docs/routing-vectors.txt must be as routing is; MEMKV_WRITE_VECTORS=1 writes it");
+    assert!(
+        written == expected,
+        "docs/routing-vectors.txt must be as routing is; MEMKV_WRITE_VECTORS=1 writes it"
+    );
 }
 
 #[test]
