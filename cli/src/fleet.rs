@@ -242,7 +242,15 @@ impl Fleet {
             let asked = (entry.asked > 0).then_some(entry.asked);
             let state = if entry.draining { "draining" } else { state(&entry.server.id) };
             let (score, weight, home) = (Some(entry.score), entry.weight, entry.home);
-            let step = RouteStep { server: entry.server.id, score, weight, state, home, asked, ..RouteStep::default() };
+            let step = RouteStep {
+                server: entry.server.id,
+                score,
+                weight,
+                state,
+                home,
+                asked,
+                ..RouteStep::default()
+            };
             steps.push(answered(step, answer, verify));
         }
         // Without weight they are in no key's order, but they may still have pages.
