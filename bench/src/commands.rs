@@ -4,10 +4,10 @@ use crate::compare::report::{Report, size};
 use crate::compare::tables::tables;
 use crate::compare::{self, Plan};
 use crate::peer::Peer;
+use crate::subject::ours::Over;
 use crate::{command_line, daemon, parse_size, publish, targets, warn_of_debug_build};
 use anyhow::{Context as _, ensure};
 use clap::Args;
-use memkv_client::Transport;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -23,9 +23,9 @@ pub(crate) struct CommonArgs {
     /// Rounds to measure; the medians are over these.
     #[arg(long)]
     rounds: Option<usize>,
-    /// Transports of MemKV; those that this build or machine lacks are skipped with the reason.
+    /// Transports of MemKV, and tls for TCP inside TLS; those that this build or machine lacks are skipped with the reason.
     #[arg(long, alias = "transport", value_delimiter = ',', default_value = "tcp,shm,rdma,grpc")]
-    transports: Vec<Transport>,
+    transports: Vec<Over>,
     /// The memkv-server to start; the one beside this program by default.
     #[arg(long, env = "MEMKV_SERVER_BIN")]
     server: Option<PathBuf>,
