@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod siege;
 #[cfg(test)]
+mod siege_figures;
+#[cfg(test)]
 #[path = "../ops.rs"]
 mod ops;
 #[cfg(test)]

@@ -18,9 +18,9 @@ pub(super) fn credentials(input: &[u8]) {
 }
 
 pub(super) fn credential_seeds() -> Vec<Vec<u8>> {
-    let verifier = "5a".repeat(96);
+    let verifier = "5a".repeat(64);
     let full = format!(
-        "tenants:\n  - name: one\n    rights: [read, write]\n    keys:\n      - id: k1\n        verifier: {verifier}\n    \
+        "tenants:\n  - name: one\n    rights: [read, write]\n    keys:\n      - id: \"0011223344556677\"\n        verifier: {verifier}\n    \
          certificates: [\"one.example\"]\n    spaces: [\"model=*\"]\n    quotas:\n      dram: 1GiB\n      requests_per_second: 5\n  \
          - name: two\n    rights: [admin]\n    operator: true\npublic:\n  - owner: one\n    spaces: [\"a\"]\n    readers: [two]\n"
     );
