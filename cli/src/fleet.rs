@@ -71,7 +71,8 @@ impl Fleet {
         let servers: Vec<_> = client.servers().into_iter().map(|server| server.address).collect();
         if servers.is_empty() {
             let list = client.membership();
-            let why = list.error.unwrap_or_else(|| "no server is registered there".to_owned());
+            let none = if list.epoch == 0 { "no answer in time" } else { "no server is registered there" };
+            let why = list.error.unwrap_or_else(|| none.to_owned());
             return Err(Failure::new(Code::Unreachable, format!("{} names no servers: {why}", list.source))
                 .hint("do the servers have the same discovery? or name them with --servers"));
         }
