@@ -37,7 +37,7 @@ pub enum TlsError {
 /// What to do about a connection that failed with this text, as far as the text tells. For the client's side.
 #[must_use]
 pub fn hint(text: &str) -> Option<&'static str> {
-    const HINTS: [(&[&str], &str); 8] = [
+    const HINTS: [(&[&str], &str); 9] = [
         (
             // What a server without a certificate answers, and what others say in plain text.
             &["fatal alert: ProtocolVersion", "InvalidContentType", "corrupt message"],
@@ -57,14 +57,18 @@ pub fn hint(text: &str) -> Option<&'static str> {
             "the server's certificate is not from the CA in MEMKV_TLS_CA; check that file, and whom you are talking to",
         ),
         (
-            &["Expired"],
+            &["CaUsedAsEndEntity"],
+            "the server shows the certificate of a CA; sign one for the server with it (basicConstraints CA:FALSE), and set tls.cert to that",
+        ),
+        (
+            &["certificate expired", "certificate: Expired"],
             "the server's certificate has expired (or a clock is wrong); renew it, the server reads it again by itself",
         ),
         (
-            &["NotValidForName"],
+            &["not valid for name", "NotValidForName"],
             "the server's certificate is for another name; set MEMKV_TLS_SERVER_NAME to a name in it, or make one for this name",
         ),
-        (&["NotValidYet"], "the server's certificate is not valid yet; check the clocks"),
+        (&["not valid yet", "NotValidYet"], "the server's certificate is not valid yet; check the clocks"),
     ];
     let found = HINTS.iter().find(|(words, _)| words.iter().any(|word| text.contains(word)));
     found.map(|(_, hint)| *hint)
