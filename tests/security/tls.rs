@@ -140,7 +140,7 @@ fn clients_show_certificates() {
     let stranger = Authority::new("another authority").unwrap();
     rig.folder.write_pair("stranger", &stranger.sign_client("engine-7", "spiffe://cluster/engine").unwrap()).unwrap();
     let required = rig.client_auth("require");
-    let daemon = rig.daemon(&required.each_ref().map(String::as_str));
+    let daemon = rig.daemon(&[&required.each_ref().map(String::as_str)[..], &["--require-tls", "true"]].concat());
     daemon.allow("authentication failed");
     works(&connect(rig.config_with_certificate(daemon.addr(), "client")).unwrap());
     let none = refusal(rig.config(daemon.addr()));
@@ -148,8 +148,6 @@ fn clients_show_certificates() {
     let wrong = refusal(rig.config_with_certificate(daemon.addr(), "stranger"));
     assert!(wrong.contains("does not trust this client's certificate"), "{wrong}");
     assert!(daemon.metrics().unwrap().get("memkv_auth_failures_total") >= 2.0);
-    // Plain text needs no certificate, unless it is refused.
-    works(&connect(plain(daemon.addr())).unwrap());
     let optional = rig.client_auth("optional");
     let daemon = rig.daemon(&optional.each_ref().map(String::as_str));
     daemon.allow("authentication failed");

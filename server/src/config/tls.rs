@@ -107,6 +107,8 @@ impl TlsConfig {
             "tls.client_auth is set, but there is no certificate; set tls.cert and tls.key"
         } else if self.client_ca.is_none() && self.client_auth != ClientAuth::Off {
             "tls.client_auth is set, but no CA is known for clients; set tls.client_ca"
+        } else if self.client_auth == ClientAuth::Require && !self.require.refuses_plain() {
+            "tls.client_auth is require, but plain text, which shows no certificate, is taken; set require_tls to true"
         } else if self.client_ca.is_some() && self.client_auth == ClientAuth::Off {
             "tls.client_ca is set, but clients are not asked for a certificate; set tls.client_auth to optional or require"
         } else if self.cert.is_none() && matches!(self.admin, AdminTls::Both | AdminTls::Require) {
@@ -177,7 +179,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         env: "MEMKV_SERVER_TLS_CLIENT_AUTH",
         flag: Some("tls-client-auth"),
         value: "off|optional|require",
-        help: "Whether clients show a certificate of their own. optional: a client without one is let in by its key alone.",
+        help: "Whether clients show a certificate of their own. optional: a client without one is let in by its key alone. require needs require_tls.",
         set: |c, text| put(&mut c.tls.client_auth, one_of(text, &ClientAuth::NAMES)),
         show: |c| name(&ClientAuth::NAMES, &c.tls.client_auth),
     },

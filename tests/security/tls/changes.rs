@@ -77,7 +77,7 @@ fn a_client_whose_authority_is_dropped_is_not_let_in_again() {
     let rig = Rig::new();
     rig.folder.write("clients.pem", &rig.authority.pem()).unwrap();
     let clients = rig.folder.text("clients.pem");
-    let flags = ["--tls-client-ca", &clients, "--tls-client-auth", "require"];
+    let flags = ["--tls-client-ca", &clients, "--tls-client-auth", "require", "--require-tls", "true"];
     let daemon = rig.daemon(&flags);
     daemon.allow("authentication failed");
     works(&connect(rig.config_with_certificate(daemon.addr(), "client")).unwrap());

@@ -97,12 +97,16 @@ fn rdma_is_refused_where_payload_must_be_encrypted() {
 fn half_a_configuration_is_refused_before_anything_starts() {
     let rig = Rig::new();
     let [cert, key, ca] = ["server.pem", "server.key", "ca.pem"].map(|name| rig.folder.text(name));
-    let cases: [(&[&str], &str); 7] = [
+    let cases: [(&[&str], &str); 8] = [
         (&["--tls-cert", &cert], "tls.cert and tls.key belong together"),
         (&["--require-tls", "true"], "there is no certificate; set tls.cert"),
         (&["--tls-cert", &cert, "--tls-key", &key, "--tls-client-auth", "require"], "set tls.client_ca"),
         (&["--tls-cert", &cert, "--tls-key", &key, "--tls-client-ca", &ca], "set tls.client_auth"),
         (&["--tls-admin", "require"], "there is no certificate"),
+        (
+            &["--tls-cert", &cert, "--tls-key", &key, "--tls-client-ca", &ca, "--tls-client-auth", "require"],
+            "which shows no certificate, is taken; set require_tls",
+        ),
         (&["--tls-cert", &ca, "--tls-key", &key], "do not fit together"),
         (&["--tls-cert", &key, "--tls-key", &key], "holds no certificate"),
     ];
