@@ -1,7 +1,7 @@
 //! Members that leave for good, and what an operator sees of the members.
 
 use crate::common::{cli, get};
-use crate::membership::{PATIENCE, client, keys, member, members, owners, put, wait_for_members};
+use crate::membership::{PATIENCE, client, keys, member, members, owners, store, wait_for_members};
 use memkv_client::PageOutcome;
 use memkv_tests::etcd::Etcd;
 use memkv_tests::wait_for;
@@ -25,7 +25,7 @@ fn a_drained_server_is_never_waited_for() {
     let (client, space) = client(&location, &[("member_grace", "60m")]);
     wait_for_members(&client, &["kv-1", "kv-2"]);
     let keys = keys(40);
-    assert!(put(&space, &keys).iter().all(|outcome| *outcome == PageOutcome::Stored));
+    store(&space, &keys);
     assert!(owners(&client, &space, &keys).iter().any(|owner| owner == "kv-2"));
     let (code, _, said) = ask(&location, &["drain", "kv-2"]);
     assert_eq!(code, Some(0), "{said}");
