@@ -5,11 +5,23 @@
 #![deny(unsafe_code)]
 
 #[cfg(test)]
+mod certificates;
+#[cfg(test)]
+mod estate;
+#[cfg(test)]
+mod handshake;
+#[cfg(test)]
+#[path = "../ops.rs"]
+mod ops;
+#[cfg(test)]
 mod siege;
 #[cfg(test)]
 mod siege_figures;
 #[cfg(test)]
-#[path = "../ops.rs"]
-mod ops;
+mod statements;
+#[cfg(test)]
+mod tenants;
+#[cfg(test)]
+mod timing;
 #[cfg(test)]
 mod tls;
