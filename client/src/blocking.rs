@@ -120,6 +120,20 @@ impl Client {
         block_on(self.inner.statuses())
     }
 
+    /// See [`crate::Client::drain`].
+    ///
+    /// # Errors
+    ///
+    /// See [`crate::Client::drain`].
+    pub fn drain(
+        &self,
+        server_id: &str,
+        drain: v1::DrainRequest,
+        progress: impl FnMut(&v1::DrainProgress),
+    ) -> Result<v1::DrainProgress, Error> {
+        block_on(self.inner.drain(server_id, drain, progress))
+    }
+
     /// See [`crate::Client::list_spaces`].
     #[must_use]
     pub fn list_spaces(&self) -> Vec<ServerResult<v1::ListSpacesResponse>> {

@@ -201,7 +201,7 @@ fn a_server_that_dies_while_it_takes_pages_costs_none() {
     wait_for("it takes pages", PATIENCE, || (taken() > before / 2 + 5).then_some(())).unwrap();
     daemons[1].kill().unwrap();
     // The rest need not be slow.
-    let (ok, done) = drain(&servers, &["kv-0"]);
+    let (ok, done) = drain(&servers, &["kv-0", "--rate", "1GiB"]);
     running.wait().unwrap();
     assert!(ok && done["state"] == "drained", "{done}");
     assert!(number(&done, "elsewhere_pages") > 0 && number(&done, "lost_pages") == 0, "{done}");

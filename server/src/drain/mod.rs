@@ -3,6 +3,7 @@
 //! - `scan`: which pages there are, the most valuable first;
 //! - `batch`: pages of one space on their way to their owners;
 //! - `target`: one of the other servers, spoken to with the gRPC API that any client uses;
+//! - `secure`: TLS to it;
 //! - `pace`: so many bytes in a second;
 //! - `settled`: which pages need not be looked at again;
 //! - `progress`: what an operator sees.
@@ -25,6 +26,7 @@ mod batch;
 mod pace;
 mod progress;
 mod scan;
+mod secure;
 mod settled;
 mod target;
 
@@ -83,6 +85,9 @@ pub(crate) enum NoDrain {
     /// No member may have pages.
     #[error("no member has a weight above 0, so nobody would take the pages")]
     NoWeight,
+    /// The server's own certificate does not help to reach others.
+    #[error("the other servers cannot be reached over TLS: {0}")]
+    Tls(#[from] memkv_tls::TlsError),
     /// The daemon stops.
     #[error("the server is stopping")]
     Stopping,
@@ -137,7 +142,9 @@ impl Drain {
         let drain = &node.drain;
         let _beginning = drain.beginning.lock().await;
         if let Some(running) = drain.job().filter(|job| !job.is_over()) {
-            running.pace.set(asked.bytes_per_second);
+            if asked.bytes_per_second > 0 {
+                running.pace.set(asked.bytes_per_second);
+            }
             return Ok(running);
         }
         if node.phase() != Phase::Serving {
@@ -191,7 +198,8 @@ impl Job {
             return Err(NoDrain::NoWeight);
         }
         let ids = asked.members.iter().map(|member| member.id.clone()).collect();
-        let targets = asked.members.into_iter().map(|member| Target::new(member, node)).collect();
+        let tls = secure::open(&node.config.tls)?;
+        let targets = asked.members.into_iter().map(|member| Target::new(member, node, tls.as_ref())).collect();
         let spaces = node.engine.spaces();
         let held = spaces
             .iter()

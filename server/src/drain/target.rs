@@ -3,7 +3,7 @@
 //! Every call has a deadline. A server that did not answer is not asked again for a moment, so that it does not hold
 //! up pages that others could take.
 
-use super::progress::Refused;
+use super::{progress::Refused, secure};
 use crate::clock;
 use crate::node::Node;
 use crate::random;
@@ -11,6 +11,7 @@ use bytes::Bytes;
 use memkv_core::SpaceId;
 use memkv_proto::{AUTH_METADATA, v1};
 use memkv_storage::Space;
+use memkv_tls::ClientTls;
 use memkv_transport::auth::{AuthKey, Credential};
 use parking_lot::Mutex;
 use std::collections::HashSet;
@@ -72,14 +73,19 @@ pub(crate) struct Failed {
 
 impl Target {
     /// A target that is not connected yet; it connects when it is asked. Call inside a runtime.
-    pub(crate) fn new(member: Member, node: &Node) -> Self {
-        let host = if member.host.contains(':') { format!("[{}]", member.host) } else { member.host };
-        let endpoint = Endpoint::from_shared(format!("http://{host}:{}", member.port));
+    pub(crate) fn new(member: Member, node: &Node, tls: Option<&Arc<ClientTls>>) -> Self {
+        let Member { id, host: name, port, .. } = member;
+        let host = if name.contains(':') { format!("[{name}]") } else { name.clone() };
+        let endpoint = Endpoint::from_shared(format!("http://{host}:{port}"));
         let connect = |endpoint: Endpoint| {
-            endpoint.connect_timeout(CALL_TIME).tcp_nodelay(true).http2_adaptive_window(true).connect_lazy()
+            let endpoint = endpoint.connect_timeout(CALL_TIME).tcp_nodelay(true).http2_adaptive_window(true);
+            match tls {
+                Some(tls) => secure::channel(&endpoint, Arc::clone(tls), name, port),
+                None => endpoint.connect_lazy(),
+            }
         };
         let inner = Inner {
-            id: member.id,
+            id,
             channel: endpoint.ok().map(connect),
             key: node.config.auth_key.clone(),
             state: Mutex::default(),
