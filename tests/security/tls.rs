@@ -75,7 +75,10 @@ impl Rig {
 /// A client that speaks plain text over TCP.
 fn plain(addr: SocketAddr) -> ConfigBuilder {
     let config = Config::builder().without_environment().servers(addr.to_string()).auth_key_hex(KEY);
-    config.set("transport", "tcp").op_timeout(Duration::from_secs(10)).connect_timeout(Duration::from_secs(10))
+    config
+        .set("transport", "tcp")
+        .op_timeout(Duration::from_secs(10))
+        .connect_timeout(Duration::from_secs(10))
 }
 
 fn connect(config: ConfigBuilder) -> Result<Client, Error> {
@@ -112,8 +115,8 @@ fn both_planes_speak_tls_and_plain_text_on_one_port() {
     }
     let metrics = daemon.metrics().unwrap();
     // A session and two data connections, and the session of the gRPC client.
-    assert!(metrics.get("memkv_tls_handshakes_total") >= 4.0);
-    assert_eq!(metrics.get("memkv_tls_handshakes_failed_total"), 0.0);
+    assert!(metrics.sum("memkv_tls_handshakes_total", &[]) >= 4.0);
+    assert_eq!(metrics.sum("memkv_tls_handshakes_failed_total", &[]), 0.0);
     // Neither the name in the certificate nor an address in it matters to the pages.
     works(&connect(rig.config(daemon.addr()).set("tls_server_name", "kv.test")).unwrap());
 }
@@ -121,7 +124,8 @@ fn both_planes_speak_tls_and_plain_text_on_one_port() {
 #[test]
 fn pages_of_every_size_come_back_whole() {
     let rig = Rig::new();
-    let daemon = Daemon::start_with(Setup { dram: "256MiB".into(), ..rig.setup(&["--page-max", "8MiB"]) }).unwrap();
+    let daemon =
+        Daemon::start_with(Setup { dram: "256MiB".into(), ..rig.setup(&["--page-max", "8MiB"]) }).unwrap();
     let client = connect(rig.config(daemon.addr())).unwrap();
     let space = open(&client);
     // Around the size of a record, and more than sockets and buffers hold.
@@ -138,16 +142,19 @@ fn pages_of_every_size_come_back_whole() {
 fn clients_show_certificates() {
     let rig = Rig::new();
     let stranger = Authority::new("another authority").unwrap();
-    rig.folder.write_pair("stranger", &stranger.sign_client("engine-7", "spiffe://cluster/engine").unwrap()).unwrap();
+    rig.folder
+        .write_pair("stranger", &stranger.sign_client("engine-7", "spiffe://cluster/engine").unwrap())
+        .unwrap();
     let required = rig.client_auth("require");
-    let daemon = rig.daemon(&[&required.each_ref().map(String::as_str)[..], &["--require-tls", "true"]].concat());
+    let daemon =
+        rig.daemon(&[&required.each_ref().map(String::as_str)[..], &["--require-tls", "true"]].concat());
     daemon.allow("authentication failed");
     works(&connect(rig.config_with_certificate(daemon.addr(), "client")).unwrap());
     let none = refusal(rig.config(daemon.addr()));
     assert!(none.contains("requires a client certificate; set MEMKV_TLS_CERT"), "{none}");
     let wrong = refusal(rig.config_with_certificate(daemon.addr(), "stranger"));
     assert!(wrong.contains("does not trust this client's certificate"), "{wrong}");
-    assert!(daemon.metrics().unwrap().get("memkv_auth_failures_total") >= 2.0);
+    assert!(daemon.metrics().unwrap().sum("memkv_auth_failures_total", &[]) >= 2.0);
     let optional = rig.client_auth("optional");
     let daemon = rig.daemon(&optional.each_ref().map(String::as_str));
     daemon.allow("authentication failed");

@@ -9,12 +9,12 @@ use memkv_tests::{pages, wait_for};
 use rustix::process::Signal;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn wait_for_metric(daemon: &Daemon, name: &str, least: f64) {
-    wait_for(name, PATIENCE, || (daemon.metrics().unwrap().get(name) >= least).then_some(())).unwrap();
+    wait_for(name, PATIENCE, || (daemon.metrics().unwrap().sum(name, &[]) >= least).then_some(())).unwrap();
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn files_that_cannot_be_used_change_nothing_and_are_told_once() {
     let rig = Rig::new();
     let daemon = rig.daemon(&[]);
     daemon.allow("new certificates cannot be used");
-    let expires = || daemon.metrics().unwrap().get("memkv_tls_certificate_expires_seconds");
+    let expires = || daemon.metrics().unwrap().sum("memkv_tls_certificate_expires_seconds", &[]);
     wait_for_metric(&daemon, "memkv_tls_certificate_expires_seconds", 1.0);
     let before = expires();
     rig.folder.write("server.pem", "not a certificate").unwrap();
@@ -114,7 +114,8 @@ fn what_needs_an_operator_is_warned_of() {
     let soon = rig.authority.sign_with(&["127.0.0.1"], |params| {
         let week = Duration::from_secs(7 * 24 * 3600);
         params.not_before = rcgen::date_time_ymd(2025, 1, 1);
-        params.not_after = (std::time::SystemTime::now() + week).into();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        params.not_after = rcgen::date_time_ymd(1970, 1, 1) + now + week;
     });
     rig.folder.write_pair("server", &soon.unwrap()).unwrap();
     let open = std::fs::Permissions::from_mode(0o644);

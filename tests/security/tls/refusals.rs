@@ -21,7 +21,7 @@ fn a_server_that_is_not_the_one_is_not_believed() {
     assert_eq!(kind(other()), ErrorKind::Unauthenticated);
     let name = refusal(rig.config(daemon.addr()).set("tls_server_name", "somebody.else"));
     assert!(name.contains("for another name; set MEMKV_TLS_SERVER_NAME"), "{name}");
-    assert!(daemon.metrics().unwrap().get("memkv_tls_handshakes_failed_total") >= 3.0);
+    assert!(daemon.metrics().unwrap().sum("memkv_tls_handshakes_failed_total", &[]) >= 3.0);
     let over = rig.authority.sign_with(&["127.0.0.1"], |params| {
         params.not_before = rcgen::date_time_ymd(2001, 1, 1);
         params.not_after = rcgen::date_time_ymd(2002, 1, 1);
@@ -44,7 +44,7 @@ fn plain_text_is_refused_where_tls_is_required() {
         let config = || plain(daemon.addr()).set("transport", transport);
         let text = refusal(config());
         assert!(text.contains("this server requires TLS; set MEMKV_TLS=on"), "{text}");
-        assert!(!connect(config()).unwrap_err().is_retryable(), "nobody can wait it away");
+        assert!(!connect(config()).err().unwrap().is_retryable(), "nobody can wait it away");
     }
     // A call of any gRPC client, of every service.
     let control = daemon.control().unwrap();
@@ -60,7 +60,7 @@ fn plain_text_is_refused_where_tls_is_required() {
     stream.read_exact(&mut answer).unwrap();
     assert_eq!(read_status(&answer), Err(AttachError::TlsRequired));
     assert_eq!(stream.read(&mut [0]).unwrap(), 0, "and it is closed");
-    assert!(daemon.metrics().unwrap().get("memkv_tls_plain_refused_total") >= 5.0);
+    assert!(daemon.metrics().unwrap().sum("memkv_tls_plain_refused_total", &[]) >= 5.0);
 }
 
 #[test]
@@ -70,8 +70,8 @@ fn a_server_without_a_certificate_says_so() {
     let config = || rig.config(daemon.addr());
     let text = refusal(config());
     assert!(text.contains("the server does not speak TLS") && text.contains("MEMKV_TLS=off"), "{text}");
-    assert_eq!(connect(config()).unwrap_err().kind(), ErrorKind::NotSupported);
-    assert!(daemon.metrics().unwrap().get("memkv_tls_handshakes_failed_total") >= 1.0);
+    assert_eq!(connect(config()).err().unwrap().kind(), ErrorKind::NotSupported);
+    assert!(daemon.metrics().unwrap().sum("memkv_tls_handshakes_failed_total", &[]) >= 1.0);
     works(&connect(plain(daemon.addr())).unwrap());
 }
 
@@ -113,7 +113,7 @@ fn half_a_configuration_is_refused_before_anything_starts() {
     for (flags, expected) in cases {
         let (status, text) = run_server(&[flags, &["--listen", "127.0.0.1:0"]].concat(), &[]).unwrap();
         assert!(!status.success() && text.contains(expected), "{flags:?}: {text}");
-        assert!(!text.contains("BEGIN"), "{text}");
+        assert!(!text.contains("-----BEGIN"), "{text}");
     }
     let addr = "127.0.0.1:1".parse().unwrap();
     let off = refusal(rig.config(addr).set("tls", "off"));

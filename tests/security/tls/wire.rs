@@ -24,25 +24,26 @@ fn flipping_proxy(target: SocketAddr, flip: &Arc<AtomicBool>, flips: &Arc<Atomic
     std::thread::spawn(move || {
         for client in listener.incoming().map_while(Result::ok) {
             let Ok(server) = TcpStream::connect(target) else { return };
-            let pass = |mut from: TcpStream, mut to: TcpStream, flip: Option<(Arc<AtomicBool>, Arc<AtomicU64>)>| {
-                std::thread::spawn(move || {
-                    let mut bytes = [0; 16 << 10];
-                    while let Ok(came @ 1..) = from.read(&mut bytes) {
-                        // Pages only: a full buffer is no part of a handshake.
-                        if let Some((flip, flips)) = &flip
-                            && came > 12 << 10
-                            && flip.load(Ordering::SeqCst)
-                        {
-                            bytes[came / 2] ^= 1;
-                            flips.fetch_add(1, Ordering::SeqCst);
+            let pass =
+                |mut from: TcpStream, mut to: TcpStream, flip: Option<(Arc<AtomicBool>, Arc<AtomicU64>)>| {
+                    std::thread::spawn(move || {
+                        let mut bytes = [0; 16 << 10];
+                        while let Ok(came @ 1..) = from.read(&mut bytes) {
+                            // Pages only: a full buffer is no part of a handshake.
+                            if let Some((flip, flips)) = &flip
+                                && came > 12 << 10
+                                && flip.load(Ordering::SeqCst)
+                            {
+                                bytes[came / 2] ^= 1;
+                                flips.fetch_add(1, Ordering::SeqCst);
+                            }
+                            if to.write_all(&bytes[..came]).is_err() {
+                                break;
+                            }
                         }
-                        if to.write_all(&bytes[..came]).is_err() {
-                            break;
-                        }
-                    }
-                    to.shutdown(Shutdown::Write).ok();
-                });
-            };
+                        to.shutdown(Shutdown::Write).ok();
+                    });
+                };
             pass(client.try_clone().unwrap(), server.try_clone().unwrap(), None);
             pass(server, client, Some((Arc::clone(&flip), Arc::clone(&flips))));
         }
@@ -102,14 +103,19 @@ fn the_admin_port_speaks_tls_too() {
     assert!(https(&rig, daemon.admin_addr(), "/healthz").contains("200 OK"));
     let metrics = https(&rig, daemon.admin_addr(), "/metrics");
     assert!(metrics.contains("memkv_tls_certificate_expires_seconds"), "{metrics}");
-    assert_eq!(http::get(daemon.admin_addr(), "/healthz").unwrap().0, 200, "and plain text, as it was told to");
+    assert_eq!(
+        http::get(daemon.admin_addr(), "/healthz").unwrap().0,
+        200,
+        "and plain text, as it was told to"
+    );
     works(&connect(rig.config(daemon.addr())).unwrap());
 }
 
 #[test]
 fn the_admin_port_of_a_server_that_requires_tls_refuses_plain_text() {
     let rig = Rig::new();
-    let mut config = Config { listen: (Ipv4Addr::LOCALHOST, 0).into(), dram_bytes: 64 << 20, ..Config::default() };
+    let mut config =
+        Config { listen: (Ipv4Addr::LOCALHOST, 0).into(), dram_bytes: 64 << 20, ..Config::default() };
     config.tls.cert = Some(rig.folder.path("server.pem"));
     config.tls.key = Some(rig.folder.path("server.key"));
     config.tls.require = RequireTls::True;
