@@ -17,11 +17,13 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::transport::server::Connected;
 
 /// How long to wait when the system has no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a connection that was put out may take to give its place back.
+const LEAVING: Duration = Duration::from_millis(500);
 
 /// Hands connections to the planes.
 #[derive(Clone)]
@@ -40,7 +42,10 @@ impl Accept {
     pub(crate) async fn run(self, listener: TcpListener) {
         loop {
             match listener.accept().await {
-                Ok((stream, peer)) => self.admit(stream, peer),
+                Ok((stream, peer)) => {
+                    let permit = self.permit().await;
+                    self.admit(stream, peer, permit);
+                }
                 Err(error) => {
                     tracing::debug!(%error, "accept failed");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -73,10 +78,21 @@ impl Accept {
         });
     }
 
-    fn admit(&self, stream: TcpStream, peer: SocketAddr) {
+    /// A place, if there is one, or one comes free at once.
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        let places = Arc::clone(&self.places);
+        match Arc::clone(&places).try_acquire_owned() {
+            Ok(permit) => Some(permit),
+            Err(_full) if self.node.guests.are_leaving() => {
+                tokio::time::timeout(LEAVING, places.acquire_owned()).await.ok()?.ok()
+            }
+            Err(_full) => None,
+        }
+    }
+
+    fn admit(&self, stream: TcpStream, peer: SocketAddr, permit: Option<OwnedSemaphorePermit>) {
         let metrics = &self.node.metrics;
-        let permit = Arc::clone(&self.places).try_acquire_owned();
-        let (Ok(_permit), Ok(_guest)) = (permit, self.node.guests.enter(peer, &stream)) else {
+        let (Some(_permit), Ok(_guest)) = (permit, self.node.guests.enter(peer, &stream)) else {
             Metrics::add(&metrics.refused, 1);
             return;
         };

@@ -14,7 +14,7 @@
 //! planes and TLS, and connections to the Unix socket, whose name only those learn who have proved something.
 
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -43,6 +43,8 @@ struct Room {
     hosts: HashMap<IpAddr, BTreeMap<u64, SocketAddr>>,
     next: u64,
     put_out: u64,
+    /// Those that were put out and still have their places: each gives it back when its task sees its end.
+    leaving: HashSet<u64>,
 }
 
 #[derive(Debug)]
@@ -81,6 +83,7 @@ impl Room {
     fn put_out(&mut self, peer: SocketAddr) {
         if let Some(entry) = self.remove(&peer, None) {
             self.put_out += 1;
+            self.leaving.insert(entry.number);
             tracing::debug!(%peer, "a connection that proved nothing is closed");
             // A socket that is closed already needs nothing.
             let _closed = rustix::net::shutdown(&entry.socket, rustix::net::Shutdown::Both);
@@ -165,6 +168,11 @@ impl Guests {
         (self.patience / 4).max(Duration::from_millis(50))
     }
 
+    /// Whether places come free at once, of those that were put out.
+    pub(crate) fn are_leaving(&self) -> bool {
+        !self.room.lock().leaving.is_empty()
+    }
+
     /// How many there are.
     pub(crate) fn count(&self) -> u64 {
         self.room.lock().guests.len() as u64
@@ -186,7 +194,9 @@ pub(crate) struct Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        drop(self.guests.room.lock().remove(&self.peer, Some(self.number)));
+        let mut room = self.guests.room.lock();
+        room.leaving.remove(&self.number);
+        drop(room.remove(&self.peer, Some(self.number)));
     }
 }
 
@@ -233,6 +243,9 @@ mod tests {
         assert_eq!(out.iter().filter(|out| **out).count(), 17);
         assert!(out[..17].iter().all(|out| *out), "the oldest go first");
         assert_eq!((guests.count(), guests.put_out()), (4, 17));
+        assert!(guests.are_leaving(), "their tasks have not seen it yet");
+        drop(kept);
+        assert!(!guests.are_leaving() && guests.count() == 0);
     }
 
     #[test]

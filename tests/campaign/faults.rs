@@ -179,7 +179,8 @@ impl Server {
             Fault::KillAndFlipBits => {
                 self.daemon.kill()?;
                 for file in self.files()? {
-                    flip(&file, random, 1 + random.below(20))?;
+                    let bits = 1 + random.below(20);
+                    flip(&file, random, bits)?;
                 }
                 self.daemon.restart()
             }

@@ -54,7 +54,7 @@ fn is_served(daemon: &Daemon, key: &[u8]) {
 
 #[test]
 fn silence_ends_wherever_it_begins() {
-    let daemon = daemon(&["--limits-handshake-time-max", "300ms"]);
+    let daemon = daemon(&["--limits-handshake-time-max", "2s"]);
     let hello = Attach { session_id: [1; 16], client_nonce: [2; 32] }.encode();
     let beginnings: [&[u8]; 7] =
         [b"", &PREFACE[..3], &PREFACE, &hello[..40], &HTTP2[..8], &HTTP2[..20], HTTP2];
@@ -78,11 +78,11 @@ fn silence_ends_wherever_it_begins() {
 fn a_writer_of_single_bytes_is_dropped_in_a_handshake_and_in_a_frame() {
     let daemon = daemon(&[
         "--limits-handshake-time-max",
-        "400ms",
+        "1s",
         "--limits-stall-time-max",
         "5s",
         "--limits-request-time-max",
-        "600ms",
+        "1500ms",
     ]);
     // Each byte comes well within the stall time; what ends it is the time for the whole.
     let trickle = |stream: &TcpStream, bytes: &[u8]| {
@@ -92,13 +92,13 @@ fn a_writer_of_single_bytes_is_dropped_in_a_handshake_and_in_a_frame() {
         })
     };
     let stream = wire::dial(daemon.addr()).unwrap();
-    trickle(&stream, &Attach { session_id: [1; 16], client_nonce: [2; 32] }.encode()[..30]);
+    trickle(&stream, &Attach { session_id: [1; 16], client_nonce: [2; 32] }.encode()[..60]);
     ends(&stream);
     let control = daemon.control().unwrap();
     let space = control.open_space("siege").unwrap();
     let session = control.session().unwrap();
     let data = session.attach().unwrap();
-    trickle(&data.stream, &wire::exists_frame(1, space, &[b"key"])[..30]);
+    trickle(&data.stream, &wire::exists_frame(1, space, &[b"key"])[..60]);
     ends(&data.stream);
     assert!(daemon.metrics().unwrap().sum("memkv_connections_stalled_total", &[]) >= 1.0);
     let mut other = session.attach().unwrap();
@@ -137,7 +137,8 @@ fn who_floods_without_end_from_one_host_does_not_keep_others_out() {
                 }
             }
         });
-        let begun = wait_for("the flood begins", PATIENCE, || (floods.load(Ordering::Relaxed) > 100).then_some(()));
+        let begun =
+            wait_for("the flood begins", PATIENCE, || (floods.load(Ordering::Relaxed) > 100).then_some(()));
         // A client that is put out once would be served at a second try; here every first try has to do.
         for round in 0..20_u8 {
             is_served(&daemon, &[b'r', round]);

@@ -3,7 +3,6 @@
 //! Figures, not judgements: it runs when `MEMKV_SIEGE` says how many connections, and prints a table for `docs/budget.md`.
 
 use memkv_core::SpaceId;
-use memkv_tests::control::Session;
 use memkv_tests::daemon::{Daemon, Setup};
 use memkv_tests::wire::{self, DataConn};
 use memkv_transport::handshake::PREFACE;
@@ -49,9 +48,8 @@ fn flood(to: SocketAddr, over: &AtomicBool) {
 }
 
 /// Peers that send one byte of a frame a second.
-fn trickle(session: &Session, space: SpaceId, over: &AtomicBool) {
+fn trickle(mut slow: Vec<DataConn>, space: SpaceId, over: &AtomicBool) {
     let frame = wire::exists_frame(1, space, &[b"page"]);
-    let mut slow: Vec<DataConn> = (0..32).map(|_| session.attach().unwrap()).collect();
     for byte in frame {
         if over.load(Ordering::Relaxed) {
             return;
@@ -83,9 +81,10 @@ fn a_siege_and_what_it_costs() {
     let over = AtomicBool::new(false);
     let mut rows = vec![("nothing else", measure(&daemon, &mut data, space))];
     {
+        let addr = daemon.addr();
         let dial = |beginning: &'static [u8]| {
             move |_| {
-                let mut stream = TcpStream::connect(daemon.addr()).ok()?;
+                let mut stream = TcpStream::connect(addr).ok()?;
                 stream.write_all(beginning).ok()?;
                 Some(stream)
             }
@@ -114,7 +113,9 @@ fn a_siege_and_what_it_costs() {
     });
     over.store(false, Ordering::Relaxed);
     std::thread::scope(|scope| {
-        scope.spawn(|| trickle(&session, space, &over));
+        let slow: Vec<DataConn> = (0..32).map(|_| session.attach().unwrap()).collect();
+        let over = &over;
+        scope.spawn(move || trickle(slow, space, over));
         rows.push(("32 writers of one byte a second", measure(&daemon, &mut data, space)));
         over.store(true, Ordering::Relaxed);
     });
