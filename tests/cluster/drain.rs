@@ -4,7 +4,7 @@ use crate::common::{
     PATIENCE, assert_all, assert_hits, cli, client_of, exists, get, named_servers, put, space_of,
 };
 use memkv_client::blocking::Space;
-use memkv_client::{PageOutcome, ServerState};
+use memkv_client::PageOutcome;
 use memkv_proto::v1;
 use memkv_tests::control::Control;
 use memkv_tests::daemon::{Daemon, Setup};
@@ -136,7 +136,8 @@ fn a_draining_server_refuses_new_pages_before_they_move_and_answers_reads() {
     let both: [(&[u8], &[u8]); 2] = [(b"new", &page), (b"there-3", &page)];
     let expected = [v1::Status::Busy, v1::Status::Exists];
     assert_eq!(control.put(space, &both, LEN).unwrap(), expected);
-    let mut data = control.session().unwrap().attach().unwrap();
+    let session = control.session().unwrap();
+    let mut data = session.attach().unwrap();
     assert_eq!(data.put(space, b"new", &page).unwrap(), memkv_transport::frame::Code::Busy);
     assert_eq!(data.put(space, b"there-4", &page).unwrap(), memkv_transport::frame::Code::Exists);
     let (code, read) = data.get(space, b"there-5", LEN as u32).unwrap();
@@ -252,7 +253,7 @@ fn pins_and_positions_come_along_and_what_was_deleted_stays_away() {
     // A client that knows both deletes both copies.
     let mut removed = [false];
     wait_for("the client knows of the drain", PATIENCE, || {
-        client.servers().iter().all(|server| server.state == ServerState::Ready).then_some(())
+        client.route(id, b"gone").iter().any(|entry| entry.draining).then_some(())
     })
     .unwrap();
     space.delete(&[b"gone"], &mut removed).unwrap();
@@ -290,7 +291,7 @@ fn nonsense_is_refused_with_a_text_that_says_what_to_do() {
 fn pages_on_drives_are_drained_without_being_brought_into_memory() {
     let folder = tempfile::tempdir().unwrap();
     let path = format!("{}:256MiB", folder.path().display());
-    let args = ["--nvme-paths", &path, "--nvme-segment", "16MiB", "--nvme-admit-unread", "true"];
+    let args = ["--nvme-paths", &path, "--nvme-segment", "16MiB", "--nvme-admit-unread"];
     let args = args.map(str::to_owned).to_vec();
     let leaving = Daemon::start_with(Setup { dram: "64MiB".into(), args, ..Setup::default() }).unwrap();
     let taker = Daemon::start_with(Setup { dram: "256MiB".into(), ..Setup::default() }).unwrap();
