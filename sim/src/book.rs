@@ -138,9 +138,10 @@ impl Book {
         let Some(put) = history.puts.iter().find(|put| put.ended.is_some_and(|end| end < begun)) else {
             return false;
         };
-        !history.removals.iter().any(|removal| {
-            removal.begun < ended && removal.ended.is_none_or(|end| end > put.begun)
-        })
+        !history
+            .removals
+            .iter()
+            .any(|removal| removal.begun < ended && removal.ended.is_none_or(|end| end > put.begun))
     }
 }
 

@@ -127,7 +127,7 @@ fn share(seed: u64, plan: Plan, trace: Arc<Trace>, folder: &Path) -> Arc<Shared>
         seed,
         net: Network::new(trace.clone(), seed, plan.window_bytes),
         trace,
-        book: Mutex::new(Book::new(plan.keeps_members() && !plan.tears())),
+        book: Mutex::new(Book::new(plan.keeps_owners() && !plan.tears())),
         members: Mutex::new((0, (0..plan.servers).map(member).collect())),
         lost: Mutex::default(),
         settled: AtomicUsize::new(0),
@@ -400,7 +400,9 @@ impl Driver {
     /// One client's name, or all.
     fn clients(&self, client: Option<usize>) -> Vec<String> {
         let all = 0..self.shared.plan.clients;
-        all.filter(|number| client.is_none_or(|one| one == *number)).map(|number| format!("c{number}")).collect()
+        all.filter(|number| client.is_none_or(|one| one == *number))
+            .map(|number| format!("c{number}"))
+            .collect()
     }
 
     fn hold(&self, server: &str, client: Option<usize>, begins: bool) {

@@ -111,8 +111,12 @@ impl Network {
     /// Resets about half of a server's connections.
     pub(crate) fn reset_some(&self, server: IpAddr) {
         let mut state = self.state.lock();
-        let theirs: Vec<_> =
-            state.open.iter().filter(|(ends, _)| ends.1.ip() == server).map(|(_, conn)| conn.clone()).collect();
+        let theirs: Vec<_> = state
+            .open
+            .iter()
+            .filter(|(ends, _)| ends.1.ip() == server)
+            .map(|(_, conn)| conn.clone())
+            .collect();
         for conn in theirs {
             if state.rng.permille(500) {
                 conn.reset();

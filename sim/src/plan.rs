@@ -31,15 +31,27 @@ pub(crate) enum Fault {
     /// Nothing leaves or reaches it; what was sent meanwhile comes afterwards.
     Frozen,
     /// Segments are lost, and TCP brings them late: the link stands still for a moment.
-    Loss { client: usize },
-    Cut { client: Option<usize>, way: Way },
+    Loss {
+        client: usize,
+    },
+    Cut {
+        client: Option<usize>,
+        way: Way,
+    },
     /// Segments take up to this long.
-    Slow { client: Option<usize>, ms: u64 },
+    Slow {
+        client: Option<usize>,
+        ms: u64,
+    },
     /// Connections are reset.
     Resets,
     /// Bits are flipped on its data connections.
-    Flips { permille: u64 },
-    Crash { memory: Memory },
+    Flips {
+        permille: u64,
+    },
+    Crash {
+        memory: Memory,
+    },
     /// It is stopped gracefully and started again.
     Restart,
     /// It is no member meanwhile.
@@ -47,7 +59,9 @@ pub(crate) enum Fault {
     /// It has this weight meanwhile.
     Weight(u32),
     /// Its wall clock is off by this much more meanwhile.
-    ClockJump { ms: i64 },
+    ClockJump {
+        ms: i64,
+    },
 }
 
 /// A fault of a server from a moment to another.
@@ -81,6 +95,8 @@ pub(crate) struct Plan {
     pub(crate) op_timeout_ms: u64,
     /// By how much each host's wall clock is off, servers first.
     pub(crate) skews_ms: Vec<i64>,
+    /// Copies that clients keep of a page.
+    pub(crate) replicas: usize,
     /// Clients that use gRPC for everything.
     pub(crate) grpc: Vec<bool>,
     pub(crate) windows: Vec<Window>,
@@ -102,6 +118,7 @@ impl Plan {
             window_bytes: *rng.pick(&[12, 40, 100, 400]) << 10,
             op_timeout_ms: rng.range(150, 600),
             skews_ms: (0..servers + clients).map(|_| rng.range(0, 40_000) as i64 - 20_000).collect(),
+            replicas: if rng.permille(600) { 1 } else { (rng.range(1, 4) as usize).min(servers) },
             grpc: (0..clients).map(|_| rng.permille(150)).collect(),
             windows: Vec::new(),
         };
@@ -119,9 +136,10 @@ impl Plan {
         self.windows.is_empty()
     }
 
-    /// Whether the servers that own a key stay the same.
-    pub(crate) fn keeps_members(&self) -> bool {
-        !self.windows.iter().any(|window| matches!(window.fault, Fault::Left | Fault::Weight(_)))
+    /// Whether a page is only ever on one and the same server.
+    pub(crate) fn keeps_owners(&self) -> bool {
+        self.replicas == 1
+            && !self.windows.iter().any(|window| matches!(window.fault, Fault::Left | Fault::Weight(_)))
     }
 
     /// Whether bytes are damaged somewhere.
@@ -163,7 +181,9 @@ impl Plan {
         match rng.range(0, 100) {
             0..10 => Fault::Frozen,
             10..20 => Fault::Loss { client },
-            20..32 => Fault::Cut { client: one, way: *rng.pick(&[Way::Both, Way::ToServer, Way::FromServer]) },
+            20..32 => {
+                Fault::Cut { client: one, way: *rng.pick(&[Way::Both, Way::ToServer, Way::FromServer]) }
+            }
             32..42 => Fault::Slow { client: one, ms: rng.range(30, 700) },
             42..52 => Fault::Resets,
             52..62 => Fault::Flips { permille: rng.range(5, 150) },
@@ -194,6 +214,7 @@ impl fmt::Display for Plan {
             self.window_bytes >> 10,
             self.op_timeout_ms,
         )?;
+        writeln!(f, "{} copies of a page", self.replicas)?;
         writeln!(f, "clocks off by {:?} ms; clients over gRPC: {:?}", self.skews_ms, self.grpc)?;
         self.windows.iter().try_for_each(|window| writeln!(f, "{window}"))
     }
@@ -208,8 +229,21 @@ mod tests {
         assert_eq!(Plan::new(7).to_string(), Plan::new(7).to_string());
         let all: String = (0..300).map(|seed| Plan::new(seed).to_string()).collect();
         let faults = [
-            "Frozen", "Loss", "Both", "ToServer", "FromServer", "Slow", "Resets", "Flips", "Kept", "Lost",
-            "Torn", "Restart", "Left", "Weight", "ClockJump",
+            "Frozen",
+            "Loss",
+            "Both",
+            "ToServer",
+            "FromServer",
+            "Slow",
+            "Resets",
+            "Flips",
+            "Kept",
+            "Lost",
+            "Torn",
+            "Restart",
+            "Left",
+            "Weight",
+            "ClockJump",
         ];
         for fault in faults {
             assert!(all.contains(fault), "{fault}");

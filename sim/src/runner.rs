@@ -17,7 +17,8 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Failures after which nothing new is begun, if not said otherwise.
 const FAILURES: u64 = 5;
 
-const USAGE: &str = "usage: memkv-sim [--from SEED] [--seeds N] [--jobs N] [--failures N] | --seed SEED [--trace]";
+const USAGE: &str =
+    "usage: memkv-sim [--from SEED] [--seeds N] [--jobs N] [--failures N] | --seed SEED [--trace]";
 
 /// What to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +93,8 @@ fn one(seed: u64, trace: bool) -> Result<ExitCode> {
     let folder = Folder(place.join(format!("memkv-sim-{}-{seed}", std::process::id())));
     let path = folder.0.clone();
     // A new thread has heard nothing of the machine's randomness yet.
-    let run = std::thread::Builder::new().stack_size(16 << 20).spawn(move || cluster::run(seed, &path, trace));
+    let run =
+        std::thread::Builder::new().stack_size(16 << 20).spawn(move || cluster::run(seed, &path, trace));
     let Ok(report) = run.context("start a thread")?.join() else {
         println!("seed {seed} FAILED: it panicked");
         return Ok(ExitCode::FAILURE);

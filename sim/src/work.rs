@@ -32,7 +32,8 @@ fn now() -> u64 {
 /// One client host, from its start to the end of the run.
 pub(crate) async fn run(shared: Arc<Shared>, me: usize) {
     let (client, spaces) = connect(&shared, me).await;
-    let follower = tokio::spawn(follow(shared.clone(), client.clone(), Rng::new(shared.seed, 500 + me as u64)));
+    let follower =
+        tokio::spawn(follow(shared.clone(), client.clone(), Rng::new(shared.seed, 500 + me as u64)));
     let mut workers = Vec::new();
     for worker in 0..WORKERS {
         let rng = Rng::new(shared.seed, 1000 + me as u64 * 10 + worker);
@@ -47,7 +48,8 @@ pub(crate) async fn run(shared: Arc<Shared>, me: usize) {
         sleep(Duration::from_millis(10)).await;
     }
     settle(&shared, &client, me).await;
-    let mut last = Worker { shared: shared.clone(), spaces: spaces.clone(), me, rng: Rng::new(shared.seed, 77) };
+    let mut last =
+        Worker { shared: shared.clone(), spaces: spaces.clone(), me, rng: Rng::new(shared.seed, 77) };
     last.read_all().await;
     shared.settled.fetch_add(1, Relaxed);
     // Everybody reads before anybody leaves.
@@ -69,6 +71,7 @@ async fn connect(shared: &Arc<Shared>, me: usize) -> (Client, Vec<Space>) {
         connect_timeout: Duration::from_millis(800),
         op_timeout: Duration::from_millis(shared.plan.op_timeout_ms),
         client_name: format!("c{me}"),
+        replicas: shared.plan.replicas,
         ..Config::default()
     };
     // Servers were there first.
@@ -133,10 +136,8 @@ async fn settle(shared: &Shared, client: &Client, me: usize) {
             return;
         }
         if Instant::now() > until {
-            let states: Vec<_> = seen
-                .iter()
-                .map(|server| (&server.address.id, &server.state, &server.last_error))
-                .collect();
+            let states: Vec<_> =
+                seen.iter().map(|server| (&server.address.id, &server.state, &server.last_error)).collect();
             return shared.trace.wrong(format!("c{me} does not see the cluster as it is: {states:?}"));
         }
         sleep(Duration::from_millis(20)).await;
@@ -199,8 +200,12 @@ impl Worker {
     fn tell(&self, what: &str, pages: &[Page], outcome: &dyn std::fmt::Debug, begun: Instant, looks: u32) {
         let took = begun.elapsed();
         let (first, count) = (pages[0], pages.len());
-        let text =
-            format!("{what} {}/{}+{count} in {} us: {outcome:?}", first.space, first.number, took.as_micros());
+        let text = format!(
+            "{what} {}/{}+{count} in {} us: {outcome:?}",
+            first.space,
+            first.number,
+            took.as_micros()
+        );
         self.shared.trace.note(&text);
         self.shared.ops.fetch_add(1, Relaxed);
         if took > Duration::from_millis(self.shared.plan.op_timeout_ms) * looks + LATE {
@@ -270,8 +275,7 @@ impl Worker {
     async fn get(&mut self, pages: &[Page], patience_ms: Option<u64>) {
         let (space, begun, began) = (self.space(pages), Instant::now(), now());
         let keys: Vec<_> = pages.iter().map(|page| page.key()).collect();
-        let values: Vec<_> =
-            pages.iter().map(|page| self.shared.book.lock().bytes(*page).to_vec()).collect();
+        let values: Vec<_> = pages.iter().map(|page| self.shared.book.lock().bytes(*page).to_vec()).collect();
         let mut rooms: Vec<_> = values.iter().map(|value| vec![0xEE; value.len()]).collect();
         let mut out = vec![PageOutcome::Unavailable; pages.len()];
         let mut slices: Vec<_> = rooms.iter_mut().map(Vec::as_mut_slice).collect();
