@@ -27,6 +27,10 @@ fn session_key(key: &AuthKey) -> SessionKey {
     transcript.session_key(key)
 }
 
+fn is_welcome(bytes: &[u8]) -> bool {
+    handshake::read_status(&bytes[..handshake::WELCOME_BYTES]).is_ok()
+}
+
 pub(super) fn run(input: &[u8]) {
     let mut bytes = Bytes::new(input);
     let session = session_key(&key());
@@ -38,9 +42,17 @@ pub(super) fn run(input: &[u8]) {
             }
         }
         1 => {
-            // No bytes pass for a server's proof, nor for a client's.
+            // No bytes pass for a server's proof but those that follow from the key, and none for a client's.
             let attach = Attach { session_id: [5; 16], client_nonce: [3; 32] };
-            assert!(attach.answer(&session, &bytes.array()).is_err(), "a forged challenge was taken");
+            let challenge: [u8; handshake::CHALLENGE_BYTES] = bytes.array();
+            let mut nonce = [0; 32];
+            nonce.copy_from_slice(&challenge[16..48]);
+            let is_genuine = challenge[48..80] == attach.challenge(&session, &nonce)[48..80];
+            assert_eq!(
+                attach.answer(&session, &challenge).is_ok(),
+                is_genuine && is_welcome(&challenge),
+                "forged"
+            );
             assert!(attach.check(&session, &[4; 32], &bytes.array()).is_err(), "a forged proof was taken");
         }
         2 => {
