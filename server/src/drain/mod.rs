@@ -199,7 +199,8 @@ impl Job {
         }
         let ids = asked.members.iter().map(|member| member.id.clone()).collect();
         let tls = secure::open(&node.config.tls)?;
-        let targets = asked.members.into_iter().map(|member| Target::new(member, node, tls.as_ref())).collect();
+        let targets =
+            asked.members.into_iter().map(|member| Target::new(member, node, tls.as_ref())).collect();
         let spaces = node.engine.spaces();
         let held = spaces
             .iter()

@@ -27,7 +27,10 @@ pub(super) fn channel(endpoint: &Endpoint, tls: Arc<ClientTls>, host: String, po
             let stream = TcpStream::connect((host.as_str(), port)).await?;
             stream.set_nodelay(true)?;
             let name = ServerName::try_from(host.clone()).map_err(|_| {
-                io::Error::new(io::ErrorKind::InvalidInput, format!("{host:?} is no name that a certificate can have"))
+                io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("{host:?} is no name that a certificate can have"),
+                )
             })?;
             Ok::<_, io::Error>(TokioIo::new(tls.connector(Plane::Control).connect(name, stream).await?))
         }
