@@ -95,7 +95,7 @@ impl Pool {
 /// Puts pages as pieces of some lengths and gets them as pieces of others, and as one.
 fn round_trip(rig: &Rig, count: usize, there: &[usize], back: &[usize], gap: usize) {
     let len = there.iter().sum();
-    assert_eq!(len, back.iter().sum());
+    assert_eq!(len, back.iter().sum::<usize>());
     let daemon = rig.daemon();
     let (client, space) = rig.space(&[&daemon], "pieces");
     let keys = keys("pieces", count);
