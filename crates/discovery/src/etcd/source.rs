@@ -212,6 +212,7 @@ mod tests {
         assert_eq!((ids(&records), records.list().skipped), (vec!["b".to_owned()], 1));
         assert!(records.take(event(EventType::Delete, record("b", b"", 15))));
         assert_eq!((records.list().epoch, ids(&records)), (15, Vec::<String>::new()));
+        assert!(records.take(event(EventType::Put, record("d", &good("d"), 16))));
         records.read(2, vec![record("c", &good("c"), 1)]);
         assert_eq!(
             (records.list().epoch, ids(&records)),
