@@ -73,3 +73,41 @@ pub fn hint(text: &str) -> Option<&'static str> {
     let found = HINTS.iter().find(|(words, _)| words.iter().any(|word| text.contains(word)));
     found.map(|(_, hint)| *hint)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::pki_types::{ServerName, UnixTime};
+    use rustls::{AlertDescription, CertificateError, Error, OtherError};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    /// What is said of a handshake that failed like this.
+    fn advice(error: impl Into<Error>) -> &'static str {
+        hint(&format!("transport error: {}", error.into())).expect("something is said")
+    }
+
+    #[test]
+    fn failures_come_with_what_to_do() {
+        let time = UnixTime::since_unix_epoch(Duration::from_secs(1));
+        let expected = ServerName::try_from("a.b").unwrap();
+        let name = CertificateError::NotValidForNameContext { expected, presented: vec!["c.d".to_owned()] };
+        assert!(advice(name).contains("MEMKV_TLS_SERVER_NAME"));
+        assert!(advice(CertificateError::ExpiredContext { time, not_after: time }).contains("has expired"));
+        assert!(advice(CertificateError::NotValidYetContext { time, not_before: time }).contains("clocks"));
+        assert!(advice(CertificateError::UnknownIssuer).contains("not from the CA in MEMKV_TLS_CA"));
+        let alert = |alert| advice(Error::AlertReceived(alert));
+        assert!(alert(AlertDescription::ProtocolVersion).contains("does not speak TLS"));
+        assert!(alert(AlertDescription::CertificateRequired).contains("MEMKV_TLS_CERT"));
+        assert!(alert(AlertDescription::UnknownCA).contains("tls.client_ca"));
+        assert!(alert(AlertDescription::CertificateExpired).contains("this client's certificate"));
+        let authority = CertificateError::Other(OtherError(Arc::new(webpki_words())));
+        assert!(advice(authority).contains("sign one for the server"));
+        assert_eq!(hint("connection refused"), None);
+    }
+
+    /// What the library below rustls says of a CA's certificate in the place of a server's.
+    fn webpki_words() -> std::io::Error {
+        std::io::Error::other("CaUsedAsEndEntity")
+    }
+}
