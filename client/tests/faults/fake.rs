@@ -15,7 +15,7 @@ use memkv_transport::records::{self, PAGE_RECORD_BYTES};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -58,6 +58,8 @@ pub(crate) struct State {
     pub(crate) body_bytes: AtomicU64,
     /// While set, ops on pages are answered by `UnknownSpace`.
     pub(crate) forgetful: AtomicBool,
+    /// The protocol version that it chooses; 0 if it has none in common with anybody.
+    pub(crate) protocol: AtomicU32,
     sessions: Mutex<HashMap<[u8; 16], SessionKey>>,
     next_session: AtomicUsize,
 }
@@ -99,6 +101,7 @@ impl Fake {
             attached: AtomicUsize::new(0),
             body_bytes: AtomicU64::new(0),
             forgetful: AtomicBool::new(false),
+            protocol: AtomicU32::new(1),
             sessions: Mutex::default(),
             next_session: AtomicUsize::new(1),
         });
@@ -192,13 +195,19 @@ impl v1::session_server::Session for Control {
             let Some(Ok(v1::ClientMessage { message: Some(Said::Hello(hello)) })) = said.next().await else {
                 return;
             };
+            let protocol = state.protocol.load(SeqCst);
+            if protocol == 0 {
+                let text = "this server speaks protocol version 5 to 7, the client 1; upgrade the client";
+                let _gone = hear.send(Err(Status::failed_precondition(text))).await;
+                return;
+            }
             let mut session_id = [0; 16];
             session_id[..8].copy_from_slice(&state.next_session.fetch_add(1, SeqCst).to_le_bytes());
             let key = state.key.clone().unwrap_or(AuthKey::open());
             let transcript = SessionTranscript {
                 protocol_min: hello.protocol_min,
                 protocol_max: hello.protocol_max,
-                protocol: 1,
+                protocol,
                 client_nonce: &hello.client_nonce,
                 server_nonce: &[7; 32],
                 session_id: &session_id,
@@ -208,7 +217,7 @@ impl v1::session_server::Session for Control {
                 channel: &[],
             };
             let challenge = v1::Challenge {
-                protocol: 1,
+                protocol,
                 server_nonce: vec![7; 32],
                 session_id: session_id.to_vec(),
                 node_id: "fake".to_owned(),

@@ -568,3 +568,13 @@ fn what_cannot_work_is_said_at_connect() {
     let report = space.clear().unwrap();
     assert_eq!((report.removed_pages, report.failed.len()), (0, 1));
 }
+
+#[test]
+fn a_server_of_another_time_is_said_at_connect() {
+    for (chosen, text) in [(0, "5 to 7, the client 1; upgrade the client"), (9, "upgrade the client")] {
+        let fake = Fake::start();
+        fake.state.protocol.store(chosen, std::sync::atomic::Ordering::SeqCst);
+        let error = Client::connect(config(&[&fake]).build().unwrap()).unwrap_err();
+        assert!(error.kind() == ErrorKind::VersionMismatch && error.to_string().contains(text), "{error}");
+    }
+}

@@ -58,8 +58,7 @@ impl Scan {
         let mut chunk = Vec::new();
         for space in engine.spaces() {
             let mut cursor = Vec::new();
-            loop {
-                let Ok(listing) = engine.list(&space, b"", PIECE, &cursor) else { break };
+            while let Ok(listing) = engine.list(&space, b"", PIECE, &cursor) {
                 for info in listing.entries {
                     if self.wants(&info) {
                         chunk.push(found(&space, info));
