@@ -273,7 +273,7 @@ fn stores_are_shed_under_backlog_and_loads_are_not() {
     let owned = |key: &Vec<u8>| rig.client.route(rig.space.id(), key)[0].server.id == "bad";
     let new: Vec<_> = keys("new", 200).into_iter().filter(owned).take(32).collect();
     let (first, second) = new.split_at(16);
-    rig.proxy.set(Faults { rate: Some((Way::Up, 64 << 10)), ..Faults::default() });
+    rig.proxy.set(Faults { rate: Some((Way::Up, 256 << 10)), ..Faults::default() });
     std::thread::scope(|scope| {
         let before = rig.proxy.passed(Way::Up);
         let storing = scope.spawn(|| put(&rig.space, first, &pages(first, LEN)));
