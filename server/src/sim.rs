@@ -183,7 +183,10 @@ async fn evict(node: Arc<Node>) {
 
 async fn scrub(node: Arc<Node>) {
     let rate = node.config.storage.scrub_bytes_per_s;
-    while rate > 0 {
+    if rate == 0 {
+        return;
+    }
+    loop {
         sleep(SCRUB_EVERY).await;
         let step = node.engine.scrub(rate / 10);
         if step.corrupt > 0 {

@@ -72,7 +72,7 @@ pub(crate) unsafe extern "C" fn getrandom(buffer: *mut c_void, len: usize, flags
     for at in 0..len {
         let byte = next_random() as u8;
         // SAFETY: `at` is below `len`, and the caller promises that many bytes.
-        unsafe { bytes.add(at).write(byte) };
+        unsafe { bytes.wrapping_add(at).write(byte) };
     }
     len as isize
 }
