@@ -58,6 +58,11 @@ impl Rig {
         Self { tls: Some(folder), ..Self::new(Transport::Tcp) }
     }
 
+    /// Whether its clients speak TLS.
+    pub(crate) fn is_secure(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// Flags that every daemon of this rig has.
     pub(crate) fn flags(&self) -> Vec<String> {
         let Some(tls) = &self.tls else { return Vec::new() };

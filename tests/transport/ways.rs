@@ -26,6 +26,9 @@ fn pages_go_through_sockets_exactly_where_they_should(rig: &Rig) {
     let bytes = (all.len() * len) as u64;
     let check = |moved: u64, what: &str| {
         let right = match rig.transport {
+            // Records of TLS are received by calls that are not in the kernel's sums. There is no other way for them: a client
+            // that speaks TLS has no plain TCP.
+            Transport::Tcp if rig.is_secure() => true,
             // What came with a header is not in the sum.
             Transport::Tcp => moved > bytes / 4 * 3,
             Transport::Shm | Transport::Rdma => moved < bytes / 4,
