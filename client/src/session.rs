@@ -393,6 +393,10 @@ impl Work<'_> {
             self.server.pool.reserve_one();
             self.running.spawn(async move { Done::Probed(attacher.probe().await) });
         }
+        if !self.server.with_gates(|gates| gates.server.allows()) {
+            // Nobody may use a connection to a suspected server, and opening some would only add to its troubles.
+            return;
+        }
         if !self.climbing && self.next_climb().is_some_and(|at| at <= now) {
             self.climbing = true;
             let attacher = self.attacher.clone();
@@ -412,9 +416,11 @@ impl Work<'_> {
     /// When to look again without being woken.
     fn next_timer(&self) -> Instant {
         let later = Instant::now() + Duration::from_secs(60);
-        let probe = self.server.with_gates(|gates| gates.next());
-        let climb = if self.climbing { None } else { self.next_climb() };
-        [probe, self.pause_until, climb].into_iter().flatten().fold(later, Instant::min)
+        let (due, allowed) = self.server.with_gates(|gates| (gates.next(), gates.server.allows()));
+        // What is not begun while the server is suspected must not be waited for either.
+        let climb = if self.climbing || !allowed { None } else { self.next_climb() };
+        let pause = self.pause_until.filter(|_| allowed);
+        [due, pause, climb].into_iter().flatten().fold(later, Instant::min)
     }
 
     /// When a better way than the connections' is to be tried again.
