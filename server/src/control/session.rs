@@ -261,7 +261,6 @@ impl Stream {
             members_epoch: crate::membership::epoch(&self.node),
             hot_digests: hot.iter().map(|page| page.digest).collect(),
             hot_copies: hot.iter().map(|page| page.copies).collect(),
-            ..v1::Pong::default()
         }
     }
 
