@@ -5,6 +5,7 @@
 
 use crate::compare::report::{Cell, Named, Report, of, size};
 use crate::stats::Latency;
+use crate::subject::ours::Over;
 use crate::subject::{Kind, file, ours, raw};
 use memkv_client::Transport;
 use serde::Serialize;
@@ -219,7 +220,7 @@ fn name(quantity: Quantity) -> String {
 type Measured = Result<(f64, Option<String>), String>;
 
 fn measure(report: &Report, quantity: Quantity) -> Measured {
-    let tcp = &ours::name(Transport::Tcp);
+    let tcp = &ours::name(Over::Plain(Transport::Tcp));
     match quantity {
         Speed(op, page) => {
             let cell = cell(report, op, page, BATCH)?;
@@ -249,12 +250,12 @@ fn measure(report: &Report, quantity: Quantity) -> Measured {
         }
         ShmOfMemcpy(op, page) => {
             let cell = cell(report, op, page, BATCH)?;
-            let own = figures(report, cell, &ours::name(Transport::Shm))?;
+            let own = figures(report, cell, &ours::name(Over::Plain(Transport::Shm)))?;
             Ok((own.gb_per_s.median / report.memcpy[0].median, None))
         }
         ShmOfFile(op, page) => {
             let cell = cell(report, op, page, BATCH)?;
-            let own = figures(report, cell, &ours::name(Transport::Shm))?;
+            let own = figures(report, cell, &ours::name(Over::Plain(Transport::Shm)))?;
             Ok((own.gb_per_s.median / figures(report, cell, file::NAME)?.gb_per_s.median, None))
         }
         Growth => Ok((report.memory.growth_per_stored_byte.ok_or("not part of this run")?, None)),
