@@ -1,10 +1,10 @@
 //! Draining: a server leaves, and its pages stay.
 
 use crate::common::{
-    PATIENCE, assert_all, assert_hits, cli, client_of, exists, get, named_servers, put, space_of,
+    PATIENCE, StopAtEnd, assert_all, assert_hits, cli, client_of, exists, get, named_servers, put, space_of,
 };
-use memkv_client::blocking::Space;
 use memkv_client::PageOutcome;
+use memkv_client::blocking::Space;
 use memkv_proto::v1;
 use memkv_tests::control::Control;
 use memkv_tests::daemon::{Daemon, Setup};
@@ -75,6 +75,7 @@ fn no_page_is_lost_and_all_can_be_read_all_the_while() {
     assert!(held > 100, "{held}");
     let (stop, stored) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
+        let _stop = StopAtEnd(&stop);
         scope.spawn(|| read_all_the_while(&space, &old, &stop));
         scope.spawn(|| {
             // New pages meanwhile: each is stored somewhere, and can be read at once.

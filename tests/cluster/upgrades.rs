@@ -1,7 +1,9 @@
 //! Releases that meet: a session of an earlier one, things that only a newer one could say, and a restart of server
 //! after server while clients go on.
 
-use crate::common::{PATIENCE, assert_all, assert_hits, client_of, get, named_servers, put, space_of};
+use crate::common::{
+    PATIENCE, StopAtEnd, assert_all, assert_hits, client_of, get, named_servers, put, space_of,
+};
 use crate::recorded::{Kind, Player, Step, compare, parse, to_text};
 use memkv_client::{PageOutcome, ServerState};
 use memkv_core::SpaceDescription;
@@ -99,7 +101,8 @@ fn sessions_of_earlier_releases_are_served_as_they_were() {
         let mut player = Player::new(daemon.addr(), &control, key.clone());
         for (at, step) in steps.iter().enumerate() {
             let compared = player.play(step).and_then(|today| compare(step, &today));
-            compared.unwrap_or_else(|error| panic!("{}, step {at}, {:?}: {error:#}", path.display(), step.kind));
+            compared
+                .unwrap_or_else(|error| panic!("{}, step {at}, {:?}: {error:#}", path.display(), step.kind));
         }
         played += 1;
     }
@@ -129,7 +132,8 @@ fn a_newer_client_is_served_with_what_both_know() {
     let mut data = session.attach().unwrap();
     assert_eq!(data.put(space, b"key", b"page").unwrap(), Code::Ok);
     // Fields of messages that this release does not know are passed over.
-    let mut message = v1::ExistsRequest { space_id: space.0.to_vec(), keys: vec![b"key".to_vec()] }.encode_to_vec();
+    let mut message =
+        v1::ExistsRequest { space_id: space.0.to_vec(), keys: vec![b"key".to_vec()] }.encode_to_vec();
     message.extend_from_slice(&[0xfa, 0x3e, 3, b'n', b'e', b'w', 0xf0, 0x3e, 1]);
     let step = Step { kind: Kind::Call("/memkv.v1.Kv/Exists".into()), sent: message, answer: Vec::new() };
     let mut player = Player::new(daemon.addr(), &control, daemon.auth_key());
@@ -182,6 +186,7 @@ fn servers_are_restarted_one_by_one_under_load_and_nothing_is_lost() {
         wait_for("the client has a session with each server", PATIENCE, ready).unwrap();
     };
     std::thread::scope(|scope| {
+        let _stop = StopAtEnd(&stop);
         for reader in 0..2 {
             let (space, old, stop) = (&space, &old, &stop);
             scope.spawn(move || {
