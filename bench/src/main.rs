@@ -8,6 +8,7 @@
 #![allow(clippy::print_stdout, reason = "the tables are this program's output")]
 
 mod arena;
+mod beside;
 mod calls;
 mod commands;
 mod compare;
@@ -59,6 +60,8 @@ enum Command {
     Arena(arena::ArenaArgs),
     /// Drains one of four servers under load, and shows what readers find before, during and after.
     Drain(drain::DrainArgs),
+    /// Measures what a bad server costs calls that do not touch it, and those that do.
+    Beside(beside::BesideArgs),
     /// Measures the bytes of an index entry and the time of a lookup.
     Index(index::IndexArgs),
     /// Counts the system calls, wake-ups and allocations of a batch, beside those of raw sockets.
@@ -91,6 +94,7 @@ fn main() -> ExitCode {
             warn_of_debug_build();
             drain::run(args, &command_line())
         }
+        Command::Beside(args) => beside_command(&args),
         Command::Index(args) => index_command(&args),
         Command::Simulate(args) => simulate::simulate_command(args),
         Command::Trace(args) => simulate::trace_command(&args),
@@ -122,6 +126,11 @@ fn arena_command(args: &arena::ArenaArgs) -> anyhow::Result<()> {
 fn hot_command(args: &hot::HotArgs) -> anyhow::Result<()> {
     warn_of_debug_build();
     hot::run(args, command_line())
+}
+
+fn beside_command(args: &beside::BesideArgs) -> anyhow::Result<()> {
+    warn_of_debug_build();
+    beside::run(args)
 }
 
 fn index_command(args: &index::IndexArgs) -> anyhow::Result<()> {

@@ -20,8 +20,8 @@ mod membership;
 #[cfg(test)]
 mod names;
 #[cfg(test)]
-mod stuck;
-#[cfg(test)]
 mod recorded;
+#[cfg(test)]
+mod stuck;
 #[cfg(test)]
 mod upgrades;

@@ -170,7 +170,11 @@ impl<'a> Player<'a> {
             fields.iter().find(|field| field.number == number).map_or(0, |field| field.value)
         };
         let bytes = |fields: &[Field], number| {
-            fields.iter().find(|field| field.number == number).map(|field| field.bytes.clone()).unwrap_or_default()
+            fields
+                .iter()
+                .find(|field| field.number == number)
+                .map(|field| field.bytes.clone())
+                .unwrap_or_default()
         };
         let (server_nonce, session_id) = (bytes(&challenge, 2), bytes(&challenge, 3));
         let (client_nonce, node_id) = (bytes(&said_hello, 3), String::from_utf8(bytes(&challenge, 4))?);
@@ -186,7 +190,10 @@ impl<'a> Player<'a> {
             identity: ("", ""),
             channel: &[],
         };
-        ensure!(transcript.server_proof(&self.key)[..] == bytes(&challenge, 5)[..], "the server's proof is wrong");
+        ensure!(
+            transcript.server_proof(&self.key)[..] == bytes(&challenge, 5)[..],
+            "the server's proof is wrong"
+        );
         let id = session_id[..].try_into().context("a session's identity has 16 bytes")?;
         let proof = transcript.client_proof(&self.key).to_vec();
         self.session = Some((id, transcript.session_key(&self.key), proof));
@@ -248,7 +255,10 @@ pub(crate) fn compare(step: &Step, today: &[u8]) -> anyhow::Result<()> {
         Kind::Say => same(&[]),
         Kind::Call(_) => keeps(&fields(&step.answer)?, &fields(today)?, &[]),
         Kind::Attach => {
-            ensure!(today.len() == step.answer.len() && today[..16] == step.answer[..16], "another challenge");
+            ensure!(
+                today.len() == step.answer.len() && today[..16] == step.answer[..16],
+                "another challenge"
+            );
             Ok(())
         }
         Kind::AttachProof | Kind::Frame => {

@@ -123,7 +123,8 @@ impl From<Fault> for Status {
             | Fault::Verifying
             | Fault::NoThread(_) => Code::ResourceExhausted,
             Fault::Drain(NoDrain::Itself(_) | NoDrain::NoWeight) => Code::InvalidArgument,
-            Fault::Stopping | Fault::Drain(NoDrain::NobodyAnswers(_) | NoDrain::Tls(_) | NoDrain::Stopping) => {
+            Fault::Stopping
+            | Fault::Drain(NoDrain::NobodyAnswers(_) | NoDrain::Tls(_) | NoDrain::Stopping) => {
                 Code::Unavailable
             }
             Fault::Silent => Code::DeadlineExceeded,
