@@ -13,7 +13,7 @@ use memkv_transport::frame::Code;
 use std::time::{Duration, Instant};
 
 const LEN: usize = 64 << 10;
-const OP_TIMEOUT: Duration = Duration::from_secs(1);
+const OP_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a busy machine may add to a deadline before a test calls it broken.
 const SLACK: Duration = Duration::from_secs(3);
 /// Batches after which a server that answers none of them must be suspected.
