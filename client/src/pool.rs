@@ -68,10 +68,9 @@ impl Pool {
         if !state.ready {
             return Taken::NotReady;
         }
-        if kind != Kind::Store || state.has_for_stores() {
-            if let Some(link) = state.idle.pop() {
-                return Taken::Link(link);
-            }
+        let may_take = kind != Kind::Store || state.has_for_stores();
+        if may_take && let Some(link) = state.idle.pop() {
+            return Taken::Link(link);
         }
         state.short = true;
         if state.total == 0 { Taken::NotReady } else { Taken::Busy }

@@ -130,7 +130,8 @@ impl Ways {
     }
 
     /// Why a way does not work.
-    pub(crate) fn reason(&self, way: Way) -> Option<String> {
+    #[cfg(test)]
+    fn reason(&self, way: Way) -> Option<String> {
         self.entries.lock()[way as usize].reason.clone()
     }
 }

@@ -15,7 +15,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -25,7 +25,7 @@ impl Random {
     /// A number below `most`, which is not 0.
     #[allow(clippy::cast_possible_truncation, reason = "the remainder fits what `most` fits")]
     pub fn below(&mut self, most: usize) -> usize {
-        ((self.next() >> 16) % most as u64) as usize
+        ((self.number() >> 16) % most as u64) as usize
     }
 }
 
@@ -44,18 +44,18 @@ pub fn mutate(input: &mut Vec<u8>, others: &[Vec<u8>], most: usize, random: &mut
 
 fn once(input: &mut Vec<u8>, others: &[Vec<u8>], random: &mut Random) {
     if input.is_empty() {
-        input.push(random.next().to_le_bytes()[0]);
+        input.push(random.number().to_le_bytes()[0]);
         return;
     }
     let at = random.below(input.len());
     match random.below(9) {
         0 => input[at] ^= 1 << random.below(8),
-        1 => input[at] = random.next().to_le_bytes()[0],
+        1 => input[at] = random.number().to_le_bytes()[0],
         2 => input[at] = input[at].wrapping_add(1),
         3 => {
             // A field of 2, 4 or 8 bytes at an edge, or next to one.
             let width = 2 << random.below(3);
-            let edge = EDGES[random.below(EDGES.len())].wrapping_add(random.next() % 2);
+            let edge = EDGES[random.below(EDGES.len())].wrapping_add(random.number() % 2);
             let end = input.len().min(at + width);
             input[at..end].copy_from_slice(&edge.to_le_bytes()[..end - at]);
         }
@@ -71,7 +71,7 @@ fn once(input: &mut Vec<u8>, others: &[Vec<u8>], random: &mut Random) {
             input.splice(to..to, copied);
         }
         7 => {
-            let bytes = random.next().to_le_bytes();
+            let bytes = random.number().to_le_bytes();
             input.splice(at..at, bytes[..1 + random.below(8)].iter().copied());
         }
         _ => {

@@ -351,7 +351,9 @@ async fn open_session(
                 message = incoming.message() => match message {
                     Ok(Some(v1::ServerMessage { message: Some(v1::server_message::Message::Pong(_)) })) => {}
                     Ok(Some(message)) => {
-                        let _unheard = message.message.map(|message| tell.try_send(message));
+                        if let Some(message) = message.message {
+                            drop(tell.try_send(message));
+                        }
                     }
                     Ok(None) | Err(_) => return,
                 },

@@ -31,20 +31,24 @@ impl Etcd {
     ///
     /// If there is no etcd, or it does not become healthy; the error has its log.
     pub fn start() -> anyhow::Result<Self> {
-        let folder = tempfile::tempdir().context("make a folder for etcd")?;
-        for attempt in 0..5 {
-            let (port, peer_port) = (free_port()?, free_port()?);
-            let child = spawn(&folder, port, peer_port)?;
-            let mut etcd = Self { child, folder, port, peer_port };
+        const ATTEMPTS: usize = 5;
+        for _ in 1..ATTEMPTS {
+            let mut etcd = Self::spawned()?;
             match etcd.wait_healthy() {
-                Ok(()) => return Ok(etcd),
-                Err(_) if attempt < 4 && etcd.log().contains("address already in use") => {
-                    return Self::start();
-                }
-                Err(error) => return Err(error),
+                // Somebody else took the port in between.
+                Err(_) if etcd.log().contains("address already in use") => {}
+                outcome => return outcome.map(|()| etcd),
             }
         }
-        anyhow::bail!("no free port for etcd")
+        let mut etcd = Self::spawned()?;
+        etcd.wait_healthy().map(|()| etcd)
+    }
+
+    fn spawned() -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir().context("make a folder for etcd")?;
+        let (port, peer_port) = (free_port()?, free_port()?);
+        let child = spawn(&folder, port, peer_port)?;
+        Ok(Self { child, folder, port, peer_port })
     }
 
     /// Where clients connect.

@@ -163,6 +163,15 @@ pub(super) const GENERAL: &[Opt] = &[
         set: |c, text| put(&mut c.shutdown_timeout, parse_duration(text)),
         show: |c| quoted(show_duration(c.shutdown_timeout)),
     },
+    Opt {
+        key: "hot_reads",
+        env: "MEMKV_SERVER_HOT_READS",
+        flag: Some("hot-reads"),
+        value: "NUMBER",
+        help: "Reads of one page in a second from which on the page is hot: clients are told, and read it from several servers. 0: never.",
+        set: |c, text| put(&mut c.hot_reads, count(text)),
+        show: |c| c.hot_reads.to_string(),
+    },
 ];
 
 /// Where pages rest and which of them go first.
@@ -383,15 +392,6 @@ pub(super) const LIMITS: &[Opt] = &[
         help: "How often clients ping; a session ends after three intervals of silence.",
         set: |c, text| put(&mut c.ping_interval, parse_duration(text)),
         show: |c| quoted(show_duration(c.ping_interval)),
-    },
-    Opt {
-        key: "hot_reads",
-        env: "MEMKV_SERVER_HOT_READS",
-        flag: Some("hot-reads"),
-        value: "NUMBER",
-        help: "Reads of one page in a second from which on the page is hot: clients are told, and read it from several servers. 0: never.",
-        set: |c, text| put(&mut c.hot_reads, count(text)),
-        show: |c| c.hot_reads.to_string(),
     },
 ];
 

@@ -41,6 +41,9 @@ pub(crate) use tenant::{Found, Tenant};
 /// Spaces of one tenant, where its quota does not say.
 const SPACES_DEFAULT: u64 = 1024;
 
+/// The time in a call's credential, Unix milliseconds, and its nonce.
+type CallNonce = (u64, [u8; 16]);
+
 /// All tenants.
 pub(crate) struct Tenants {
     /// Who has the cluster's key.
@@ -158,7 +161,7 @@ impl Tenants {
         tls: Option<&TlsPeer>,
         method: &str,
         now_unix_ms: u64,
-    ) -> Result<(Arc<Tenant>, Option<(u64, [u8; 16])>), Fault> {
+    ) -> Result<(Arc<Tenant>, Option<CallNonce>), Fault> {
         if !self.key_required() {
             return Ok((Arc::clone(&self.operator), None));
         }
