@@ -7,6 +7,7 @@ use memkv_tests::wait_for;
 use std::time::Duration;
 
 /// How long a test waits for something that must happen.
+#[allow(dead_code, reason = "one binary has its own")]
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Puts pages of any lengths; returns every page's outcome.
@@ -50,6 +51,7 @@ pub(crate) fn assert_hits(space: &Space, keys: &[Vec<u8>], len: usize) {
 }
 
 /// Waits until no slot of the daemon's store is in use.
+#[allow(dead_code, reason = "not every binary empties a store")]
 #[track_caller]
 pub(crate) fn wait_until_empty(daemon: &Daemon) {
     let control = daemon.control().unwrap();

@@ -94,7 +94,7 @@ fn search(target: &Target, time: Duration, artifacts: &std::path::Path, seed: u6
     while begun.elapsed() < time {
         let mut at = 0;
         for number in 0..ROUND {
-            if number as usize % CHANGES == 0 {
+            if (number as usize).is_multiple_of(CHANGES) {
                 at = random.below(kept.len());
                 input.clone_from(&kept[at]);
             }

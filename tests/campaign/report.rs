@@ -106,7 +106,8 @@ impl Report {
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">"
         )?;
         writeln!(out, "<title>Throughput, misses and faults over time</title><style>{STYLE}</style>")?;
-        let lines: [(&str, &str, fn(&Counts) -> f64); 3] = [
+        type Line = (&'static str, &'static str, fn(&Counts) -> f64);
+        let lines: [Line; 3] = [
             ("MB/s moved", "#1f6feb", |counts| bytes(counts.bytes) / 1e6),
             ("pages missed a second", "#d29922", |counts| bytes(counts.misses)),
             ("pages unavailable or refused a second", "#bc4c00", |counts| {

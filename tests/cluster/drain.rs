@@ -12,7 +12,6 @@ use memkv_tests::pages::{keys, pages};
 use memkv_tests::{http, wait_for};
 use serde_json::Value;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
 const LEN: usize = 16 << 10;
 const PAGES: usize = 600;

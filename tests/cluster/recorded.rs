@@ -101,9 +101,12 @@ pub(crate) fn to_text(release: &str, steps: &[Step]) -> String {
 }
 
 fn hex(text: &str) -> anyhow::Result<Vec<u8>> {
-    ensure!(text.len() % 2 == 0 && text.is_ascii(), "an odd number of digits");
+    ensure!(text.len().is_multiple_of(2) && text.is_ascii(), "an odd number of digits");
     (0..text.len()).step_by(2).map(|at| Ok(u8::from_str_radix(&text[at..at + 2], 16)?)).collect()
 }
+
+/// What is said and heard on a session's stream.
+type Talk = (mpsc::Sender<Vec<u8>>, Streaming<Vec<u8>>);
 
 /// A player at one server.
 pub(crate) struct Player<'a> {
@@ -111,7 +114,7 @@ pub(crate) struct Player<'a> {
     control: &'a Control,
     key: AuthKey,
     hello: Vec<u8>,
-    stream: Option<(mpsc::Sender<Vec<u8>>, Streaming<Vec<u8>>)>,
+    stream: Option<Talk>,
     session: Option<([u8; 16], SessionKey, Vec<u8>)>,
     data: Option<(TcpStream, Attach, [u8; CHALLENGE_BYTES])>,
 }

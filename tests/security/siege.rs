@@ -179,10 +179,10 @@ fn sessions_that_prove_nothing_take_no_places_of_sessions() {
         })
         .collect();
     assert!(half.iter().all(|(_, (_, challenge))| challenge.is_some()), "each was challenged");
-    let second = open(&half[0].0).err().expect("a guest opens one session at a time");
+    let second = open(&half[0].0).expect_err("a guest opens one session at a time");
     assert!(second.message().contains("another session"), "{second}");
     let _both = [control.session().unwrap(), control.session().unwrap()];
-    let full = control.session().err().expect("there are places for two").to_string();
+    let full = control.session().expect_err("there are places for two").to_string();
     assert!(full.contains("limits.sessions_max") || format!("{full:?}").contains("sessions"), "{full}");
 }
 

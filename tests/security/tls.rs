@@ -87,7 +87,7 @@ fn connect(config: ConfigBuilder) -> Result<Client, Error> {
 
 /// Why a client is not let in.
 fn refusal(config: ConfigBuilder) -> String {
-    connect(config).err().expect("the client is refused").to_string()
+    connect(config).expect_err("the client is refused").to_string()
 }
 
 fn open(client: &Client) -> Space {

@@ -29,7 +29,7 @@ pub(crate) struct Ours {
 
 /// How pages move, and whether they are encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Over {
+pub(crate) enum Over {
     /// A transport, in plain text.
     Plain(Transport),
     /// TCP, inside TLS.

@@ -13,7 +13,7 @@ use std::time::Duration;
 fn a_server_that_is_not_the_one_is_not_believed() {
     let rig = Rig::new();
     let daemon = rig.daemon(&[]);
-    let kind = |config| connect(config).err().expect("the client is refused").kind();
+    let kind = |config| connect(config).expect_err("the client is refused").kind();
     rig.folder.write("other-ca.pem", &Authority::new("the authority").unwrap().pem()).unwrap();
     let other = || rig.config(daemon.addr()).set("tls_ca", rig.folder.text("other-ca.pem"));
     let text = refusal(other());
