@@ -5,11 +5,11 @@ mod ops;
 
 use memkv_client::blocking::{Client, Space};
 use memkv_client::{Config, SpaceDescription, Transport};
+pub(crate) use memkv_tests::StopAtEnd;
 use memkv_tests::daemon::{Daemon, KEY, clean_command};
 use memkv_tests::program;
 pub(crate) use ops::{PATIENCE, assert_all, assert_hits, exists, get, put};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// The daemons as a client's list: `kv-0`, `kv-1` and so on, without those at `except`.
@@ -30,15 +30,6 @@ pub(crate) fn client_of(servers: &str) -> Client {
         .build()
         .unwrap();
     Client::connect(config).unwrap()
-}
-
-/// Ends the threads of a test that look at the flag, also when the test fails.
-pub(crate) struct StopAtEnd<'a>(pub(crate) &'a AtomicBool);
-
-impl Drop for StopAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// The client's space with this name.

@@ -235,7 +235,10 @@ fn pins_and_positions_come_along_and_what_was_deleted_stays_away() {
     let control = daemons[0].control().unwrap();
     let id = control.open_space("pins").unwrap();
     let page = vec![3; 4096];
-    assert_eq!(control.put(id, &[(b"pinned", &page), (b"gone", &page)], 4096).unwrap(), [v1::Status::Ok; 2]);
+    // One that is at home on the server that leaves: a client looks there.
+    let is_home = |key: &String| client.route(id, key.as_bytes())[0].server.id == "kv-0";
+    let gone = (0..).map(|at| format!("gone-{at}")).find(is_home).unwrap().into_bytes();
+    assert_eq!(control.put(id, &[(b"pinned", &page), (&gone, &page)], 4096).unwrap(), [v1::Status::Ok; 2]);
     let keys = vec![b"pinned".to_vec()];
     let pin = v1::PinRequest { space_id: id.0.to_vec(), keys, ttl_ms: 3_600_000 };
     let pinned = control.block_on(control.admin().pin(control.request("/memkv.v1.Admin/Pin", pin))).unwrap();
@@ -253,13 +256,13 @@ fn pins_and_positions_come_along_and_what_was_deleted_stays_away() {
     // A client that knows both deletes both copies.
     let mut removed = [false];
     wait_for("the client knows of the drain", PATIENCE, || {
-        client.route(id, b"gone").iter().any(|entry| entry.draining).then_some(())
+        client.route(id, &gone).iter().any(|entry| entry.draining).then_some(())
     })
     .unwrap();
-    space.delete(&[b"gone"], &mut removed).unwrap();
+    space.delete(&[&gone], &mut removed).unwrap();
     assert!(removed[0]);
     for control in [&control, &taker] {
-        let left = control.get(id, &[b"gone"], &[]).unwrap();
+        let left = control.get(id, &[&gone], &[]).unwrap();
         assert_eq!(left[0].0, v1::Status::Miss);
     }
     client.close();
@@ -311,7 +314,7 @@ fn pages_on_drives_are_drained_without_being_brought_into_memory() {
         .unwrap();
     }
     let before = control.status().unwrap().nvme.unwrap();
-    assert!(before.fill.unwrap().pages > 200);
+    assert!(before.fill.as_ref().unwrap().pages > 100, "{before:?}");
     let held = control.block_on(async {
         let request = control.request("/memkv.v1.Admin/ListSpaces", v1::ListSpacesRequest {});
         control.admin().list_spaces(request).await.unwrap().into_inner().spaces[0].pages

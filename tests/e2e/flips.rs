@@ -33,9 +33,11 @@ fn the_server_stores_no_page_that_was_altered_on_its_way() {
     let mut direct = session.attach().unwrap();
     // Undisturbed, to know how far the conversation goes: attach 64 + 32, offer 64 + 12, data 64 + 16 + page.
     assert_eq!(put_through(&session, &proxy, space, b"ok"), Some(Code::Ok));
-    let end = 64 + 32 + 64 + 12 + 64 + 16 + LEN as u64;
+    let (attach, end) = (64 + 32, 64 + 32 + 64 + 12 + 64 + 16 + LEN as u64);
+    // An address that fails to prove itself more often than 32 times in ten seconds is not listened to any more.
+    let places: Vec<u64> = (0..attach).step_by(4).chain(attach..end).collect();
     let (mut refused, mut corrupt) = (0, 0);
-    for at in 0..end {
+    for &at in &places {
         proxy.set(Faults { flip: Some((Way::Up, at)), ..Faults::default() });
         match put_through(&session, &proxy, space, b"xx") {
             None | Some(Code::Malformed | Code::OverLimit) => refused += 1,
@@ -44,8 +46,8 @@ fn the_server_stores_no_page_that_was_altered_on_its_way() {
         }
         assert_eq!(direct.exists(space, &[b"xx"]).unwrap(), [false], "stored with bit {at} flipped");
     }
-    assert_eq!(proxy.flips(), end, "some bits were not flipped");
-    assert!(refused > 200 && corrupt >= LEN, "refused {refused}, corrupt {corrupt}");
+    assert_eq!(proxy.flips(), places.len() as u64, "some bits were not flipped");
+    assert!(refused > 150 && corrupt >= LEN, "refused {refused}, corrupt {corrupt}");
     let counted = daemon.metrics().unwrap().sum("memkv_corrupt_pages_total", &[]);
     assert!(counted >= LEN as f64, "{counted} corrupt pages counted");
 }

@@ -20,7 +20,8 @@ fn pages_of_mixed_memory_arrive() {
     let names = keys("mixed", PAGES);
     let bytes = pages(&names, PIECE * PER_PAGE);
     // Every third page lies in the region, every third outside, every third half and half.
-    let is_inside = |page: usize, piece: usize| page.is_multiple_of(3) || (page % 3 == 1 && piece.is_multiple_of(2));
+    let is_inside =
+        |page: usize, piece: usize| page.is_multiple_of(3) || (page % 3 == 1 && piece.is_multiple_of(2));
     let place = |page: usize, piece: usize| (page * PER_PAGE + piece) * PIECE;
     let memory = |page, piece| if is_inside(page, piece) { &inside } else { &outside };
     let each = || (0..PAGES).flat_map(|page| (0..PER_PAGE).map(move |piece| (page, piece)));

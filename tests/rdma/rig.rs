@@ -21,6 +21,8 @@ pub(crate) const SHORT: Duration = Duration::from_millis(400);
 pub(crate) fn server_config() -> ServerConfig {
     ServerConfig {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        // The next port may be somebody else's.
+        admin_listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
         dram_bytes: 64 << 20,
         shutdown_timeout: Duration::from_secs(2),
         ..ServerConfig::default()

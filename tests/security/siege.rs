@@ -7,7 +7,7 @@ use memkv_proto::v1::client_message::Message as FromClient;
 use memkv_tests::control::Control;
 use memkv_tests::daemon::{Daemon, PATIENCE, Setup};
 use memkv_tests::wire::{self, DataConn};
-use memkv_tests::{random, wait_for};
+use memkv_tests::{StopAtEnd, random, wait_for};
 use memkv_transport::frame::Code;
 use memkv_transport::handshake::{Attach, PREFACE};
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
@@ -47,7 +47,8 @@ fn ends(mut stream: &TcpStream) {
 fn is_served(daemon: &Daemon, key: &[u8]) {
     let control = daemon.control().unwrap();
     let space = control.open_space("siege").unwrap();
-    let mut data = control.session().unwrap().attach().unwrap();
+    let session = control.session().unwrap();
+    let mut data = session.attach().unwrap();
     assert_eq!(data.put(space, key, b"a page").unwrap(), Code::Ok);
     assert_eq!(data.get(space, key, 6).unwrap(), (Code::Ok, b"a page".to_vec()));
 }
@@ -127,6 +128,7 @@ fn who_floods_without_end_from_one_host_does_not_keep_others_out() {
     let daemon = daemon(&["--limits-connections-max", "64"]);
     let (over, floods) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
+        let stop = StopAtEnd(&over);
         scope.spawn(|| {
             let mut held = Vec::new();
             while !over.load(Ordering::Relaxed) {
@@ -143,7 +145,7 @@ fn who_floods_without_end_from_one_host_does_not_keep_others_out() {
         for round in 0..20_u8 {
             is_served(&daemon, &[b'r', round]);
         }
-        over.store(true, Ordering::Relaxed);
+        drop(stop);
         begun.unwrap();
     });
     assert!(daemon.metrics().unwrap().sum("memkv_connections_put_out_total", &[]) > 16.0);

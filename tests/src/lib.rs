@@ -28,7 +28,18 @@ pub mod program;
 pub mod proxy;
 pub mod wire;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+/// Sets a flag when it is dropped, so that a test's threads that look at it end, also when the test fails.
+#[derive(Debug)]
+pub struct StopAtEnd<'a>(pub &'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 /// Whether tests shall be small and patient: `MEMKV_TEST_SMALL=1`, for slow machines such as an emulated one.
 #[must_use]

@@ -431,6 +431,8 @@ impl Put<'_> {
                 Metrics::add(&metrics.put_bytes, page.meta.len.into());
             }
             v1::Status::Exists => Metrics::add(&metrics.put_existing, 1),
+            // Those of a server that is being drained are counted where they are refused.
+            v1::Status::Busy if self.node.drain.duty() != Duty::Serving => {}
             v1::Status::Busy => Metrics::add(&metrics.put_busy, 1),
             // The engine counts corrupt pages.
             v1::Status::Corrupt

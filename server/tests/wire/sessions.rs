@@ -59,7 +59,7 @@ fn bad_hellos_are_answered_with_what_is_wrong() {
         (
             |hello| (hello.protocol_min, hello.protocol_max) = (0, 0),
             Code::FailedPrecondition,
-            "upgrade the older side",
+            "upgrade the client",
         ),
         (|hello| hello.client_nonce = vec![1; 31], Code::InvalidArgument, "client_nonce"),
         (|hello| hello.client_name = "x".repeat(257), Code::InvalidArgument, "client_name"),

@@ -28,6 +28,7 @@ fn a_new_certificate_is_taken_over_without_breaking_anything() {
     ops::assert_all(&ops::put(&space, &keys, &bytes), PageOutcome::Stored);
     let stop = AtomicBool::new(false);
     let rounds = std::thread::scope(|scope| {
+        let stopping = memkv_tests::StopAtEnd(&stop);
         let reader = scope.spawn(|| {
             let mut rounds = 0;
             while !stop.load(Ordering::Relaxed) {
@@ -45,7 +46,7 @@ fn a_new_certificate_is_taken_over_without_breaking_anything() {
             wait_for_metric(&daemon, "memkv_tls_reloads_total", f64::from(change));
             works(&connect(rig.config(daemon.addr())).unwrap());
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
         reader.join().unwrap()
     });
     assert!(rounds > 0);
