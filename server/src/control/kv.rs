@@ -13,6 +13,7 @@ use memkv_credentials::Rights;
 use memkv_proto::{Invalid, keys_from_wire, space_id_from_wire, v1};
 use memkv_storage::{Filling, HashedKey, PagePin, Published, Refusal, Space};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -389,8 +390,18 @@ impl Put<'_> {
             Err(v1::Status::TooLarge)
         } else {
             let reserved = match self.node.drain.duty() {
-                Duty::Serving => self.node.engine.reserve(&space, key, meta.len, message.position),
-                Duty::Draining | Duty::Drained => Err(self.leaving(&space, key)),
+                Duty::Draining | Duty::Drained => {
+                    Err(self.turned_away(&space, key, &self.node.metrics.put_draining))
+                }
+                Duty::Serving if !self.node.arrivals.has_room(meta.len) => {
+                    Err(self.turned_away(&space, key, &self.node.metrics.put_shed_backlog))
+                }
+                Duty::Serving => {
+                    let reserved = self.node.engine.reserve(&space, key, meta.len, message.position);
+                    let busy = matches!(reserved, Err(Refusal::Busy));
+                    Metrics::add(&self.node.metrics.put_busy, busy.into());
+                    reserved
+                }
             };
             match reserved {
                 Ok(filling) => Ok((filling, PageHasher::new(key.digest))),
@@ -403,11 +414,11 @@ impl Put<'_> {
         Ok(Page { key: write_through.then(|| message.key.clone()), meta, came: 0, target })
     }
 
-    /// Why a server that is being drained does not take a page.
-    fn leaving(&self, space: &Space, key: HashedKey<'_>) -> Refusal {
+    /// The answer to a page for which there is no place, and why is counted: one that is here already is never refused.
+    fn turned_away(&self, space: &Space, key: HashedKey<'_>, counter: &AtomicU64) -> Refusal {
         let mut found = [false];
         self.node.engine.exists_batch(space, &[key], &mut found);
-        Metrics::add(&self.node.metrics.put_draining, u64::from(!found[0]));
+        Metrics::add(counter, u64::from(!found[0]));
         if found[0] { Refusal::Exists } else { Refusal::Busy }
     }
 
@@ -431,11 +442,9 @@ impl Put<'_> {
                 Metrics::add(&metrics.put_bytes, page.meta.len.into());
             }
             v1::Status::Exists => Metrics::add(&metrics.put_existing, 1),
-            // Those of a server that is being drained are counted where they are refused.
-            v1::Status::Busy if self.node.drain.duty() != Duty::Serving => {}
-            v1::Status::Busy => Metrics::add(&metrics.put_busy, 1),
-            // The engine counts corrupt pages.
+            // The engine counts corrupt pages; refused ones were counted when they were refused.
             v1::Status::Corrupt
+            | v1::Status::Busy
             | v1::Status::Unspecified
             | v1::Status::Miss
             | v1::Status::SizeMismatch

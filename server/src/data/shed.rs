@@ -50,6 +50,11 @@ impl Arrivals {
         }
     }
 
+    /// Whether a page of this length may come in as well.
+    pub(crate) fn has_room(&self, len: u32) -> bool {
+        self.bytes.load(Ordering::Relaxed).saturating_add(len.into()) <= self.bytes_max
+    }
+
     /// Counts bytes until the result is dropped.
     pub(crate) fn count(self: &Arc<Self>, bytes: u64) -> Arriving {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
