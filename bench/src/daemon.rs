@@ -1,6 +1,7 @@
 //! The `memkv-server` under load: a process of its own, with a key, on loopback.
 
 use anyhow::{Context as _, bail, ensure};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -23,30 +24,41 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts `program` with a store of `dram_bytes` and a fresh key, and waits until it is ready.
+    /// Starts `program` with a store of `dram_bytes`, a fresh key and a certificate, and waits until it is ready.
     pub(crate) fn start(program: &Path, dram_bytes: u64) -> anyhow::Result<Self> {
         let mut key = [0; 32];
         getrandom::fill(&mut key).context("make a key")?;
-        Self::start_as(program, dram_bytes, &hex::encode(key), &[])
+        let folder = tempfile::tempdir().context("make a folder for the daemon")?;
+        // Whoever connects in plain text is not touched by it.
+        let tls = certify(folder.path())?;
+        let tls: Vec<OsString> =
+            tls.into_iter().flat_map(|(flag, file)| [flag.into(), file.into_os_string()]).collect();
+        Self::start_in(folder, program, dram_bytes, &hex::encode(key), &tls)
     }
 
-    /// Starts `program` with this key and more arguments, and waits until it is ready.
+    /// Starts `program` with this key and more arguments, without a certificate, and waits until it is ready.
     pub(crate) fn start_as(
         program: &Path,
         dram_bytes: u64,
         key: &str,
         more: &[&str],
     ) -> anyhow::Result<Self> {
-        let port = free_port_pair()?;
         let folder = tempfile::tempdir().context("make a folder for the daemon")?;
+        Self::start_in(folder, program, dram_bytes, key, &more.iter().map(OsString::from).collect::<Vec<_>>())
+    }
+
+    fn start_in(
+        folder: TempDir,
+        program: &Path,
+        dram_bytes: u64,
+        key: &str,
+        more: &[OsString],
+    ) -> anyhow::Result<Self> {
+        let port = free_port_pair()?;
         let log = File::create(folder.path().join("log")).context("make the daemon's log")?;
         let mut command = Command::new(program);
         command.args(["--listen", &format!("127.0.0.1:{port}")]);
         command.args(["--dram", &format!("{}MiB", dram_bytes.div_ceil(1 << 20))]);
-        // Whoever connects in plain text is not touched by it.
-        for (flag, file) in certify(folder.path())? {
-            command.arg(flag).arg(file);
-        }
         command.args(more);
         command.env("MEMKV_SERVER_AUTH_KEY", key).stdin(Stdio::null());
         command.stdout(log.try_clone()?).stderr(log);
