@@ -191,7 +191,9 @@ impl Run<'_> {
                 });
             }
             scope.spawn(|| {
-                while !self.stop.load(Ordering::Acquire) {
+                // What no longer fits would be evicted, and that is no loss of a drain.
+                let most = 3 * self.args.dram / self.args.page / 4 * 3;
+                while !self.stop.load(Ordering::Acquire) && self.stored.load(Ordering::Acquire) < most {
                     if let Err(error) = self.add(space) {
                         *failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
                         return;
