@@ -18,7 +18,7 @@ use memkv_tls::{CHANNEL_BYTES, Plane};
 use memkv_transport::auth::SessionKey;
 use memkv_transport::frame::{Code, HEADER_BYTES, Header, Mover, Op};
 use memkv_transport::handshake::{self, Attach, AttachError, AttachStatus};
-use memkv_transport::records;
+use memkv_transport::{near, records};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -204,6 +204,9 @@ impl Attacher {
     fn set_options(&self, stream: &TcpStream) -> std::io::Result<()> {
         stream.set_nodelay(true)?;
         let socket = socket2::SockRef::from(stream);
+        if near::is_near(stream.local_addr()?, stream.peer_addr()?) {
+            socket.set_send_buffer_size(near::SEND_BYTES)?;
+        }
         let keepalive = socket2::TcpKeepalive::new()
             .with_time(Duration::from_secs(10))
             .with_interval(Duration::from_secs(5))

@@ -3,7 +3,7 @@
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::storage::NvmeMode;
-use crate::data::{Arrivals, Nics};
+use crate::data::{Arrivals, Asides, Nics};
 use crate::drain::{Drain, Duty};
 use crate::guests::Guests;
 use crate::hot::Hot;
@@ -63,6 +63,8 @@ pub(crate) struct Node {
     pub(crate) in_flight: Arc<InFlight>,
     /// Pages on their way in.
     pub(crate) arrivals: Arc<Arrivals>,
+    /// Threads that large transfers may have to themselves.
+    pub(crate) asides: Asides,
     /// Set once it is found by others.
     pub(crate) membership: OnceLock<Membership>,
     pub(crate) drain: Drain,
@@ -89,6 +91,7 @@ impl Node {
                 engine.page_bytes_max(),
                 data_threads(&config),
             )),
+            asides: Asides::new(data_threads(&config)),
             // A small store takes smaller pages only.
             hot: Hot::new(config.hot_reads),
             limits: Limits { page_bytes_max: engine.page_bytes_max(), ..config.limits },

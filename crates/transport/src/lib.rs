@@ -5,6 +5,7 @@
 //! - [`handshake`]: how a data connection joins a session;
 //! - [`auth`]: keys, proofs and per-call credentials;
 //! - [`tenant`]: the same for tenants, whose keys a server does not have;
+//! - [`near`]: how much a connection within one host buffers;
 //! - [`iov`]: a cursor over many pieces of memory for vectored I/O;
 //! - `sim` (a feature): sockets of a simulated network.
 //!
@@ -17,6 +18,7 @@ pub mod auth;
 pub mod frame;
 pub mod handshake;
 pub mod iov;
+pub mod near;
 pub mod records;
 #[cfg(feature = "sim")]
 pub mod sim;

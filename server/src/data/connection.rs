@@ -299,6 +299,10 @@ impl Connection {
         if let Ok(used) = outcome {
             self.inbox.consume(used);
         }
+        if outcome.is_ok() && !pages.is_done() {
+            let received = self.node.asides.receive(&self.stream, &patience, header.body_len, &mut pages)?;
+            outcome = received.map(|()| 0);
+        }
         while outcome.is_ok() && !pages.is_done() {
             let bytes = read_some(&self.stream, &patience, |stream| {
                 let mut slices = std::array::from_fn::<_, PIECES, _>(|_| IoSliceMut::new(&mut []));
@@ -347,8 +351,14 @@ impl Connection {
     async fn reply(&mut self, reply: &Header) -> Result<Next, Broken> {
         let patience = self.patience();
         let head: [u8; HEADER_BYTES] = reply.encode(&self.desk.meta);
-        write_reply(&self.stream, &patience, &head, &self.desk.meta, &mut self.desk.pins).await?;
+        self.send(&patience, &head).await?;
         Ok(Next::Go)
+    }
+
+    /// Writes a header, then what the desk has prepared.
+    async fn send(&mut self, patience: &Patience, head: &[u8]) -> Result<(), Broken> {
+        let Desk { meta, pins, .. } = &mut self.desk;
+        write_reply(&self.stream, patience, Some(&self.node.asides), (head, meta), pins).await
     }
 
     /// Counts the error, tells the peer if it is known which request it was, and closes.
@@ -359,7 +369,7 @@ impl Connection {
         let reply = self.desk.refuse(header.unwrap_or(&unknown), error.code(), &error.to_string());
         let patience = Patience { stall: LAST_WORD, until: Instant::now() + LAST_WORD };
         let head = reply.encode(&self.desk.meta);
-        write_reply(&self.stream, &patience, &head, &self.desk.meta, &mut self.desk.pins).await?;
+        self.send(&patience, &head).await?;
         Ok(Next::Close)
     }
 

@@ -4,11 +4,13 @@
 //! - [`desk`]: what each op means;
 //! - [`offers`]: slots between a put's offer and its pages;
 //! - [`inbox`], [`transfer`], [`wire`]: bytes between socket and memory;
+//! - [`aside`]: large transfers, on threads of their own;
 //! - [`movers`]: the ways for pages beside the socket.
 //!
 //! Everything that a connection holds lives in its one task. When the session ends or the server closes, the task
 //! is dropped at its next await, and slots, pins and its place in the limits go with it.
 
+mod aside;
 mod connection;
 mod desk;
 mod inbox;
@@ -23,6 +25,7 @@ mod wire;
 use crate::metrics::Metrics;
 use crate::node::{Node, Phase};
 use crate::sessions::Attachment;
+pub(crate) use aside::Asides;
 use memkv_transport::handshake::{
     ATTACH_BYTES, Attach, AttachError, AttachStatus, PREFACE, PROOF_BYTES, key_on, refusal, welcome,
 };
@@ -62,6 +65,10 @@ pub(crate) async fn serve(node: Arc<Node>, stream: Wire) {
 
 async fn serve_session(node: &Arc<Node>, stream: Wire) {
     let Some(attachment) = attach(node, &stream).await else { return };
+    if let Err(error) = stream.limit_buffer() {
+        // It works without, only slower.
+        tracing::debug!(%error, "the kernel keeps its own buffer size");
+    }
     let session = Arc::clone(&attachment.session);
     let connection = connection::Connection::new(Arc::clone(node), attachment, stream);
     tokio::select! {
@@ -158,7 +165,7 @@ async fn handshake(
 }
 
 async fn send(stream: &Wire, patience: &Patience, bytes: &[u8]) -> Result<(), Broken> {
-    write_reply(stream, patience, bytes, &[], &mut Vec::new()).await
+    write_reply(stream, patience, None, (bytes, &[]), &mut Vec::new()).await
 }
 
 /// Reads a client's message about its memory; `None` if it makes no sense, else whether the server may move `len` bytes at `offset`.

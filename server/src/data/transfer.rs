@@ -3,6 +3,7 @@
 //! Reads and writes use the socket's readiness and go straight from and to the given memory, so dropping a
 //! future at any await leaves nothing behind in the kernel.
 
+use super::aside::Asides;
 use super::wire::Wire;
 use memkv_storage::PagePin;
 use memkv_transport::iov::Progress;
@@ -75,55 +76,93 @@ pub(crate) async fn read_exact(stream: &Wire, patience: &Patience, buf: &mut [u8
     Ok(())
 }
 
-/// Writes `head`, `meta` and then all pages straight from their slots. A page's pin is dropped as soon as the
+/// A reply that is being written: a header, records, and then pages straight from their slots.
+pub(crate) struct Reply<'a> {
+    head: &'a [u8],
+    meta: &'a [u8],
+    pages: &'a mut [Option<PagePin>],
+    progress: Progress,
+}
+
+impl Reply<'_> {
+    /// Bytes of its pages.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.pages.iter().flatten().map(|page| page.len() as u64).sum()
+    }
+
+    /// Whether all of it was written.
+    pub(crate) fn is_done(&self) -> bool {
+        self.progress.is_done(self.count())
+    }
+
+    fn count(&self) -> usize {
+        self.pages.len() + 2
+    }
+
+    /// Writes what one call takes, and drops the pins of pages that are through.
+    ///
+    /// # Errors
+    ///
+    /// What the call says.
+    pub(crate) fn write(
+        &mut self,
+        write: impl FnOnce(&[IoSlice<'_>]) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        let count = self.count();
+        let first = self.progress.piece;
+        let mut slices = [IoSlice::new(&[]); PIECES];
+        let used = PIECES.min(count - first);
+        for (at, slice) in slices[..used].iter_mut().enumerate() {
+            let skip = if at == 0 { self.progress.offset } else { 0 };
+            *slice = IoSlice::new(&self.piece(first + at)[skip..]);
+        }
+        let sent = write(&slices[..used])?;
+        let mut progress = self.progress;
+        progress.advance(sent, |i| self.piece(i).len(), count);
+        self.progress = progress;
+        for taken in first.max(2)..progress.piece {
+            self.pages[taken - 2] = None;
+        }
+        Ok(())
+    }
+
+    fn piece(&self, i: usize) -> &[u8] {
+        match i {
+            0 => self.head,
+            1 => self.meta,
+            _ => self.pages[i - 2].as_deref().unwrap_or_default(),
+        }
+    }
+}
+
+/// Writes a header, records, and then all pages straight from their slots. A page's pin is dropped as soon as the
 /// kernel has taken the page, the others with the call's end at the latest.
 pub(crate) async fn write_reply(
     stream: &Wire,
     patience: &Patience,
-    head: &[u8],
-    meta: &[u8],
+    asides: Option<&Asides>,
+    (head, meta): (&[u8], &[u8]),
     pages: &mut Vec<Option<PagePin>>,
 ) -> Result<(), Broken> {
     pages.retain(Option::is_some);
-    let outcome = write_pieces(stream, patience, head, meta, pages).await;
+    let mut reply = Reply { head, meta, pages, progress: Progress::default() };
+    let mut outcome = asides.map_or(Ok(()), |asides| asides.write(stream, patience, &mut reply));
+    if outcome.is_ok() {
+        outcome = write_rest(stream, patience, &mut reply).await;
+    }
     pages.clear();
     outcome
 }
 
-async fn write_pieces(
-    stream: &Wire,
-    patience: &Patience,
-    head: &[u8],
-    meta: &[u8],
-    pages: &mut [Option<PagePin>],
-) -> Result<(), Broken> {
-    let count = pages.len() + 2;
-    let mut progress = Progress::default();
-    while !progress.is_done(count) {
-        let sent = {
-            let piece = |i: usize| piece(head, meta, pages, i);
-            let mut slices = [IoSlice::new(&[]); PIECES];
-            let used = PIECES.min(count - progress.piece);
-            for (at, slice) in slices[..used].iter_mut().enumerate() {
-                let skip = if at == 0 { progress.offset } else { 0 };
-                *slice = IoSlice::new(&piece(progress.piece + at)[skip..]);
-            }
-            match stream.try_write_vectored(&slices[..used]) {
-                Ok(sent) => sent,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    patience.wait(stream.writable()).await?;
-                    continue;
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(_) => return Err(Broken::Closed),
-            }
-        };
-        let first = progress.piece;
-        progress.advance(sent, |i| piece(head, meta, pages, i).len(), count);
-        for taken in first.max(2)..progress.piece {
-            pages[taken - 2] = None;
+async fn write_rest(stream: &Wire, patience: &Patience, reply: &mut Reply<'_>) -> Result<(), Broken> {
+    while !reply.is_done() {
+        match reply.write(|slices| stream.try_write_vectored(slices)) {
+            // A fast peer must not keep other connections of this thread waiting.
+            Ok(()) => tokio::task::consume_budget().await,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => patience.wait(stream.writable()).await?,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return Err(Broken::Closed),
         }
-        tokio::task::consume_budget().await;
     }
     flush(stream, patience).await
 }
@@ -137,13 +176,5 @@ async fn flush(stream: &Wire, patience: &Patience) -> Result<(), Broken> {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(_) => return Err(Broken::Closed),
         }
-    }
-}
-
-fn piece<'a>(head: &'a [u8], meta: &'a [u8], pages: &'a [Option<PagePin>], i: usize) -> &'a [u8] {
-    match i {
-        0 => head,
-        1 => meta,
-        _ => pages[i - 2].as_deref().unwrap_or_default(),
     }
 }

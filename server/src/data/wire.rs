@@ -5,6 +5,7 @@
 use crate::tls::TlsPeer;
 use memkv_shm::pass;
 use memkv_tls::Records;
+use memkv_transport::near;
 use parking_lot::Mutex;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Shutdown, SocketAddr};
@@ -196,6 +197,26 @@ impl Wire {
             secure.records.lock().close(&mut Raw(stream));
         }
         socket2::SockRef::from(self).shutdown(Shutdown::Write)
+    }
+
+    /// Sets how much the kernel buffers for a peer on this host.
+    pub(crate) fn limit_buffer(&self) -> io::Result<()> {
+        let (Self::Tcp(stream) | Self::Tls(stream, _)) = self else { return Ok(()) };
+        if near::is_near(stream.local_addr()?, stream.peer_addr()?) {
+            socket2::SockRef::from(stream).set_send_buffer_size(near::SEND_BYTES)?;
+        }
+        Ok(())
+    }
+
+    /// The socket, if the bytes on it are the peer's own.
+    pub(crate) fn plain(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Tcp(stream) => Some(stream.as_fd()),
+            Self::Unix(stream, _) => Some(stream.as_fd()),
+            Self::Tls(..) => None,
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => None,
+        }
     }
 
     /// What TLS says of the peer.

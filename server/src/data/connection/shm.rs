@@ -77,7 +77,7 @@ impl Connection {
             }
         };
         let rest = &bytes[went..];
-        write_reply(&self.stream, &patience, rest, &[], &mut self.desk.pins).await?;
+        write_reply(&self.stream, &patience, None, (rest, &[]), &mut self.desk.pins).await?;
         Ok(Next::Go)
     }
 
