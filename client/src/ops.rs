@@ -130,7 +130,7 @@ impl<'a> Run<'a> {
         }
         let members = inner.members();
         let mut scratch = inner.scratch.take();
-        if let Err(bad) = scratch.plan(&members, call.space, call.keys) {
+        if let Err(bad) = scratch.plan(&members, call.op, call.space, call.keys) {
             inner.scratch.give(scratch);
             return Err(Error::bad_input(format!("key {}: {}", bad.index, bad.error)));
         }

@@ -72,21 +72,23 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     /// Computes digests and groups; every page goes to its owner. Keys that no server owns (all weights are 0) are in no
-    /// group.
+    /// group. The digests stay 0 where nothing depends on them: with one server, for an op that moves no pages.
     pub(crate) fn plan(
         &mut self,
         members: &Members,
+        op: Op,
         space: SpaceId,
         keys: &dyn KeyList,
     ) -> Result<(), BadKey> {
         let nodes = &members.nodes[..];
+        let is_needed = nodes.len() > 1 || !members.is_simple() || matches!(op, Op::Get | Op::Put);
         let count = keys.count();
         self.digests.clear();
         self.owners.clear();
         self.lookups.clear();
         for index in 0..count {
             let key = Key::new(keys.key(index)).map_err(|error| BadKey { index, error })?;
-            let digest = key_digest(space, key);
+            let digest = if is_needed { key_digest(space, key) } else { 0 };
             self.digests.push(digest);
             if !members.is_simple() {
                 continue;

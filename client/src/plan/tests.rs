@@ -4,6 +4,19 @@ use crate::members::tests::{Cluster, digests};
 const SPACE: SpaceId = SpaceId([1; 16]);
 
 #[test]
+fn one_server_is_found_without_digests_unless_pages_move() {
+    let members = Cluster::new(1).members(1);
+    for (op, is_needed) in
+        [(Op::Exists, false), (Op::Touch, false), (Op::Delete, false), (Op::Get, true), (Op::Put, true)]
+    {
+        let mut scratch = Scratch::default();
+        scratch.plan(&members, op, SPACE, &&["a", "b"][..]).unwrap();
+        assert_eq!((&scratch.order[..], &scratch.ends[..]), (&[0, 1][..], &[2][..]));
+        assert_eq!(scratch.digests.iter().all(|&digest| digest != 0), is_needed, "{op:?}");
+    }
+}
+
+#[test]
 fn every_page_is_in_its_owners_group_in_order() {
     let cluster = Cluster::new(3);
     let members = cluster.members(1);
@@ -11,7 +24,7 @@ fn every_page_is_in_its_owners_group_in_order() {
     let keys: Vec<String> = (0..500).map(|i| format!("key-{i}")).collect();
     let mut scratch = Scratch::default();
     for _ in 0..2 {
-        scratch.plan(&members, SPACE, &&keys[..]).unwrap();
+        scratch.plan(&members, Op::Get, SPACE, &&keys[..]).unwrap();
         let mut begin = 0;
         let mut seen = 0;
         for (server, &end) in scratch.ends.iter().enumerate() {
@@ -32,9 +45,9 @@ fn every_page_is_in_its_owners_group_in_order() {
 fn without_weight_nothing_is_owned() {
     let members = Cluster::new(2).with_weights(&[0, 0], 1);
     let mut scratch = Scratch::default();
-    scratch.plan(&members, SPACE, &&["k"][..]).unwrap();
+    scratch.plan(&members, Op::Get, SPACE, &&["k"][..]).unwrap();
     assert!(scratch.order.is_empty());
-    let bad = scratch.plan(&members, SPACE, &&["k", ""][..]).unwrap_err();
+    let bad = scratch.plan(&members, Op::Get, SPACE, &&["k", ""][..]).unwrap_err();
     assert_eq!(bad.index, 1);
 }
 
@@ -43,7 +56,7 @@ fn a_put_goes_to_all_homes_and_counts_where_it_succeeded_first() {
     let members = Cluster::new(4).members(3);
     let keys: Vec<String> = (0..100).map(|i| format!("key-{i}")).collect();
     let mut scratch = Scratch::default();
-    scratch.plan(&members, SPACE, &&keys[..]).unwrap();
+    scratch.plan(&members, Op::Get, SPACE, &&keys[..]).unwrap();
     assert_eq!(scratch.plan_all(&members, Op::Put), 3);
     assert_eq!((scratch.order.len(), scratch.digests.len(), scratch.places.len()), (300, 300, 300));
     let mut begin = 0;
@@ -80,7 +93,7 @@ fn play(
     says: impl Fn(usize) -> Option<PageOutcome>,
     scratch: &mut Scratch,
 ) -> (PageOutcome, Vec<usize>) {
-    scratch.plan(members, SPACE, &&["page"][..]).unwrap();
+    scratch.plan(members, Op::Get, SPACE, &&["page"][..]).unwrap();
     scratch.plan_reads(members, 0);
     for (server, available) in scratch.available.iter_mut().enumerate() {
         *available = says(server).is_some();
