@@ -276,7 +276,7 @@ fn measure(report: &Report, quantity: Quantity) -> Measured {
             let (peer, best) = best_peer(report, |peer| Some(of(&cell.figures, peer)?.latency.p50_us))?;
             Ok((figures(report, cell, tcp)?.latency.p50_us / best, Some(peer)))
         }
-        Plugin => Err("this program has no Python; see the plugin's own measurement".into()),
+        Plugin => Err("this program has no Python; cargo xtask bench plugin measures it".into()),
     }
 }
 

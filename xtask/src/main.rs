@@ -95,7 +95,7 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "bench",
-        usage: "bench targets|peers|load|run [ARGS …]",
+        usage: "bench targets|peers|load|run|plugin [ARGS …]",
         about: "Measures, in release; --help after each says how",
         run: smaller::bench,
     },

@@ -200,6 +200,16 @@ mod tests {
         assert!(matches!(write_all(&one, &bytes), Err(Broken::Closed)));
     }
 
+    #[tokio::test]
+    async fn a_peer_on_this_host_is_buffered_little() {
+        let (one, _other) = pair();
+        let wire = Wire::Tcp(tokio::net::TcpStream::from_std(one).unwrap());
+        wire.limit_buffer().unwrap();
+        let bytes = socket2::SockRef::from(&wire).send_buffer_size().unwrap();
+        // Linux doubles what is asked for, and gives less where its limit is lower.
+        assert!((1..=2 * memkv_transport::near::SEND_BYTES).contains(&bytes), "{bytes} bytes");
+    }
+
     #[test]
     fn places_are_given_back() {
         let asides = Asides::new(1);

@@ -1,0 +1,144 @@
+"""The plugin beside the crate: batches of pages of one of SGLang's host pools, and the same batches by ``memkv-bench load``.
+
+Both use one daemon, TCP or shared memory, pages of 1 MiB, batches of 128, and take turns. What the plugin read is
+compared with what it wrote between the timed parts, as the load generator does. Run it with ``cargo xtask bench plugin``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("demo", "tests")]
+
+import torch
+from conftest import AUTH_KEY, Daemon
+from cpu_engine import run_without_gpu
+from rig import attach
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.mem_cache.pool_host.mha import get_mha_host_pool_cls
+
+PAGE_TOKENS = 8
+PAGE_BYTES = 1 << 20
+BATCH = 128
+
+
+def host_pool(pages: int) -> Any:
+    """A pool of a model whose eight tokens are 1 MiB: 32 layers, 8 heads of 128, bfloat16."""
+    run_without_gpu()
+    device = MHATokenToKVPool(
+        size=pages * PAGE_TOKENS,
+        page_size=PAGE_TOKENS,
+        dtype=torch.bfloat16,
+        head_num=8,
+        head_dim=128,
+        layer_num=32,
+        device="cpu",
+        enable_memory_saver=False,
+    )
+    info = device.get_device_pool_infos()[0].buffer_info
+    return get_mha_host_pool_cls(info)(
+        info,
+        1.0,
+        0,
+        PAGE_TOKENS,
+        "page_first",
+        pin_memory=False,
+        device_capacity_tokens=device.size,
+        start_layer=device.start_layer,
+        end_layer=device.end_layer,
+    )
+
+
+class Plugin:
+    """Writes and reads the pages of a pool by interface v1."""
+
+    def __init__(self, server: Daemon, transport: str, pages: int) -> None:
+        self.pool = host_pool(pages)
+        self.backend = attach([server], "bench", self.pool, extra={"memkv_transport": transport})
+        buffer = self.pool.kv_buffer
+        flat = buffer.view(torch.int16)
+        flat.copy_(torch.randint(-(2**15), 2**15, flat.shape, dtype=torch.int16))
+        self.source = buffer.clone()
+        self.batches = [
+            torch.arange(first * PAGE_TOKENS, (first + BATCH) * PAGE_TOKENS) for first in range(0, pages, BATCH)
+        ]
+        self.pages = pages
+
+    def keys(self, turn: int) -> list[list[str]]:
+        """New keys for every turn."""
+        names = [hashlib.sha256(f"{turn}/{page}".encode()).hexdigest() for page in range(self.pages)]
+        return [names[first : first + BATCH] for first in range(0, self.pages, BATCH)]
+
+    def turn(self, turn: int) -> tuple[float, float]:
+        """Gigabytes a second of a put pass and of a get pass."""
+        keys = self.keys(turn)
+        put = self._timed(self.backend.batch_set_v1, keys)
+        self.pool.kv_buffer.zero_()
+        get = self._timed(self.backend.batch_get_v1, keys)
+        if not torch.equal(self.pool.kv_buffer.view(torch.int16), self.source.view(torch.int16)):
+            raise SystemExit("the plugin read other bytes than it wrote")
+        return put, get
+
+    def _timed(self, act: Any, keys: list[list[str]]) -> float:
+        begin = time.perf_counter()
+        done = [act(part, indices) for part, indices in zip(keys, self.batches, strict=True)]
+        seconds = time.perf_counter() - begin
+        if not all(all(batch) for batch in done):
+            raise SystemExit("a page was not stored or not found")
+        return self.pages * PAGE_BYTES / seconds / 1e9
+
+
+def crate(bench: str, server: Daemon, transport: str, op: str, pages: int) -> float:
+    """Gigabytes a second of the load generator, over the same daemon."""
+    args = ["load", "--op", op, "--page", "1MiB", "--batch", str(BATCH), "--working-set", f"{pages}MiB", "--json"]
+    args += ["--seconds", "1", "--transport", transport, "--servers", server.address]
+    environment = {**os.environ, "MEMKV_AUTH_KEY": AUTH_KEY}
+    output = subprocess.run([bench, *args], env=environment, capture_output=True, text=True, check=False)
+    if output.returncode != 0:
+        raise SystemExit(f"memkv-bench load: {output.stderr.strip()}")
+    return float(json.loads(output.stdout)["memkv"]["gb_per_s"]["median"])
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bench", required=True, help="the program memkv-bench")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pages", type=int, default=256, help="pages of a pass, a multiple of 128")
+    options = parser.parse_args()
+    print("| 1 MiB, batch 128 | plugin, GB/s | crate, GB/s | ratio |\n|---|---:|---:|---:|")
+    for transport in ("tcp", "shm"):
+        measure(options, transport)
+
+
+def measure(options: argparse.Namespace, transport: str) -> None:
+    """Prints the rows of one transport."""
+    with tempfile.TemporaryDirectory() as directory:
+        server = Daemon(Path(directory), dram="4GiB")
+        try:
+            plugin = Plugin(server, transport, options.pages)
+            rounds: list[tuple[float, float, float, float]] = []
+            # The first turn touches fresh memory on both sides and is not counted.
+            for turn in range(options.rounds + 1):
+                put, get = plugin.turn(turn)
+                crates = (crate(options.bench, server, transport, op, options.pages) for op in ("put", "get"))
+                rounds.append((put, get, *crates))
+        finally:
+            server.close()
+    medians = [statistics.median(values) for values in zip(*rounds[1:], strict=True)]
+    for op, ours, theirs in (("put", medians[0], medians[2]), ("get", medians[1], medians[3])):
+        print(f"| {op}, {transport} | {ours:.2f} | {theirs:.2f} | {ours / theirs:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
