@@ -1,5 +1,6 @@
 //! The `memkv-server` under load: a process of its own, with a key, on loopback.
 
+use crate::child;
 use anyhow::{Context as _, bail, ensure};
 use std::ffi::OsString;
 use std::fs::File;
@@ -60,7 +61,9 @@ impl Daemon {
         command.args(["--listen", &format!("127.0.0.1:{port}")]);
         command.args(["--dram", &format!("{}MiB", dram_bytes.div_ceil(1 << 20))]);
         command.args(more);
-        command.env("MEMKV_SERVER_AUTH_KEY", key).stdin(Stdio::null());
+        command.env("MEMKV_SERVER_AUTH_KEY", key);
+        let mut command = child::kept(&command)?;
+        command.stdin(Stdio::null());
         command.stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("start {}", program.display()))?;
         let mut daemon = Self { child, port, key: key.to_owned(), folder };

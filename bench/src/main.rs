@@ -10,6 +10,7 @@
 mod arena;
 mod beside;
 mod calls;
+mod child;
 mod commands;
 mod compare;
 #[allow(unsafe_code, reason = "an allocator that counts can only be made with it")]
@@ -79,10 +80,28 @@ enum Command {
     /// One client process of a load; others start it.
     #[command(hide = true)]
     Worker,
+    /// Becomes another program that ends with its parent; others start it.
+    #[command(hide = true)]
+    Child(child::ChildArgs),
 }
 
 fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    let outcome = run(Cli::parse().command);
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    // What others start ends with them.
+    let is_started =
+        matches!(command, Command::RawServer | Command::CallsClient(_) | Command::Worker | Command::Child(_));
+    let _folder = if is_started { None } else { Some(child::end_in_order()?) };
+    match command {
         Command::Run(args) => commands::run(args),
         Command::Targets(args) => commands::targets(args),
         Command::Peers(args) => commands::peers(args),
@@ -102,13 +121,7 @@ fn main() -> ExitCode {
         Command::Calls(args) => calls::run(args),
         Command::CallsClient(args) => calls::client(&args),
         Command::Worker => load::worker::serve(),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Command::Child(args) => child::become_it(&args),
     }
 }
 

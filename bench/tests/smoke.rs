@@ -176,3 +176,58 @@ fn the_raw_server_ends_with_its_parent() {
     drop(child.0.stdin.take());
     assert!(child.0.wait().expect("it ends").success());
 }
+
+/// The processes that `parent` has started.
+fn children(parent: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect()
+}
+
+/// Whether a process runs, and not only waits to be waited for.
+fn runs(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+}
+
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = std::time::Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(30), "{what}: did not happen");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+/// However it ends, its servers end with it; and after a signal that can be caught nothing is left in the temporary folder.
+#[test]
+fn servers_end_with_it_and_leave_nothing() {
+    let Some(server) = server() else { return };
+    for signal in ["-TERM", "-INT", "-KILL"] {
+        let temporary = tempfile::tempdir().expect("a folder");
+        // Two servers and more time than this test has.
+        let mut command = bench(&["beside", "--seconds", "600", "--server"]);
+        command.arg(&server).env("TMPDIR", temporary.path()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = Killed(command.spawn().expect("it starts"));
+        let pid = child.0.id();
+        let is_server = |pid: &u32| {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            name.trim() == "memkv-server"
+        };
+        let mut servers = Vec::new();
+        wait_for("two servers start", || {
+            servers = children(pid).into_iter().filter(is_server).collect();
+            servers.len() >= 2
+        });
+        let sent = Command::new("kill").args([signal, &pid.to_string()]).status().expect("kill runs");
+        assert!(sent.success());
+        wait_for("it ends", || child.0.try_wait().expect("it can be waited for").is_some());
+        wait_for("its servers end", || servers.iter().all(|server| !runs(*server)));
+        if signal != "-KILL" {
+            let left: Vec<_> =
+                std::fs::read_dir(temporary.path()).expect("the folder is there").flatten().collect();
+            assert!(left.is_empty(), "after {signal} there is {left:?}");
+        }
+    }
+}

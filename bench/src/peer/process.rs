@@ -1,5 +1,6 @@
 //! Programs of peers that run while they are measured.
 
+use crate::child;
 use anyhow::{Context as _, bail};
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -25,12 +26,13 @@ impl Process {
     /// # Errors
     ///
     /// If it cannot be started.
-    pub(crate) fn start(mut command: Command) -> anyhow::Result<Self> {
+    pub(crate) fn start(command: Command) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir().context("make a folder for a server")?;
         let path = folder.path().join("log");
         let log = File::create(&path).context("make a log")?;
-        command.current_dir(folder.path()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let name = command.get_program().to_string_lossy().into_owned();
+        let mut command = child::kept(&command)?;
+        command.current_dir(folder.path()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("start {name}"))?;
         Ok(Self { child, log: path, _folder: folder })
     }

@@ -5,6 +5,7 @@
 
 use super::install::{Cache, Python};
 use super::process::{Process, free_port};
+use crate::child;
 use crate::subject::{Kind, Subject};
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
@@ -135,9 +136,11 @@ impl Script {
     fn start(python: &Python, cache: &Cache, script: &Path, args: &[&str]) -> anyhow::Result<Self> {
         let mut command = python.command();
         cache.with_libraries(&mut command);
-        command.arg(script).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.arg(script).args(args);
         // The libraries log every transfer otherwise.
         command.env("GLOG_minloglevel", "2").env("MC_LOG_LEVEL", "ERROR");
+        let mut command = child::kept(&command)?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().context("start a script")?;
         let orders = child.stdin.take().context("write to a script")?;
         let answers = BufReader::new(child.stdout.take().context("read from a script")?);
