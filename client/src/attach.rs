@@ -125,13 +125,7 @@ impl Attacher {
         stream.write_all(&request).await.map_err(broken)?;
         let mut reply = [0; HEADER_BYTES];
         stream.read_exact(&mut reply).await.map_err(broken)?;
-        let header = Header::decode(&reply).map_err(|error| protocol(&error.to_string()))?;
-        header.verify(&reply, &[]).map_err(|error| protocol(&error.to_string()))?;
-        if header.op != Op::Ping || header.status != Code::Ok {
-            let outcome = outcome::from_code(header.op, header.status);
-            return Err(Error::new(ErrorKind::Unavailable, format!("a ping was answered by {outcome:?}")));
-        }
-        Ok(())
+        pong(&reply)
     }
 
     fn tcp_link(&self, stream: Stream) -> Result<Box<Link>, Error> {
@@ -154,12 +148,7 @@ impl Attacher {
         stream.write_all(&frame).await.map_err(broken)?;
         let mut reply = [0; HEADER_BYTES];
         stream.read_exact(&mut reply).await.map_err(broken)?;
-        let header = Header::decode(&reply).map_err(|error| protocol(&error.to_string()))?;
-        let fits = header.meta_len == 0 && header.verify(&reply, &[]).is_ok();
-        if !fits || header.op != Op::Bind || header.status != Code::Ok {
-            let text = format!("the server does not move pages by {mover:?} on this connection");
-            return Err(Error::new(ErrorKind::Unavailable, text));
-        }
+        bound(&reply)?;
         stream.into_wire().map_err(broken)
     }
 
@@ -214,6 +203,28 @@ impl Attacher {
         socket.set_tcp_keepalive(&keepalive)?;
         socket.set_tcp_user_timeout(Some(self.user_timeout))
     }
+}
+
+/// Reads the reply to a ping.
+pub(crate) fn pong(reply: &[u8; HEADER_BYTES]) -> Result<(), Error> {
+    let header = Header::decode(reply).map_err(|error| protocol(&error.to_string()))?;
+    header.verify(reply, &[]).map_err(|error| protocol(&error.to_string()))?;
+    if header.op != Op::Ping || header.status != Code::Ok {
+        let outcome = outcome::from_code(header.op, header.status);
+        return Err(Error::new(ErrorKind::Unavailable, format!("a ping was answered by {outcome:?}")));
+    }
+    Ok(())
+}
+
+/// Reads the reply to a bind that passes nothing back.
+pub(crate) fn bound(reply: &[u8; HEADER_BYTES]) -> Result<(), Error> {
+    let header = Header::decode(reply).map_err(|error| protocol(&error.to_string()))?;
+    let fits = header.meta_len == 0 && header.verify(reply, &[]).is_ok();
+    if !fits || header.op != Op::Bind || header.status != Code::Ok {
+        let text = "the server does not move pages by this mover on this connection";
+        return Err(Error::new(ErrorKind::Unavailable, text));
+    }
+    Ok(())
 }
 
 pub(crate) fn broken(error: std::io::Error) -> Error {

@@ -29,6 +29,8 @@ mod drive;
 mod error;
 mod exchange;
 mod fill;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod gates;
 mod grpc;
 mod hedge;

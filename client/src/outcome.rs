@@ -67,13 +67,13 @@ fn reads(op: Op) -> bool {
 /// The outcome of a page, or of all pages of a request, with this code.
 ///
 /// `Want` is no outcome and is handled before; `Malformed` and `OverLimit` mean that this client is at fault, and
-/// the connection is lost with them.
+/// the connection is lost with them. A code that says nothing about such an op is no success and no miss, whatever the server meant.
 pub(crate) fn from_code(op: Op, code: Code) -> PageOutcome {
     match code {
         Code::Ok if reads(op) => PageOutcome::Hit,
         Code::Ok => PageOutcome::Stored,
-        Code::Miss => PageOutcome::Miss,
-        Code::Exists => PageOutcome::Exists,
+        Code::Miss if reads(op) => PageOutcome::Miss,
+        Code::Exists if !reads(op) => PageOutcome::Exists,
         Code::SizeMismatch => PageOutcome::SizeMismatch,
         Code::TooLarge => PageOutcome::TooLarge,
         Code::Busy => PageOutcome::Busy,
@@ -81,9 +81,13 @@ pub(crate) fn from_code(op: Op, code: Code) -> PageOutcome {
         Code::UnknownSpace if reads(op) => PageOutcome::Miss,
         Code::Denied => PageOutcome::Denied,
         Code::Expired => PageOutcome::TimedOut,
-        Code::UnknownSpace | Code::Want | Code::Malformed | Code::OverLimit | Code::Stopping => {
-            PageOutcome::Unavailable
-        }
+        Code::Miss
+        | Code::Exists
+        | Code::UnknownSpace
+        | Code::Want
+        | Code::Malformed
+        | Code::OverLimit
+        | Code::Stopping => PageOutcome::Unavailable,
     }
 }
 
@@ -92,8 +96,9 @@ pub(crate) fn from_status(status: v1::Status, put: bool) -> Option<PageOutcome> 
     Some(match status {
         v1::Status::Ok if put => PageOutcome::Stored,
         v1::Status::Ok => PageOutcome::Hit,
-        v1::Status::Miss => PageOutcome::Miss,
-        v1::Status::Exists => PageOutcome::Exists,
+        v1::Status::Miss if !put => PageOutcome::Miss,
+        v1::Status::Exists if put => PageOutcome::Exists,
+        v1::Status::Miss | v1::Status::Exists => PageOutcome::Unavailable,
         v1::Status::SizeMismatch => PageOutcome::SizeMismatch,
         v1::Status::TooLarge => PageOutcome::TooLarge,
         v1::Status::Busy => PageOutcome::Busy,
@@ -147,6 +152,19 @@ mod tests {
         assert_eq!(from_code(Op::Put, Code::UnknownSpace), PageOutcome::Unavailable);
         assert_eq!(from_call_failure(tonic::Code::FailedPrecondition, false), PageOutcome::Miss);
         assert_eq!(from_call_failure(tonic::Code::FailedPrecondition, true), PageOutcome::Unavailable);
+    }
+
+    #[test]
+    fn a_code_that_does_not_fit_the_op_is_no_success() {
+        for op in [Op::Get, Op::Exists, Op::Touch, Op::Delete] {
+            assert_eq!(from_code(op, Code::Exists), PageOutcome::Unavailable, "{op:?}");
+        }
+        for op in [Op::Put, Op::PutData] {
+            assert_eq!(from_code(op, Code::Miss), PageOutcome::Unavailable, "{op:?}");
+            assert_eq!(from_code(op, Code::Exists), PageOutcome::Exists, "{op:?}");
+        }
+        assert_eq!(from_status(v1::Status::Exists, false), Some(PageOutcome::Unavailable));
+        assert_eq!(from_status(v1::Status::Miss, true), Some(PageOutcome::Unavailable));
     }
 
     #[test]

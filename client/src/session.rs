@@ -270,14 +270,16 @@ fn agree_on_key(own: Option<&ClientSecret>, server_has_one: bool) -> Result<Clie
     }
 }
 
-fn limits_of(wire: v1::ServerLimits) -> Result<Limits, Error> {
+/// The limits that a server announces. How much memory its replies may take is not only its own matter.
+pub(crate) fn limits_of(wire: v1::ServerLimits) -> Result<Limits, Error> {
+    let own = Limits::default();
     let limits = Limits {
         page_bytes_max: wire.page_bytes_max,
         batch_keys_max: wire.batch_keys_max,
-        frame_meta_bytes_max: wire.frame_meta_bytes_max,
+        frame_meta_bytes_max: wire.frame_meta_bytes_max.min(own.frame_meta_bytes_max),
         session_connections_max: wire.session_connections_max,
         request_ms_max: wire.request_ms_max,
-        ..Limits::default()
+        ..own
     };
     if limits.batch_keys_max == 0 || limits.session_connections_max == 0 || limits.request_ms_max == 0 {
         return Err(protocol("the server announced limits of zero"));

@@ -150,7 +150,12 @@ async fn answer(stream: &UnixStream) -> Result<(ShmBound, Option<OwnedFd>), Erro
             Err(error) => return Err(broken(error)),
         }
     }
-    let (head, meta) = bytes.split_at(HEADER_BYTES);
+    Ok((bound(&bytes)?, memory))
+}
+
+/// Reads the reply to a bind.
+pub(crate) fn bound(reply: &[u8; HEADER_BYTES + SHM_BOUND_BYTES]) -> Result<ShmBound, Error> {
+    let (head, meta) = reply.split_at(HEADER_BYTES);
     let head = head.first_chunk().expect("it was just cut to this length");
     let read = || {
         let header = Header::decode(head)?;
@@ -162,7 +167,7 @@ async fn answer(stream: &UnixStream) -> Result<(ShmBound, Option<OwnedFd>), Erro
     if header.op != Op::Bind || !header.reply || header.status != Code::Ok || header.body_len != 0 {
         return Err(protocol("the server did not answer a bind"));
     }
-    Ok((bound, memory))
+    Ok(bound)
 }
 
 /// The error of a way that will not work while both processes live.

@@ -17,7 +17,7 @@ use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfi
 use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::proto::rr::{RData, RecordType};
+use hickory_resolver::proto::rr::{RData, Record, RecordType};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -104,16 +104,13 @@ impl DnsSource {
 
     async fn by_address(&self, port: u16) -> Result<(Vec<Member>, Duration), NetError> {
         let (addresses, ttl) = self.addresses_of(&self.name).await?;
-        let member = |ip: &IpAddr| {
-            Member::new(SocketAddr::new(*ip, port).to_string(), ip.to_string(), port, DEFAULT_WEIGHT)
-        };
-        Ok((addresses.iter().map(member).collect(), ttl))
+        Ok((addresses.iter().map(|ip| member_at(*ip, port)).collect(), ttl))
     }
 
     async fn by_service(&self) -> Result<(Vec<Member>, Duration), NetError> {
         let lookup = self.resolver.srv_lookup(self.name.as_str()).await?;
         let mut ttl = time_left(&lookup);
-        let mut services = services(&lookup);
+        let mut services = services(lookup.answers());
         services.truncate(MEMBERS_MAX);
         let mut addresses = BTreeMap::new();
         for service in &services {
@@ -138,11 +135,7 @@ impl DnsSource {
         let (mut addresses, mut ttl) = (Vec::new(), INTERVAL_MAX);
         for lookup in [&four, &six].into_iter().flatten() {
             ttl = ttl.min(time_left(lookup));
-            addresses.extend(lookup.answers().iter().filter_map(|record| match &record.data {
-                RData::A(address) => Some(IpAddr::V4(address.0)),
-                RData::AAAA(address) => Some(IpAddr::V6(address.0)),
-                _ => None,
-            }));
+            addresses.extend(ips(lookup.answers()));
         }
         // One kind without records is nothing unusual; one that could not be asked for would make members seem lost.
         for lookup in [four, six] {
@@ -189,6 +182,27 @@ fn time_left(lookup: &Lookup) -> Duration {
     lookup.valid_until().saturating_duration_since(std::time::Instant::now())
 }
 
+/// The addresses among the records.
+fn ips(records: &[Record]) -> impl Iterator<Item = IpAddr> {
+    records.iter().filter_map(|record| match &record.data {
+        RData::A(address) => Some(IpAddr::V4(address.0)),
+        RData::AAAA(address) => Some(IpAddr::V6(address.0)),
+        _ => None,
+    })
+}
+
+/// The member that an address stands for.
+fn member_at(ip: IpAddr, port: u16) -> Member {
+    Member::new(SocketAddr::new(ip, port).to_string(), ip.to_string(), port, DEFAULT_WEIGHT)
+}
+
+/// The members that an answer of a name server stands for: by its addresses, and by its services.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn members_in(records: &[Record], port: u16) -> (Vec<Member>, Vec<Member>) {
+    let by_address = ips(records).map(|ip| member_at(ip, port)).collect();
+    (by_address, members_of(&services(records), &BTreeMap::new()))
+}
+
 /// One SRV record.
 struct Service {
     target: String,
@@ -197,8 +211,8 @@ struct Service {
 }
 
 /// The SRV records with the lowest priority.
-fn services(lookup: &Lookup) -> Vec<Service> {
-    let records = lookup.answers().iter().filter_map(|record| match &record.data {
+fn services(records: &[Record]) -> Vec<Service> {
+    let records = records.iter().filter_map(|record| match &record.data {
         RData::SRV(service) => Some(service),
         _ => None,
     });
@@ -225,7 +239,8 @@ fn members_of(services: &[Service], addresses: &BTreeMap<String, String>) -> Vec
         let weight = if all_zero { DEFAULT_WEIGHT } else { service.weight.into() };
         Member::new(id, host.as_str(), *port, weight)
     };
-    services.iter().map(member).collect()
+    // With its port, the name of a twin may be too long for an id.
+    services.iter().map(member).filter(|member| crate::check_id(&member.id).is_ok()).collect()
 }
 
 #[cfg(test)]
@@ -243,5 +258,8 @@ mod tests {
         let seen: Vec<_> = members.iter().map(|m| (m.id.as_str(), m.host.as_str(), m.weight)).collect();
         assert_eq!(seen, [("a", "10.0.0.1", 5), ("b:2", "b", 0), ("b:3", "b", 7)]);
         assert_eq!(members_of(&[service("a", 1, 0)], &addresses)[0].weight, DEFAULT_WEIGHT);
+        let long = "x".repeat(127);
+        assert_eq!(members_of(&[service(&long, 1, 0)], &addresses).len(), 1);
+        assert!(members_of(&[service(&long, 1, 0), service(&long, 2, 0)], &addresses).is_empty());
     }
 }

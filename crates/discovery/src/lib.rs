@@ -20,6 +20,8 @@ pub mod dns;
 pub mod etcd;
 mod fixed;
 mod follow;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod location;
 mod member;
 mod roster;

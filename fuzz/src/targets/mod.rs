@@ -1,9 +1,13 @@
 //! The targets: what is tried, where it begins, and how long an input may be.
 
 #[cfg(feature = "engine")]
+mod answers;
+#[cfg(feature = "engine")]
 mod config;
 #[cfg(feature = "engine")]
 mod connection;
+#[cfg(feature = "engine")]
+mod discovery;
 mod disk;
 mod files;
 mod handshake;
@@ -60,6 +64,14 @@ pub const TARGETS: &[Target] = &[
         run: connection::run,
         seeds: connection::seeds,
         most: 2048,
+    },
+    #[cfg(feature = "engine")]
+    Target {
+        name: "answers",
+        about: "all that a client reads from a server that lies: replies in frames and by shared memory, pongs, limits",
+        run: answers::run,
+        seeds: answers::seeds,
+        most: 1024,
     },
     #[cfg(feature = "engine")]
     Target {
@@ -129,6 +141,14 @@ pub const TARGETS: &[Target] = &[
         run: files::member,
         seeds: files::member_seeds,
         most: 512,
+    },
+    #[cfg(feature = "engine")]
+    Target {
+        name: "discovery",
+        about: "answers of name servers and of etcd, which say who the servers are",
+        run: discovery::run,
+        seeds: discovery::seeds,
+        most: 2048,
     },
     Target {
         name: "trace",

@@ -16,6 +16,8 @@ mod source;
 
 pub use register::{Registered, Wish, register};
 pub use source::EtcdSource;
+#[cfg(feature = "fuzzing")]
+pub(crate) use source::list_after;
 
 use crate::{EtcdLocation, SourceError};
 use rpc::kv_client::KvClient;
@@ -23,7 +25,7 @@ use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
 
 /// The generated messages and clients.
-mod rpc {
+pub(crate) mod rpc {
     #![allow(
         missing_docs,
         unreachable_pub,

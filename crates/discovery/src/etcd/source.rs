@@ -181,6 +181,17 @@ impl Records {
     }
 }
 
+/// What is known after etcd has said all there is, and then some changes.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn list_after(prefix: &str, first: rpc::RangeResponse, changes: Vec<WatchResponse>) -> MemberList {
+    let mut records = Records { prefix: prefix.to_owned(), ..Records::default() };
+    records.read(first.header.map_or(0, |header| header.revision), first.kvs);
+    for change in changes {
+        let _changed = records.take(change);
+    }
+    records.list()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
