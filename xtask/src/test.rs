@@ -12,8 +12,10 @@ use crate::report::{CargoReader, PytestReader, Suite, closing_line, table};
 use crate::ui::say;
 use crate::{demo, engine, etcd, hosts, rdma, wheel};
 use anyhow::{Context as _, Result, bail};
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
+use tempfile::TempDir;
 
 /// One level: its name, and what runs it.
 type Level = (&'static str, fn(&Context, &Choice) -> Result<Vec<Suite>>);
@@ -122,6 +124,8 @@ fn rust(context: &Context, choice: &Choice) -> Result<Vec<Suite>> {
         command.env("MEMKV_TEST_LONG", "1");
     }
     use_programs(context, &mut command);
+    let place = Place::new()?;
+    command.env("TMPDIR", place.0.path());
     let log = context.logs.join("test-rust.log");
     let mut reader = CargoReader::default();
     let mut failures = Failures::default();
@@ -130,7 +134,8 @@ fn rust(context: &Context, choice: &Choice) -> Result<Vec<Suite>> {
         reader.line(line);
     })?;
     failures.show();
-    let suites = reader.finish();
+    let mut suites = reader.finish();
+    suites.extend(place.judge());
     if !status.success() && suites.iter().all(|suite| suite.failed == 0) {
         show_tail(&log)?;
         bail!("cargo test failed before it ran every test ({status}); see {}", log.display());
@@ -142,6 +147,42 @@ fn rust(context: &Context, choice: &Choice) -> Result<Vec<Suite>> {
 fn use_programs(context: &Context, command: &mut Command) {
     command.env("MEMKV_SERVER_BIN", context.binary(Profile::Dev, "memkv-server"));
     command.env("MEMKV_CLI_BIN", context.binary(Profile::Dev, "memkv-cli"));
+}
+
+/// The folder for temporary files of a run; removed at its end, with what tests left in it.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("memkv-test-").tempdir();
+        Ok(Self(folder.context("make a folder for the tests' temporary files")?))
+    }
+
+    /// A suite that failed, if tests have left something.
+    fn judge(&self) -> Option<Suite> {
+        let left = std::fs::read_dir(self.0.path()).into_iter().flatten().flatten();
+        let mut left: Vec<String> = left.map(|entry| inside(&entry.path())).collect();
+        left.sort();
+        if left.is_empty() {
+            return None;
+        }
+        let reason = format!("tests left {} things behind: {}", left.len(), left.join("; "));
+        say(&reason);
+        Some(Suite {
+            name: "temporary files".to_owned(),
+            failed: 1,
+            reasons: vec![reason],
+            ..Suite::default()
+        })
+    }
+}
+
+/// A path's name, and of a folder the names of the first few things in it: they tell whose it is.
+fn inside(path: &Path) -> String {
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let names: Vec<String> = entries.take(4).map(|entry| name(&entry.path())).collect();
+    if names.is_empty() { name(path) } else { format!("{} ({})", name(path), names.join(", ")) }
 }
 
 /// Keeps what failing tests printed, to show it after the run.
@@ -276,6 +317,17 @@ mod tests {
         assert!(judge("x", Ok(vec![]), true).is_empty());
         let fine = Suite { passed: 1, ..Suite::default() };
         assert_eq!(judge("x", Ok(vec![fine.clone()]), false), [fine]);
+    }
+
+    #[test]
+    fn what_tests_leave_is_a_failure() {
+        let place = Place::new().unwrap();
+        assert_eq!(place.judge(), None);
+        std::fs::create_dir(place.0.path().join("a")).unwrap();
+        std::fs::write(place.0.path().join("a").join("memkv-drive"), "x").unwrap();
+        let suite = place.judge().unwrap();
+        assert_eq!((suite.passed, suite.failed), (0, 1));
+        assert!(suite.reasons[0].contains("a (memkv-drive)"), "{:?}", suite.reasons);
     }
 
     #[test]

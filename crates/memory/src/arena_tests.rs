@@ -104,7 +104,8 @@ fn tails_are_zero_whatever_was_there() {
 fn every_slot_has_its_own_aligned_bytes() {
     let arena = arena(8 << 20);
     let mut pins = Vec::new();
-    for n in 0..=255_u8 {
+    // Miri looks at a byte in a microsecond or two.
+    for n in 0..=if cfg!(miri) { 7 } else { 255_u8 } {
         let id = publish(&arena, n, 16_000);
         pins.push((n, arena.pin(id).unwrap()));
     }

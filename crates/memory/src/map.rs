@@ -56,6 +56,9 @@ impl Backing {
     }
 }
 
+/// Whether this is Miri, which has memory and no kernel: plain anonymous mappings work, and the wishes that one may have for them do not.
+const INTERPRETED: bool = cfg!(miri);
+
 /// How the kernel makes pages resident.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Populate {
@@ -159,6 +162,9 @@ impl Mapping {
     /// Makes the huge page at `at` resident as one, whatever part of it is there and in use.
     fn collapse(&self, at: usize) -> Result<(), Errno> {
         assert!(at < self.len && HUGE_BYTES <= self.len - at, "the range is inside the mapping");
+        if INTERPRETED {
+            return Err(Errno::INVAL);
+        }
         // SAFETY: `at` is inside the mapping.
         let start = unsafe { self.start.add(at) };
         let start = start.as_ptr().cast();
@@ -204,6 +210,9 @@ impl Mapping {
     /// Gives advice that does not change what the memory holds. `false` if the kernel does not take it.
     fn advise(&self, advice: Advice) -> bool {
         debug_assert!(matches!(advice, Advice::LinuxHugepage | Advice::LinuxDontDump));
+        if INTERPRETED {
+            return false;
+        }
         // SAFETY: the range is this mapping, and neither of the two changes what it holds.
         unsafe { madvise(self.start.as_ptr().cast(), self.len, advice) }.is_ok()
     }
@@ -215,6 +224,9 @@ impl Mapping {
 
     /// Spreads memory that is not resident yet over nodes.
     pub(crate) fn interleave(&self, nodes: &NodeMask) -> bool {
+        if INTERPRETED {
+            return false;
+        }
         let start = self.start.as_ptr();
         // The kernel reads one bit less than it is told.
         let bits = size_of_val(nodes) * 8 + 1;
@@ -228,6 +240,9 @@ impl Mapping {
 
     /// Makes the memory resident and keeps it so.
     pub(crate) fn lock(&self) -> Result<(), Errno> {
+        if INTERPRETED {
+            return Err(Errno::PERM);
+        }
         // SAFETY: the range is this mapping, and locking does not change what it holds.
         unsafe { mlock(self.start.as_ptr().cast(), self.len) }
     }
@@ -298,6 +313,9 @@ impl Mapping {
     /// Makes pages resident without changing them, also while others use them. Stays inside the mapping.
     pub(crate) fn warm(&self, at: usize, len: usize) -> Result<(), Errno> {
         assert!(at <= self.len && len <= self.len - at, "the range is inside the mapping");
+        if INTERPRETED {
+            return Ok(());
+        }
         if self.populate == Populate::Collapse {
             let (first, end) = (at.next_multiple_of(HUGE_BYTES), (at + len) / HUGE_BYTES * HUGE_BYTES);
             // Without a free huge page there are small ones, below.
@@ -364,6 +382,7 @@ pub(crate) fn explicit_huge_are_free(bytes: usize) -> bool {
 }
 
 fn map_anonymous(len: usize, access: ProtFlags, flags: MapFlags) -> Result<NonNull<u8>, Errno> {
+    let flags = if INTERPRETED { MapFlags::PRIVATE } else { flags };
     // SAFETY: a new anonymous mapping at an address the kernel chooses touches no memory that exists.
     let mapped = unsafe { mmap_anonymous(null_mut(), len, access, flags) }?;
     NonNull::new(mapped.cast()).ok_or(Errno::NOMEM)

@@ -45,9 +45,10 @@ struct Oracle {
 }
 
 struct Run {
-    bed: Bed,
     log: Option<Arc<Log>>,
     oracle: Oracle,
+    /// After the log: a log that is there would write into directories that are being removed.
+    bed: Bed,
 }
 
 impl Run {

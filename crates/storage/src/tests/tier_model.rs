@@ -43,13 +43,14 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 struct Run {
-    tiered: Tiered,
     engine: Arc<Engine>,
     spaces: [Arc<Space>; 2],
     oracle: HashMap<(bool, u8), Vec<u8>>,
     time: u64,
     next: u8,
     unverified: u64,
+    /// After the engine: an engine that is there would write into a directory that is being removed.
+    tiered: Tiered,
 }
 
 impl Run {
