@@ -2,6 +2,7 @@
 //!
 //! - [`arrows`]: which crate may depend on which;
 //! - [`deny`]: which licences and packages dependencies may have and be;
+//! - [`hooks`]: hooks for faults are in nothing that is shipped;
 //! - [`size`]: files and functions stay small;
 //! - [`unsafety`]: where `unsafe` may be, and how often it is there;
 //! - [`words`]: no promises and no paths of somebody's machine;
@@ -16,6 +17,7 @@
 mod arrows;
 mod dashboards;
 mod deny;
+mod hooks;
 mod links;
 mod size;
 mod source;
