@@ -34,12 +34,12 @@ pub(crate) fn unix_ms() -> u64 {
     now.saturating_add_signed(shift_ms())
 }
 
-/// How far a test moves the clock of this process: the system's own is not a test's to set. Only in builds for tests.
+/// How far a test moves the clock of this process, which may change at any time: the system's own is not a test's to set. Only in builds
+/// for tests.
 #[cfg(debug_assertions)]
 fn shift_ms() -> i64 {
-    static SHIFT: std::sync::OnceLock<i64> = std::sync::OnceLock::new();
-    let read = || std::env::var("MEMKV_TEST_CLOCK_SHIFT_MS").ok()?.parse().ok();
-    *SHIFT.get_or_init(|| read().unwrap_or(0))
+    let Some(file) = std::env::var_os("MEMKV_TEST_CLOCK") else { return 0 };
+    std::fs::read_to_string(file).ok().and_then(|shift| shift.trim().parse().ok()).unwrap_or(0)
 }
 
 #[cfg(not(debug_assertions))]

@@ -36,20 +36,32 @@ pub(crate) struct Counts {
     pub(crate) wrong: u64,
     /// Calls that hung.
     pub(crate) late: u64,
+    /// Exceptions of the plugin; clients in Rust have none.
+    pub(crate) raised: u64,
 }
 
 impl Counts {
     pub(crate) fn since(&self, before: &Self) -> Self {
+        self.with(before, u64::saturating_sub)
+    }
+
+    /// The sum of both.
+    pub(crate) fn and(&self, other: &Self) -> Self {
+        self.with(other, u64::saturating_add)
+    }
+
+    fn with(&self, other: &Self, join: fn(u64, u64) -> u64) -> Self {
         Self {
-            calls: self.calls - before.calls,
-            hits: self.hits - before.hits,
-            misses: self.misses - before.misses,
-            stored: self.stored - before.stored,
-            bytes: self.bytes - before.bytes,
-            unavailable: self.unavailable - before.unavailable,
-            refused: self.refused - before.refused,
-            wrong: self.wrong - before.wrong,
-            late: self.late - before.late,
+            calls: join(self.calls, other.calls),
+            hits: join(self.hits, other.hits),
+            misses: join(self.misses, other.misses),
+            stored: join(self.stored, other.stored),
+            bytes: join(self.bytes, other.bytes),
+            unavailable: join(self.unavailable, other.unavailable),
+            refused: join(self.refused, other.refused),
+            wrong: join(self.wrong, other.wrong),
+            late: join(self.late, other.late),
+            raised: join(self.raised, other.raised),
         }
     }
 }
@@ -68,7 +80,7 @@ impl Shared {
     fn counts(&self) -> Counts {
         let [calls, hits, misses, stored, bytes, unavailable, refused, wrong, late] =
             std::array::from_fn(|which| self.counts[which].load(Ordering::Relaxed));
-        Counts { calls, hits, misses, stored, bytes, unavailable, refused, wrong, late }
+        Counts { calls, hits, misses, stored, bytes, unavailable, refused, wrong, late, raised: 0 }
     }
 }
 

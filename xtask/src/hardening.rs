@@ -1,18 +1,19 @@
-//! `cargo xtask fuzz`, `campaign` and `sanitize`: what looks for faults longer than a test may.
+//! `cargo xtask fuzz` and `campaign`: what looks for faults longer than a test may.
 
 use crate::context::{Context, Profile};
 use crate::process::{probe, show_tail, step, watch};
+use crate::python::{Purpose, venv};
 use crate::ui::say;
+use crate::{rdma, wheel};
 use anyhow::{Context as _, Result, bail};
 use std::path::PathBuf;
-use std::process::Command;
 
 /// Counters at every edge and the operands of comparisons, without a sanitizer: what libFuzzer is led by. A stable compiler has this.
 const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares";
 /// Naming the target keeps build scripts and macros free of the flags above.
-const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+pub(crate) const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// The largest input is the targets' own matter; this is above all of them.
 const INPUT_BYTES_MAX: &str = "32768";
 
@@ -122,16 +123,34 @@ fn guided(context: &Context, target: &str, minutes: f64) -> Result<(), Guided> {
     Err(Guided::Failed(anyhow::anyhow!("{target} failed; the input is in {}", context.logs.display())))
 }
 
-/// `cargo xtask campaign --minutes N`: random faults over a cluster under load; the report goes to `docs/campaigns`.
+/// `cargo xtask campaign --minutes N`: random faults over a cluster under load of the plugin and of clients in Rust; the report goes to
+/// `docs/campaigns`.
 pub(crate) fn campaign(context: &Context, args: &[String]) -> Result<()> {
-    let usage = "usage: cargo xtask campaign [--minutes N] [--keep]";
-    let (_, minutes, keep) = parse(args, "--keep", usage)?;
-    let build = ["build", "--package", "memkv-server", "--bins"];
-    step(context, "build the daemon", "campaign-build", context.cargo(&build))?;
+    let usage = "usage: cargo xtask campaign [--minutes N] [--keep] [--no-plugin]";
+    let (no_plugin, args): (Vec<_>, Vec<_>) = args.iter().cloned().partition(|arg| arg == "--no-plugin");
+    let (_, minutes, keep) = parse(&args, "--keep", usage)?;
+    let with_rdma = rdma::install_tools(context).is_ok();
+    let features: &[&str] = if with_rdma { &rdma::FEATURES } else { &[] };
+    let packages = ["memkv-server", "memkv-client", "memkv-cli", "memkv-tests"];
+    let selection = packages.iter().flat_map(|name| ["--package", *name]).collect::<Vec<_>>();
+    let mut build = context.cargo(&["build", "--bins", "--test", "campaign"]);
+    build.args(&selection).args(features);
+    step(context, "build the daemon and the campaign", "campaign-build", build)?;
+    let python = if no_plugin.is_empty() {
+        let venv = venv(context, Purpose::Sglang)?;
+        let wheel = wheel::build(context, &venv, Profile::Dev, with_rdma)?;
+        wheel::install(context, &venv, &wheel)?;
+        Some(venv.python())
+    } else {
+        None
+    };
     let out: PathBuf =
         if keep { context.root.join("docs").join("campaigns") } else { context.logs.join("campaigns") };
-    let mut command =
-        context.cargo(&["test", "--package", "memkv-tests", "--test", "campaign", "--", "--nocapture"]);
+    let mut command = context.cargo(&["test", "--test", "campaign"]);
+    command.args(&selection).args(features).args(["--", "--nocapture"]);
+    if let Some(python) = python {
+        command.env("MEMKV_CAMPAIGN_PYTHON", python);
+    }
     command.env("MEMKV_SERVER_BIN", context.binary(Profile::Dev, "memkv-server"));
     command.env("MEMKV_CAMPAIGN_MINUTES", minutes.to_string()).env("MEMKV_CAMPAIGN_OUT", &out);
     let log = context.logs.join("campaign.log");
@@ -148,93 +167,6 @@ pub(crate) fn campaign(context: &Context, args: &[String]) -> Result<()> {
     }
     say(&format!("the report is in {}", out.display()));
     Ok(())
-}
-
-/// One thing that looks into memory: its name, what it needs, and how it is run.
-struct Check {
-    name: &'static str,
-    flags: &'static str,
-    /// Whether the standard library has to be built with the same flags.
-    with_std: bool,
-    args: &'static [&'static str],
-    env: &'static [(&'static str, &'static str)],
-}
-
-const CHECKS: [Check; 4] = [
-    Check {
-        name: "AddressSanitizer and leaks: a campaign's load on the engine and the data connections",
-        flags: "-Zsanitizer=address",
-        with_std: false,
-        args: &["test", "--package", "memkv-fuzz", "--test", "corpus"],
-        env: &[("ASAN_OPTIONS", "detect_leaks=1")],
-    },
-    Check {
-        name: "AddressSanitizer and leaks: the engine's tests",
-        flags: "-Zsanitizer=address",
-        with_std: false,
-        args: &["test", "--package", "memkv-storage", "--package", "memkv-memory", "--lib"],
-        env: &[("ASAN_OPTIONS", "detect_leaks=1")],
-    },
-    Check {
-        name: "ThreadSanitizer: the engine's tests",
-        flags: "-Zsanitizer=thread",
-        with_std: true,
-        args: &["test", "--package", "memkv-storage", "--package", "memkv-memory", "--lib"],
-        env: &[],
-    },
-    Check {
-        name: "Miri: the arena",
-        flags: "",
-        with_std: true,
-        args: &["miri", "test", "--package", "memkv-memory", "--lib"],
-        env: &[("MIRIFLAGS", "-Zmiri-disable-isolation")],
-    },
-];
-
-/// `cargo xtask sanitize`: what a nightly compiler can see that a test cannot. What cannot run is skipped and says why.
-pub(crate) fn sanitize(context: &Context, args: &[String]) -> Result<()> {
-    if !args.is_empty() {
-        bail!("usage: cargo xtask sanitize");
-    }
-    let nightly = || {
-        let mut command = Command::new("rustup");
-        command.args(["run", "nightly", "rustc", "--print", "sysroot"]);
-        probe(command)
-    };
-    let Some(sysroot) = nightly() else {
-        say("skipped: sanitizers and Miri need a nightly compiler (rustup toolchain install nightly)");
-        return Ok(());
-    };
-    let has_source = PathBuf::from(&sysroot).join("lib/rustlib/src/rust/library/std").is_dir();
-    let mut failed = Vec::new();
-    for check in CHECKS {
-        if check.with_std && !has_source {
-            say(&format!(
-                "skipped: {}: needs rust-src (rustup component add rust-src --toolchain nightly)",
-                check.name
-            ));
-            continue;
-        }
-        let mut command = context.command("rustup");
-        command.args(["run", "nightly", "cargo"]).args(check.args);
-        if check.args[0] != "miri" {
-            command.args(["--target", TRIPLE]).env("RUSTFLAGS", check.flags);
-            if check.with_std {
-                command.args(["-Zbuild-std"]);
-            }
-        }
-        command
-            .env("CARGO_TARGET_DIR", context.target.join("sanitize"))
-            .env_remove("CARGO")
-            .env_remove("RUSTUP_TOOLCHAIN");
-        command.envs(check.env.iter().copied());
-        let outcome = step(context, check.name, "sanitize", command);
-        context.check_stop()?;
-        if outcome.is_err() {
-            failed.push(check.name);
-        }
-    }
-    if failed.is_empty() { Ok(()) } else { bail!("failed: {}", failed.join(", ")) }
 }
 
 #[cfg(test)]

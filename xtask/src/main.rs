@@ -21,6 +21,7 @@ mod process;
 mod python;
 mod rdma;
 mod report;
+mod sanitize;
 mod sim;
 mod smaller;
 mod test;
@@ -71,15 +72,15 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "campaign",
-        usage: "campaign [--minutes N] [--keep]",
-        about: "Random faults over a cluster under load; --keep: into docs/campaigns",
+        usage: "campaign [--minutes N] [--keep] [--no-plugin]",
+        about: "Random faults under SGLang's load; --keep: into docs/campaigns",
         run: hardening::campaign,
     },
     Command {
         name: "sanitize",
-        usage: "sanitize",
+        usage: "sanitize [load|corpus|address|thread|miri]",
         about: "AddressSanitizer, ThreadSanitizer, leaks and Miri, as far as there is a nightly",
-        run: hardening::sanitize,
+        run: sanitize::run,
     },
     Command {
         name: "sim",
