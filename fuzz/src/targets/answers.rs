@@ -48,7 +48,9 @@ pub(super) fn run(input: &[u8]) {
                 assert!(most <= 9 << 20, "a server does not choose how much memory its replies take");
             }
         }
-        _ => talk(bytes),
+        _ => {
+            let _ended = talk(bytes);
+        }
     }
 }
 
@@ -73,7 +75,8 @@ fn fixed(mut bytes: Bytes<'_>) {
     let _shared = reads_shm_bound(&both);
 }
 
-fn talk(mut bytes: Bytes<'_>) {
+/// An op and its server; what became of each page, and its memory.
+fn talk(mut bytes: Bytes<'_>) -> Vec<(PageOutcome, Vec<u8>)> {
     let op = [Op::Get, Op::Get, Op::Put, Op::Exists, Op::Touch, Op::Delete][bytes.below(6)];
     let by = match bytes.below(3) {
         0 => By::Frames,
@@ -92,6 +95,7 @@ fn talk(mut bytes: Bytes<'_>) {
     for (outcome, memory) in &ended {
         judge(&call, *outcome, memory);
     }
+    ended
 }
 
 fn judge(call: &Call, outcome: PageOutcome, memory: &[u8]) {
@@ -323,4 +327,29 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
             with(2, &greedy.encode_to_vec()),
         ])
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An input that reaches nothing tries nothing.
+    #[test]
+    fn the_seeds_of_ops_reach_their_best_outcomes() {
+        let ends = |at: usize| -> Vec<PageOutcome> {
+            let seed = seeds().swap_remove(at);
+            talk(Bytes::new(&seed[1..])).into_iter().map(|(outcome, _)| outcome).collect()
+        };
+        for (at, best) in [
+            (0, PageOutcome::Hit),
+            (1, PageOutcome::Hit),
+            (2, PageOutcome::Stored),
+            (3, PageOutcome::Stored),
+            (4, PageOutcome::Hit),
+            (5, PageOutcome::Hit),
+            (6, PageOutcome::Busy),
+        ] {
+            assert!(ends(at).contains(&best), "seed {at} ends with {:?}", ends(at));
+        }
+    }
 }
