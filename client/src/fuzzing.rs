@@ -150,7 +150,6 @@ impl Caller {
             spin: None,
         };
         self.run(call, &mut batch, pieces);
-        drop(batch);
         outcomes.into_iter().zip(memory).collect()
     }
 

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use memkv_tests::daemon::{KEY, clean_command};
 use memkv_tests::{program, wait_for};
 use std::io::{BufRead as _, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -38,7 +38,7 @@ struct Process {
 }
 
 impl Process {
-    fn start(python: &PathBuf, kind: &'static str, servers: &str, seed: u64) -> Result<Self> {
+    fn start(python: &Path, kind: &'static str, servers: &str, seed: u64) -> Result<Self> {
         let script = program::workspace().join("sglang-plugin").join("tests").join("campaign_load.py");
         let mut command = clean_command(python);
         command.arg(&script).args([kind, &seed.to_string()]);

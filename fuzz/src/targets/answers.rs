@@ -312,7 +312,6 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         frame_meta_bytes_max: 9 << 20,
         session_connections_max: 8,
         request_ms_max: 1000,
-        ..v1::ServerLimits::default()
     };
     let greedy = v1::ServerLimits { frame_meta_bytes_max: u32::MAX, ..limits };
     let with = |which: u8, bytes: &[u8]| [&[which], bytes].concat();
