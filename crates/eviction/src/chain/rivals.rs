@@ -50,8 +50,9 @@ const DISTRUST: f64 = 2.0;
 /// A store that holds fewer than this many chains of usual length keeps to our own ranking: there a single chain more or
 /// less looks like a lead, and each change costs a large part of the store.
 const CHAINS_MIN: f64 = 10.0;
-/// While more pages than this go in a second nothing is played: a played page costs about 17 µs, and there is better use
-/// for the processor then.
+/// While more pages than this go in a second nothing is played. A page that comes costs much there: each played store
+/// looks at all of its pages to make room for a 128th of them, so the four together look at some 500 pages for each that
+/// they miss. When pages go that fast there is better use for the processor.
 const GONE_MAX: usize = 2048;
 const SECOND_MS: u64 = 1000;
 
