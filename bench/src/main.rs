@@ -26,6 +26,7 @@ mod peer;
 mod plot;
 mod publish;
 mod raw;
+mod siege;
 mod simulate;
 mod stats;
 mod subject;
@@ -63,6 +64,8 @@ enum Command {
     Drain(drain::DrainArgs),
     /// Measures what a bad server costs calls that do not touch it, and those that do.
     Beside(beside::BesideArgs),
+    /// Measures what many hostile connections cost a server, and the clients that are served beside them.
+    Siege(siege::SiegeArgs),
     /// Measures the bytes of an index entry and the time of a lookup.
     Index(index::IndexArgs),
     /// Counts the system calls, wake-ups and allocations of a batch, beside those of raw sockets.
@@ -83,6 +86,9 @@ enum Command {
     /// Becomes another program that ends with its parent; others start it.
     #[command(hide = true)]
     Child(child::ChildArgs),
+    /// The hostile connections of a siege; `siege` starts them.
+    #[command(hide = true)]
+    Besiegers,
 }
 
 fn main() -> ExitCode {
@@ -98,8 +104,14 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     // What others start ends with them.
-    let is_started =
-        matches!(command, Command::RawServer | Command::CallsClient(_) | Command::Worker | Command::Child(_));
+    let is_started = matches!(
+        command,
+        Command::RawServer
+            | Command::CallsClient(_)
+            | Command::Worker
+            | Command::Besiegers
+            | Command::Child(_)
+    );
     let _folder = if is_started { None } else { Some(child::end_in_order()?) };
     match command {
         Command::Run(args) => commands::run(args),
@@ -114,6 +126,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             drain::run(args, &command_line())
         }
         Command::Beside(args) => beside_command(&args),
+        Command::Siege(args) => siege_command(&args),
         Command::Index(args) => index_command(&args),
         Command::Simulate(args) => simulate::simulate_command(args),
         Command::Trace(args) => simulate::trace_command(&args),
@@ -122,6 +135,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::CallsClient(args) => calls::client(&args),
         Command::Worker => load::worker::serve(),
         Command::Child(args) => child::become_it(&args),
+        Command::Besiegers => siege::serve(),
     }
 }
 
@@ -144,6 +158,11 @@ fn hot_command(args: &hot::HotArgs) -> anyhow::Result<()> {
 fn beside_command(args: &beside::BesideArgs) -> anyhow::Result<()> {
     warn_of_debug_build();
     beside::run(args)
+}
+
+fn siege_command(args: &siege::SiegeArgs) -> anyhow::Result<()> {
+    warn_of_debug_build();
+    siege::run(args)
 }
 
 fn index_command(args: &index::IndexArgs) -> anyhow::Result<()> {

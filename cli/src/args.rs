@@ -40,6 +40,15 @@ pub(crate) struct Global {
     /// File with the cluster's key, 64 hex digits; without it MEMKV_AUTH_KEY counts
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) auth_key_file: Option<PathBuf>,
+    /// CA file (PEM) that servers' certificates must come from; turns TLS on. Without it MEMKV_TLS and MEMKV_TLS_CA count
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// This client's certificate (PEM); without it MEMKV_TLS_CERT counts
+    #[arg(long, global = true, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Its private key (PEM); without it MEMKV_TLS_KEY counts
+    #[arg(long, global = true, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
     /// How long to wait for the servers, in seconds
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 3.0, value_parser = seconds)]
     pub(crate) timeout: f64,
@@ -198,7 +207,7 @@ pub(crate) enum Command {
     },
     /// Look for what is wrong, and say how to mend it
     ///
-    /// Checks the configuration, whether every server answers, clocks, limits of this machine, and versions.
+    /// Checks the configuration, certificates, whether every server answers, clocks, limits of this machine, and versions.
     /// Exits with 1 if anything must be mended.
     #[command(after_help = "Example:\n  memkv-cli doctor\n  memkv-cli doctor rdma")]
     Doctor {
@@ -331,6 +340,27 @@ pub(crate) enum Patient {
         after_help = "Example:\n  memkv-cli doctor rdma\n  MEMKV_RDMA_DEVICES=mlx5_1 memkv-cli doctor rdma"
     )]
     Rdma,
+    /// Check certificates: this client's, and those that the servers show
+    ///
+    /// Does a handshake with each server as any client would, so chain, name and expiry are checked with MEMKV_TLS_CA and
+    /// MEMKV_TLS_SERVER_NAME. Exits with 1 if anything must be mended.
+    #[command(
+        after_help = "Example:\n  memkv-cli doctor tls\n  memkv-cli doctor tls --cert /etc/memkv/server.pem"
+    )]
+    Tls {
+        /// The file that the servers should be using: a server that shows another certificate has not read it
+        #[arg(long, value_name = "FILE")]
+        cert: Option<PathBuf>,
+    },
+    /// Check a credentials file, and whether the servers have read it
+    ///
+    /// Without configured servers only the file is looked at. Exits with 1 if anything must be mended.
+    #[command(after_help = "Example:\n  memkv-cli doctor credentials --file credentials.yaml")]
+    Credentials {
+        /// The credentials file
+        #[arg(long, value_name = "FILE")]
+        file: PathBuf,
+    },
 }
 
 /// A document that is made from code.

@@ -2,7 +2,9 @@
 //!
 //! What was measured and what follows from it are apart: [`server_findings`] and [`machine_findings`] are pure.
 
+mod credentials;
 mod rdma;
+mod tls;
 
 use crate::args::{Global, Patient};
 use crate::failure::{Code, Failure};
@@ -27,16 +29,25 @@ const FILES_MIN: u64 = 16_384;
 
 /// Looks at everything, or at one subject, and prints the findings.
 pub(crate) async fn run(subject: Option<Patient>, global: &Global, output: &Output) -> Result<(), Failure> {
-    if let Some(Patient::Rdma) = subject {
-        return rdma::run(global, output);
-    }
+    let only_tls = match subject {
+        Some(Patient::Rdma) => return rdma::run(global, output),
+        Some(Patient::Credentials { file }) => return credentials::run(&file, global, output).await,
+        Some(Patient::Tls { cert }) => Some(cert),
+        None => None,
+    };
     let spinner = output.spinner("examine");
     let mut findings = Vec::new();
     match configuration(global) {
         Ok(config) => {
             findings.push(ok("configuration", describe(&config)));
             match Fleet::located(config).await {
-                Ok(config) => findings.extend(cluster_findings(&config).await),
+                Ok(config) => {
+                    let cert = only_tls.as_ref().and_then(Option::as_deref);
+                    findings.extend(tls::findings(&config, cert).await);
+                    if only_tls.is_none() {
+                        findings.extend(cluster_findings(&config).await);
+                    }
+                }
                 Err(failure) => {
                     let fix = "start etcd or the name server, and servers that register there; or correct MEMKV_DISCOVERY";
                     findings.push(problem("discovery", failure.message, fix));
@@ -48,7 +59,9 @@ pub(crate) async fn run(subject: Option<Patient>, global: &Global, output: &Outp
             findings.push(problem("configuration", failure.message, fix));
         }
     }
-    findings.extend(machine_findings(&Machine::read()));
+    if only_tls.is_none() {
+        findings.extend(machine_findings(&Machine::read()));
+    }
     spinner.finish_and_clear();
     let problems = findings.iter().filter(|finding| finding.level == "problem").count();
     output.show(&Diagnosis { findings, problems }, render::diagnosis)?;

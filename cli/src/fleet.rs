@@ -41,6 +41,14 @@ pub(crate) fn configuration(global: &Global) -> Result<Config, Failure> {
     if let Some(path) = &global.auth_key_file {
         overrides.push(("auth_key_file".to_owned(), path.display().to_string()));
     }
+    let files = [("tls_ca", &global.tls_ca), ("tls_cert", &global.tls_cert), ("tls_key", &global.tls_key)];
+    for (name, path) in files {
+        overrides.extend(path.as_ref().map(|path| (name.to_owned(), path.display().to_string())));
+    }
+    // Who names a CA wants TLS; whether pages may go beside it is said elsewhere.
+    if global.tls_ca.is_some() && !env.contains_key("MEMKV_TLS") {
+        overrides.push(("tls".to_owned(), "on".to_owned()));
+    }
     let config = resolve(&env, &overrides, &|path| std::fs::read_to_string(path))?;
     if config.servers.is_empty() && config.discovery.is_none() {
         return Err(Failure::new(Code::Usage, "no servers are configured")

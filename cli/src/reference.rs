@@ -36,7 +36,7 @@ unknown; identities are in hex. Fields may be added, and none is renamed or remo
 | `tenant rm` | `tenant`, `key_id` (`null`: the whole tenant), `removed` |
 | `tenant list` | `tenants`: list of `server` (`null` with `--file`), `name`, `rights`, `operator`, `key_ids`, `dram_bytes_max`, `nvme_bytes_max`, and from a server `spaces`, `pages`, `dram_bytes`, `nvme_bytes`, `requests`, `refused`, `delayed`, `sent_bytes`, `received_bytes`, `evicted_pages`, `puts_refused`; `unreachable` |
 | `ping` | `servers`: list of `server`, `answered`, `lost`, `min_ms`, `median_ms`, `max_ms`, `error` |
-| `doctor`, `doctor rdma` | `findings`: list of `level` (`ok`, `note`, `problem`), `check`, `text`, `fix`; `problems` |
+| `doctor`, `doctor rdma`, `doctor tls`, `doctor credentials` | `findings`: list of `level` (`ok`, `note`, `problem`), `check`, `text`, `fix`; `problems` |
 ";
 
 const CLIENT: &str = "\

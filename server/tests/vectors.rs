@@ -8,9 +8,11 @@ use memkv_core::route::{Node, order};
 use memkv_core::{Key, PageHasher, PageMeta, SpaceDescription, SpaceId};
 use memkv_transport::auth::{AuthKey, Credential, SessionTranscript};
 use memkv_transport::frame::{FLAG_EXACT, Header, Op};
-use memkv_transport::handshake::Attach;
+use memkv_transport::handshake::{Attach, key_on};
 use memkv_transport::records;
+use memkv_transport::tenant::{ClientSecret, TenantKey};
 use std::fmt::Write as _;
+use std::process::Command;
 
 const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 
@@ -61,10 +63,13 @@ fn hashes(out: &mut String) -> std::fmt::Result {
     Ok(())
 }
 
-/// Sections 5 and 6.
-fn proofs(out: &mut String) -> std::fmt::Result {
-    let auth = AuthKey::from_hex(KEY).unwrap();
-    let transcript = SessionTranscript {
+/// The same exchange for whoever it is, inside TLS if there is a channel.
+fn transcript<'a>(
+    identity: (&'a str, &'a str),
+    channel: &'a [u8],
+    key_required: bool,
+) -> SessionTranscript<'a> {
+    SessionTranscript {
         protocol_min: 1,
         protocol_max: 2,
         protocol: 1,
@@ -72,10 +77,75 @@ fn proofs(out: &mut String) -> std::fmt::Result {
         server_nonce: &[0x22; 32],
         session_id: &[0x33; 16],
         node_id: "node-a",
-        key_required: true,
-        identity: ("", ""),
-        channel: &[],
-    };
+        key_required,
+        identity,
+        channel,
+    }
+}
+
+const CHANNEL: [u8; 32] = [0x77; 32];
+const TENANT: &str = "search";
+
+/// Section 5, inside TLS and of tenants.
+fn tenants(out: &mut String) -> std::fmt::Result {
+    let auth = AuthKey::from_hex(KEY).unwrap();
+    let inside = transcript(("", ""), &CHANNEL, true);
+    writeln!(out, "5 server proof inside TLS, channel 32 times 77: {}", hex(&inside.server_proof(&auth)))?;
+    writeln!(out, "5 client proof inside TLS: {}", hex(&inside.client_proof(&auth)))?;
+    let certified = transcript(("", ""), &CHANNEL, false);
+    let open = AuthKey::open();
+    let proof = hex(&certified.server_proof(&open));
+    writeln!(out, "5 server proof inside TLS to a certificate, no key required: {proof}")?;
+    writeln!(out, "5 client proof of a certificate: {}", hex(&certified.client_proof(&open)))?;
+    let (key, secret) = tenant();
+    writeln!(out, "5 with the same key as that of tenant {TENANT}, key id: {}", key.key_id())?;
+    let identity = secret.identity();
+    let session = transcript(identity, &[], true);
+    writeln!(out, "5 verifier of tenant {TENANT}: {}", key.verifier().to_hex())?;
+    writeln!(out, "5 server proof to tenant {TENANT}: {}", hex(&secret.server_proof(&session)))?;
+    writeln!(out, "5 client proof of tenant {TENANT}: {}", hex(&secret.client_proof(&session)))?;
+    let credential = secret.credential("/memkv.v1.Kv/Get", 1_700_000_000_000, [0x44; 16]);
+    writeln!(
+        out,
+        "5 credential of tenant {TENANT} for /memkv.v1.Kv/Get at 1700000000000 with nonce 16 times 44: {credential}"
+    )?;
+    let secured = transcript(identity, &CHANNEL, true);
+    let [server, client] =
+        [secret.server_proof(&secured), secret.client_proof(&secured)].map(|proof| hex(&proof));
+    writeln!(out, "5 server proof to tenant {TENANT} inside TLS, channel 32 times 77: {server}")?;
+    writeln!(out, "5 client proof of tenant {TENANT} inside TLS: {client}")
+}
+
+fn tenant() -> (TenantKey, ClientSecret) {
+    let auth = AuthKey::from_hex(KEY).unwrap();
+    (TenantKey::new(&auth, TENANT), ClientSecret::new(auth, Some(TENANT)))
+}
+
+/// Section 6, for sessions of a tenant.
+fn attaches(out: &mut String) -> std::fmt::Result {
+    let (_, secret) = tenant();
+    let attach = Attach { session_id: [0x33; 16], client_nonce: [0x55; 32] };
+    let plain = secret.session_key(&transcript(secret.identity(), &[], true));
+    let secured = secret.session_key(&transcript(secret.identity(), &CHANNEL, true));
+    let places = [
+        ("in a session of tenant search", plain),
+        (
+            "in its session inside TLS, on a connection with channel 32 times 88",
+            key_on(&secured, Some(&[0x88; 32])),
+        ),
+    ];
+    for (place, key) in places {
+        let challenge = attach.challenge(&key, &[0x66; 32]);
+        writeln!(out, "6 step 2 {place}: {}", hex(&challenge))?;
+        writeln!(out, "6 step 3 {place}: {}", hex(&attach.answer(&key, &challenge).unwrap()))?;
+    }
+    Ok(())
+}
+
+/// Sections 5 and 6.
+fn proofs(out: &mut String) -> std::fmt::Result {
+    let auth = AuthKey::from_hex(KEY).unwrap();
+    let transcript = transcript(("", ""), &[], true);
     let inputs = format!(
         "key {KEY}, versions 1 2 1, client nonce 32 times 11, server nonce 32 times 22, session id 16 times 33, node-a, key required"
     );
@@ -84,13 +154,15 @@ fn proofs(out: &mut String) -> std::fmt::Result {
     writeln!(out, "5 client proof: {}", hex(&transcript.client_proof(&auth)))?;
     let credential = Credential::new(&auth, "/memkv.v1.Kv/Get", 1_700_000_000_000, [0x44; 16]);
     writeln!(out, "5 credential for /memkv.v1.Kv/Get at 1700000000000 with nonce 16 times 44: {credential}")?;
+    tenants(out)?;
     let attach = Attach { session_id: [0x33; 16], client_nonce: [0x55; 32] };
     let session_key = transcript.session_key(&auth);
     writeln!(out, "6 attach to that session, client nonce 32 times 55, server nonce 32 times 66:")?;
     writeln!(out, "6 step 1: {}", hex(&attach.encode()))?;
     let challenge = attach.challenge(&session_key, &[0x66; 32]);
     writeln!(out, "6 step 2: {}", hex(&challenge))?;
-    writeln!(out, "6 step 3: {}", hex(&attach.answer(&session_key, &challenge).unwrap()))
+    writeln!(out, "6 step 3: {}", hex(&attach.answer(&session_key, &challenge).unwrap()))?;
+    attaches(out)
 }
 
 /// Section 7.
@@ -120,4 +192,24 @@ fn the_examples_are_what_the_code_computes() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/protocol-vectors.txt");
     let written = std::fs::read_to_string(path).unwrap_or_default();
     assert!(written == out, "docs/protocol-vectors.txt must be:\n{out}");
+}
+
+/// A second implementation, written from the document alone, agrees.
+#[test]
+fn another_language_proves_the_same() {
+    let file = |path: &str| format!("{}/{path}", env!("CARGO_MANIFEST_DIR"));
+    let ran = Command::new("python3")
+        .args([file("tests/proofs.py"), file("../docs/protocol-vectors.txt")])
+        .output();
+    let output = match ran {
+        Ok(output) => output,
+        Err(error) => {
+            println!("skipped: this machine has no python3: {error}");
+            return;
+        }
+    };
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let lines: u32 = said.split(' ').next().unwrap().parse().unwrap();
+    assert!(lines >= 20, "only {lines} lines were compared");
 }

@@ -73,6 +73,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "memkv-eviction",
             "memkv-memory",
             "memkv-storage",
+            "memkv-transport",
         ],
     ),
     ("memkv-offload", &["memkv-client", "memkv-radix", "memkv-core", "memkv-codec"]),
