@@ -4,6 +4,7 @@ use crate::args::Global;
 use crate::failure::{Code, Failure};
 use crate::selector::Selector;
 use crate::view::members::Members;
+use crate::view::route::explain;
 use crate::view::storage::{Pin, PinShare, Pinned, Pins, Quarantined, Segment, Unpinned, VerifiedServer};
 use crate::view::{Cleared, Listing, Page, RouteStep, Server, Space, Spaces, Status, Unreachable};
 use indicatif::ProgressBar;
@@ -245,16 +246,20 @@ impl Fleet {
             answers.into_iter().map(|(server, answer)| (server.id, answer)).collect();
         let views = self.client.servers();
         let state = |id: &str| views.iter().find(|view| view.address.id == id).map_or("left", state_name);
+        let members = self.client.membership().members;
         let mut steps = Vec::new();
         for entry in self.client.route(space, key) {
             let answer = by_id.remove(&entry.server.id);
             let asked = (entry.asked > 0).then_some(entry.asked);
             let state = if entry.draining { "draining" } else { state(&entry.server.id) };
             let (score, weight, home) = (Some(entry.score), entry.weight, entry.home);
+            let member = members.iter().find(|member| member.member.id == entry.server.id);
+            let weight_full = member.map_or(weight, |member| member.member.weight.max(weight));
             let step = RouteStep {
                 server: entry.server.id,
                 score,
                 weight,
+                weight_full,
                 state,
                 home,
                 asked,
@@ -269,6 +274,7 @@ impl Fleet {
             let step = RouteStep { state: state(&server), server, ..RouteStep::default() };
             steps.push(answered(step, Some(answer), verify));
         }
+        explain(&mut steps, self.config().replicas);
         steps
     }
 

@@ -300,18 +300,20 @@ pub(crate) fn key(place: &KeyPlace, style: Style) -> String {
         ("HOME", Align::Left),
         ("READ", Align::Right),
         ("STORED", Align::Left),
+        ("WHY", Align::Cut),
     ]);
     for (index, step) in place.route.iter().enumerate() {
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         table.row([
             or_dash(step.score.map(|_| (index + 1).to_string())),
             step.server.clone(),
-            step.weight.to_string(),
+            weight(step),
             or_dash(step.score.map(|score| format!("{score:.1}"))),
             step.state.to_owned(),
             if step.home { "yes" } else { "no" }.to_owned(),
             or_dash(step.asked.map(|asked| asked.to_string())),
             stored(step).to_owned(),
+            step.why.unwrap_or("-").to_owned(),
         ]);
     }
     text.push_str(&table.draw(style));
@@ -325,6 +327,14 @@ pub(crate) fn key(place: &KeyPlace, style: Style) -> String {
         }
     }
     text
+}
+
+/// The weight; of a member that is new or leaves, beside the whole of it.
+fn weight(step: &RouteStep) -> String {
+    if step.weight == step.weight_full {
+        return step.weight.to_string();
+    }
+    format!("{} of {}", step.weight, step.weight_full)
 }
 
 fn stored(step: &RouteStep) -> &'static str {

@@ -269,7 +269,9 @@ fn one_key() {
     let step = |server: &str, score, found, page, verified, error: Option<&str>| RouteStep {
         server: server.to_owned(),
         score,
-        weight: 100,
+        weight: if server == "kv-3" { 30 } else { 100 },
+        weight_full: 100,
+        why: (score > Some(90.0)).then_some("home"),
         state: if error.is_some() { "connecting" } else { "ready" },
         home: score > Some(90.0),
         asked: match server {

@@ -6,6 +6,7 @@
 
 pub(crate) mod drain;
 pub(crate) mod members;
+pub(crate) mod route;
 pub(crate) mod storage;
 
 use crate::units::ratio;
@@ -206,13 +207,18 @@ pub(crate) struct RouteStep {
     pub(crate) server: String,
     /// Null for a server that has no place in the order.
     pub(crate) score: Option<f64>,
+    /// Its share of the keys relative to the others, as it counts now.
     pub(crate) weight: u32,
+    /// What its weight is when it has taken all of it.
+    pub(crate) weight_full: u32,
     /// `ready`, `draining`, `connecting` or `suspect`, as this client sees it.
     pub(crate) state: &'static str,
     /// Whether the page should be there.
     pub(crate) home: bool,
     /// When a read asks it, from 1; null if never.
     pub(crate) asked: Option<usize>,
+    /// Why the page is or should be there; null if neither.
+    pub(crate) why: Option<&'static str>,
     /// Null if the server did not answer.
     pub(crate) found: Option<bool>,
     /// Null unless verification was asked for and the page was found.

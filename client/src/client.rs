@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::time::Instant;
@@ -57,8 +57,8 @@ pub(crate) struct Shared {
     pub(crate) pace: Pace,
     /// Copies that are missing.
     pub(crate) copies: Copies,
-    /// Counts reads, so that those of hot pages begin at different servers.
-    pub(crate) turn: AtomicU32,
+    /// Counts reads, from anywhere, so that those of hot pages begin at different servers.
+    pub(crate) turn: AtomicU64,
     this: std::sync::Weak<Shared>,
 }
 
@@ -81,7 +81,8 @@ impl Shared {
             adopting: Mutex::default(),
             pace: Pace::default(),
             copies: Copies::default(),
-            turn: AtomicU32::new(0),
+            // Clients that begin together must not go the same ways.
+            turn: AtomicU64::new(getrandom::u64().unwrap_or(0)),
             this: this.clone(),
         })
     }
@@ -522,7 +523,7 @@ impl Client {
         let Ok(key) = Key::new(key) else { return Vec::new() };
         let digest = key_digest(space, key);
         let members = self.inner.members();
-        let candidates = members.candidates(digest, 0, &mut Ranks::default());
+        let candidates = members.candidates(digest, &mut Ranks::default());
         let entry = |index: usize| {
             let at = candidates.as_slice().iter().position(|&place| place as usize == index);
             RouteEntry {

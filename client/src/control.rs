@@ -5,6 +5,7 @@
 
 use crate::client::{Inner, Shared};
 use crate::outcome;
+use crate::progress::{TIME_MAX, hear};
 use crate::server::Server;
 use crate::tls::{self, Binding};
 use crate::{Client, Error, ErrorKind, ServerAddress, SpaceDescription, SpaceId};
@@ -12,7 +13,6 @@ use memkv_proto::{AUTH_METADATA, v1};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::mpsc;
 use tonic::transport::{Channel, Endpoint};
 use v1::admin_client::AdminClient;
 use v1::kv_client::KvClient;
@@ -25,11 +25,6 @@ pub(crate) const MESSAGE_BYTES_MAX: usize = 32 << 20;
 
 /// Largest frame that a server may send: pages come in few large ones, not in 16 KiB each.
 const FRAME_BYTES: u32 = 1 << 20;
-
-/// Progress of a check that waits for the caller.
-const VERIFY_QUEUE: usize = 4;
-/// Longest time of one check of all pages.
-const VERIFY_TIME_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What clearing a space came to.
 #[derive(Debug, Default)]
@@ -300,29 +295,13 @@ impl Client {
         &self,
         server_id: &str,
         verify: v1::VerifyRequest,
-        mut progress: impl FnMut(&v1::VerifyResponse),
+        progress: impl FnMut(&v1::VerifyResponse),
     ) -> Result<v1::VerifyResponse, Error> {
-        self.inner.check()?;
-        let server = self.inner.server(server_id)?;
-        let shared = self.inner.shared.clone();
-        let (tell, mut hear) = mpsc::channel(VERIFY_QUEUE);
-        let task = self.inner.handle.spawn(async move {
-            let request = request(&shared, "/memkv.v1.Admin/Verify", verify, VERIFY_TIME_MAX)?;
-            let answer = admin_client(&server).verify(request).await.map_err(|status| error_of(&status))?;
-            let mut steps = answer.into_inner();
-            while let Some(step) = steps.message().await.map_err(|status| error_of(&status))? {
-                if tell.send(step).await.is_err() {
-                    break; // The caller has gone; dropping the stream ends the check.
-                }
-            }
-            Ok(())
-        });
-        let mut last = v1::VerifyResponse::default();
-        while let Some(step) = hear.recv().await {
-            progress(&step);
-            last = step;
-        }
-        task.await.unwrap_or_else(|_| Err(crate::client::closed()))?;
+        let begin = |shared: Arc<Shared>, server: Arc<Server>| async move {
+            let request = request(&shared, "/memkv.v1.Admin/Verify", verify, TIME_MAX)?;
+            Ok(admin_client(&server).verify(request).await)
+        };
+        let last = hear(&self.inner, server_id, begin, progress).await?;
         if last.done {
             return Ok(last);
         }

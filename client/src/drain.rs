@@ -1,15 +1,12 @@
 //! Emptying a server: asks it to copy its pages to the others, and hears how far it is.
 
-use crate::control::{admin_client, error_of, request};
+use crate::client::Shared;
+use crate::control::{admin_client, request};
+use crate::progress::{TIME_MAX, hear};
+use crate::server::Server;
 use crate::{Client, Error, ErrorKind};
 use memkv_proto::v1;
-use std::time::Duration;
-use tokio::sync::mpsc;
-
-/// Progress that waits for the caller.
-const QUEUE: usize = 4;
-/// Longest time that one call listens; the drain itself may take longer.
-const TIME_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+use std::sync::Arc;
 
 impl Client {
     /// Begins a drain of one server, shows it, or cancels it. `progress` is called about twice a second; the last
@@ -22,29 +19,13 @@ impl Client {
         &self,
         server_id: &str,
         drain: v1::DrainRequest,
-        mut progress: impl FnMut(&v1::DrainProgress),
+        progress: impl FnMut(&v1::DrainProgress),
     ) -> Result<v1::DrainProgress, Error> {
-        self.inner.check()?;
-        let server = self.inner.server(server_id)?;
-        let shared = self.inner.shared.clone();
-        let (tell, mut hear) = mpsc::channel(QUEUE);
-        let task = self.inner.handle.spawn(async move {
+        let begin = |shared: Arc<Shared>, server: Arc<Server>| async move {
             let request = request(&shared, "/memkv.v1.Admin/Drain", drain, TIME_MAX)?;
-            let answer = admin_client(&server).drain(request).await.map_err(|status| error_of(&status))?;
-            let mut steps = answer.into_inner();
-            while let Some(step) = steps.message().await.map_err(|status| error_of(&status))? {
-                if tell.send(step).await.is_err() {
-                    break; // The caller has gone.
-                }
-            }
-            Ok(())
-        });
-        let mut last = v1::DrainProgress::default();
-        while let Some(step) = hear.recv().await {
-            progress(&step);
-            last = step;
-        }
-        task.await.unwrap_or_else(|_| Err(crate::client::closed()))?;
+            Ok(admin_client(&server).drain(request).await)
+        };
+        let last = hear(&self.inner, server_id, begin, progress).await?;
         if last.done {
             return Ok(last);
         }

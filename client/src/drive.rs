@@ -161,7 +161,12 @@ fn end(batch: &mut Batch<'_>, exchanges: &mut Vec<Exchange>) {
     let kind = Kind::of(batch.op);
     let mut blamed: Option<Arc<Server>> = None;
     for exchange in exchanges.drain(..) {
-        let Ended { server, permits, failure, corrupt } = exchange.end(batch);
+        let Ended { server, permits, failure, corrupt, took } = exchange.end(batch);
+        match took {
+            Some(_) if failure.is_some() => server.read_cost.missed(),
+            Some((bytes, time)) => server.read_cost.note(bytes, time),
+            None => {}
+        }
         if let Some(corrupt) = corrupt {
             server.answered(corrupt);
         }

@@ -280,6 +280,7 @@ impl Job<'_> {
             count: 1,
             deadline: Instant::now() + limit,
             is_early: false,
+            is_timed: false,
             care: Care::new(&self.shared.config),
             deadline_ms: u32::try_from(limit.as_millis()).unwrap_or(u32::MAX),
             seen_len: 0,

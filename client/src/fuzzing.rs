@@ -143,6 +143,7 @@ impl Caller {
             count: keys.len(),
             deadline: Instant::now() + Duration::from_secs(60),
             is_early: false,
+            is_timed: false,
             care: Care::new(&self.config),
             deadline_ms: 1000,
             seen_len: 0,

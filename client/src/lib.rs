@@ -43,6 +43,7 @@ mod ops;
 mod outcome;
 mod plan;
 mod pool;
+mod progress;
 #[allow(unsafe_code, reason = "the one place where a caller's raw memory becomes slices for vectored I/O")]
 mod raw;
 mod rdma;
@@ -53,6 +54,7 @@ mod shm;
 pub mod sim;
 mod space;
 mod spin;
+mod spread;
 mod stats;
 #[allow(dead_code, reason = "shown by inspect soon")]
 mod tls;

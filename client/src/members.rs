@@ -66,6 +66,8 @@ pub(crate) struct Candidates {
     present: u8,
     /// Bit `i`: candidate `i` is a home, so the page should be there.
     homes: u16,
+    /// Many read it: any of the present candidates may be the first.
+    hot: bool,
 }
 
 impl Candidates {
@@ -92,15 +94,19 @@ impl Candidates {
         }
     }
 
-    /// Begins with another of the present candidates, so that readers spread over them.
-    fn rotate(&mut self, turn: u32) {
+    /// The candidates of the present order if many read the page, so that readers should spread over them.
+    pub(crate) fn hot(&self) -> Option<&[u32]> {
+        self.hot.then(|| &self.list[..usize::from(self.present)])
+    }
+
+    /// Begins with another of the present candidates.
+    pub(crate) fn begin_with(&mut self, by: usize) {
         let present = usize::from(self.present);
-        if present < 2 {
+        if by == 0 || by >= present {
             return;
         }
-        let by = turn as usize % present;
         self.list[..present].rotate_left(by);
-        // Only the present candidates have been added yet.
+        // Only present candidates are homes.
         let homes = u32::from(self.homes);
         let turned = (homes >> by) | (homes << (present - by));
         self.homes = (turned & ((1 << present) - 1)) as u16;
@@ -206,16 +212,14 @@ impl Members {
         })
     }
 
-    /// Where a page may be. Reads of hot pages begin with another home each `turn`.
-    pub(crate) fn candidates(&self, digest: u64, turn: u32, ranks: &mut Ranks) -> Candidates {
+    /// Where a page may be.
+    pub(crate) fn candidates(&self, digest: u64, ranks: &mut Ranks) -> Candidates {
         let mut found = Candidates::default();
         let hot = self.hot.copies(digest);
         let homes = self.replicas.max(hot.map_or(0, usize::from));
         self.walk(&self.nodes, None, digest, homes, ranks, &mut found);
         found.present = found.len;
-        if hot.is_some() {
-            found.rotate(turn);
-        }
+        found.hot = hot.is_some();
         // The newest list first: most pages were where it says.
         for earlier in self.earlier.iter().rev() {
             self.walk(&earlier.nodes, Some(&earlier.places), digest, self.replicas, ranks, &mut found);

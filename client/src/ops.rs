@@ -225,6 +225,7 @@ impl<'a> Run<'a> {
             count,
             deadline: self.round_end,
             is_early: self.round_end < deadline,
+            is_timed: self.call.op == Op::Get && !self.members.hot().is_empty(),
             care: Care::new(&self.inner.shared.config),
             deadline_ms: u32::try_from(left).unwrap_or(u32::MAX),
             seen_len: self.seen_len,
@@ -255,7 +256,7 @@ impl<'a> Run<'a> {
         } else if is_early {
             shared.pace.note(self.round_bytes, self.begun.elapsed());
         }
-        self.scratch.end_round(self.call.outcomes);
+        self.scratch.end_round(self.call.outcomes, &self.members);
     }
 
     /// Counts, orders missing copies, and gives the working memory back.

@@ -12,6 +12,7 @@
 use crate::PageOutcome;
 use crate::exchange::Exchange;
 use crate::members::{Candidates, Members};
+use crate::spread::Spread;
 use memkv_core::page::key_digest;
 use memkv_core::route::{self, Ranks};
 use memkv_core::{Key, SpaceId};
@@ -68,6 +69,7 @@ pub(crate) struct Scratch {
     /// Whether ops may go to a server, for all that can be reached.
     pub(crate) available: Vec<bool>,
     ranks: Ranks,
+    spread: Spread,
 }
 
 impl Scratch {
@@ -110,7 +112,7 @@ impl Scratch {
         self.lookups.clear();
         let mut times = 1;
         for page in 0..count {
-            let candidates = members.candidates(self.digests[page], 0, &mut self.ranks);
+            let candidates = members.candidates(self.digests[page], &mut self.ranks);
             times = times.max(goes_to(&candidates, op).count());
             self.lookups.push(Lookup { candidates, ..Lookup::new() });
         }
@@ -143,15 +145,27 @@ impl Scratch {
         }
     }
 
-    /// After [`Scratch::plan`]: prepares the rounds of a read. `turn` says where to begin with pages that many read.
-    pub(crate) fn plan_reads(&mut self, members: &Members, turn: u32) {
+    /// After [`Scratch::plan`]: prepares the rounds of a read. `turn` is another number for each op of each client; who
+    /// is the first of pages that many read depends on it.
+    pub(crate) fn plan_reads(&mut self, members: &Members, turn: u64) {
+        let reach = &members.reach;
+        self.available.clear();
+        self.available.extend(reach.iter().map(|server| server.is_available()));
         self.lookups.clear();
+        self.spread.begin(reach.len(), turn);
         for &digest in &self.digests {
-            let candidates = members.candidates(digest, turn, &mut self.ranks);
+            let mut candidates = members.candidates(digest, &mut self.ranks);
+            if let Some(copies) = candidates.hot() {
+                let cost = |server: u32| {
+                    let server = server as usize;
+                    self.available[server].then(|| reach[server].read_cost.get())
+                };
+                let first = self.spread.choose(copies, cost);
+                candidates.begin_with(first);
+            }
             self.lookups.push(Lookup { candidates, ..Lookup::new() });
         }
-        self.available.clear();
-        self.available.extend(members.reach.iter().map(|server| server.is_available()));
+        self.spread.end(|server| &reach[server].read_cost);
     }
 
     /// Groups the pages that are not settled by their next candidates. Returns how many there are, and how many of them
@@ -183,12 +197,16 @@ impl Scratch {
     }
 
     /// After a round: notes who did not have what, and keeps for each page what says most.
-    pub(crate) fn end_round(&mut self, outcomes: &mut [PageOutcome]) {
+    pub(crate) fn end_round(&mut self, outcomes: &mut [PageOutcome], members: &Members) {
         for &page in &self.order {
             let page = page as usize;
             let lookup = &mut self.lookups[page];
             if matches!(outcomes[page], PageOutcome::Miss | PageOutcome::Corrupt) {
                 lookup.missed |= 1 << (lookup.asked - 1);
+                if lookup.candidates.hot().is_some() {
+                    let server = lookup.candidates.as_slice()[usize::from(lookup.asked) - 1];
+                    members.reach[server as usize].read_cost.missed();
+                }
             }
             if says_less(outcomes[page], lookup.before) {
                 outcomes[page] = lookup.before;

@@ -6,6 +6,7 @@ use crate::config::Transport;
 use crate::gates::{Closed, Entry, Gates, Permits};
 use crate::pool::{Pool, Taken};
 use crate::shm::Views;
+use crate::spread::Cost;
 use crate::stats::Shed;
 use crate::tls::Binding;
 use crate::way::Ways;
@@ -37,6 +38,8 @@ pub(crate) struct Server {
     pub(crate) binding: Binding,
     pub(crate) pool: Pool,
     pub(crate) ways: Ways,
+    /// How long reads of hot pages took lately.
+    pub(crate) read_cost: Cost,
     /// Its pages, for connections on its own host.
     pub(crate) views: Views,
     pub(crate) attempt: watch::Sender<Attempt>,
@@ -94,6 +97,7 @@ impl Server {
             binding: Binding::default(),
             pool: Pool::default(),
             ways: Ways::default(),
+            read_cost: Cost::default(),
             views: Views::default(),
             attempt: watch::Sender::new(Attempt::None),
             limits: Mutex::new(Limits::default()),

@@ -2,6 +2,7 @@
 //! the breaker opened at once and without a word to it; the others' keys hit all the while, in the same batches.
 
 use crate::common::{PATIENCE, assert_all, assert_hits, exists, get, put};
+use crate::names::{Names, a, srv};
 use memkv_client::blocking::{Client, Space};
 use memkv_client::{Config, PageOutcome, ServerState, ServerStats, SpaceDescription, Transport};
 use memkv_tests::daemon::{Daemon, KEY, Setup};
@@ -10,6 +11,7 @@ use memkv_tests::proxy::{Faults, Proxy, Way};
 use memkv_tests::wait_for;
 use memkv_tests::wire::{DataConn, offer_frame};
 use memkv_transport::frame::Code;
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 const LEN: usize = 64 << 10;
@@ -314,6 +316,42 @@ fn no_call_waits_for_a_connect() {
     rig.proxy.set(Faults::default());
     rig.recovers();
     rig.end();
+}
+
+/// A member that has just been found has no session yet, and one that never answers never will. Calls go on without it.
+#[test]
+fn no_first_call_to_a_new_member_waits_for_a_connect() {
+    for transport in [Transport::Tcp, Transport::Grpc] {
+        let (names, daemon) = (Names::start(), Daemon::start().unwrap());
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let record = |port| srv("_memkv._tcp.kv.example.", (0, 100, port), &format!("kv-{port}.example."), 1);
+        let address = |port: u16| a(&format!("kv-{port}.example."), [127, 0, 0, 1], 1);
+        let all = [daemon.port(), silent.local_addr().unwrap().port()];
+        names.set(vec![record(all[0]), address(all[0])]);
+        let config = Config::builder().without_environment().auth_key_hex(KEY).transport(transport);
+        let config = config.op_timeout(OP_TIMEOUT).connect_timeout(Duration::from_secs(60));
+        let config =
+            config.discovery(names.location("srv://_memkv._tcp.kv.example.")).set("member_ramp", "off");
+        let client = Client::connect(config.set("move_grace", "off").build().unwrap()).unwrap();
+        let space = client.space(SpaceDescription::named("failures").unwrap()).unwrap();
+        let keys = keys("page", 40);
+        assert_all(&put(&space, &keys, &pages(&keys, LEN)), PageOutcome::Stored);
+        names.set(all.into_iter().flat_map(|port| [record(port), address(port)]).collect());
+        wait_for("the client knows of the new member", PATIENCE, || {
+            (client.servers().len() == 2).then_some(())
+        })
+        .unwrap();
+        let is_new = |key: &Vec<u8>| client.route(space.id(), key)[0].server.port == all[1];
+        for (key, (outcome, _)) in keys.iter().zip(get(&space, &keys, LEN)) {
+            // A call that had waited would say that the time was over.
+            let expected = if is_new(key) { PageOutcome::Unavailable } else { PageOutcome::Hit };
+            assert_eq!(outcome, expected, "{transport:?}, {}", key.escape_ascii());
+        }
+        assert!(keys.iter().any(is_new) && !keys.iter().all(is_new));
+        let stats = client.stats().servers;
+        assert!(stats.iter().all(|server| server.timeouts == 0), "{stats:?}");
+        client.close();
+    }
 }
 
 /// Slots that wait for pages of all connections together have a bound; beyond it puts are refused, and gets are not.

@@ -12,7 +12,11 @@ mod copies;
 #[cfg(test)]
 mod drain;
 #[cfg(test)]
+mod etcd;
+#[cfg(test)]
 mod failures;
+#[cfg(test)]
+mod guarded;
 #[cfg(test)]
 mod leaving;
 #[cfg(test)]
@@ -21,6 +25,10 @@ mod membership;
 mod names;
 #[cfg(test)]
 mod recorded;
+#[cfg(test)]
+mod rolling;
+#[cfg(test)]
+mod stage;
 #[cfg(test)]
 mod stuck;
 #[cfg(test)]

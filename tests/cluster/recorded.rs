@@ -10,7 +10,7 @@ use memkv_proto::AUTH_METADATA;
 use memkv_tests::control::{Control, unix_ms};
 use memkv_tests::random;
 use memkv_tests::wire::dial;
-use memkv_transport::auth::{AuthKey, Credential, SessionKey, SessionTranscript};
+use memkv_transport::auth::{AuthKey, Credential, SECRET_BYTES, SessionKey, SessionTranscript};
 use memkv_transport::frame::{HEADER_BYTES, Header};
 use memkv_transport::handshake::{Attach, CHALLENGE_BYTES, WELCOME_BYTES};
 use std::fmt::Write as _;
@@ -167,39 +167,9 @@ impl<'a> Player<'a> {
             let first = hear.message().await?.context("the stream ended before the challenge")?;
             anyhow::Ok((first, hear))
         })?;
-        let challenge = inner(&answer)?;
-        let said_hello = inner(sent)?;
-        let number = |fields: &[Field], number| {
-            fields.iter().find(|field| field.number == number).map_or(0, |field| field.value)
-        };
-        let bytes = |fields: &[Field], number| {
-            fields
-                .iter()
-                .find(|field| field.number == number)
-                .map(|field| field.bytes.clone())
-                .unwrap_or_default()
-        };
-        let (server_nonce, session_id) = (bytes(&challenge, 2), bytes(&challenge, 3));
-        let (client_nonce, node_id) = (bytes(&said_hello, 3), String::from_utf8(bytes(&challenge, 4))?);
-        let transcript = SessionTranscript {
-            protocol_min: u32::try_from(number(&said_hello, 1))?,
-            protocol_max: u32::try_from(number(&said_hello, 2))?,
-            protocol: u32::try_from(number(&challenge, 1))?,
-            client_nonce: &client_nonce,
-            server_nonce: &server_nonce,
-            session_id: &session_id,
-            node_id: &node_id,
-            key_required: number(&challenge, 6) == 1,
-            identity: ("", ""),
-            channel: &[],
-        };
-        ensure!(
-            transcript.server_proof(&self.key)[..] == bytes(&challenge, 5)[..],
-            "the server's proof is wrong"
-        );
-        let id = session_id[..].try_into().context("a session's identity has 16 bytes")?;
-        let proof = transcript.client_proof(&self.key).to_vec();
-        self.session = Some((id, transcript.session_key(&self.key), proof));
+        let agreed = Agreed::of(sent, &answer, &self.key)?;
+        ensure!(agreed.server_proof[..] == bytes_of(&inner(&answer)?, 5)[..], "the server's proof is wrong");
+        self.session = Some((agreed.session_id, agreed.session_key, agreed.client_proof.to_vec()));
         self.stream = Some((say, hear));
         self.hello = sent.to_vec();
         Ok(answer)
@@ -238,6 +208,42 @@ impl<'a> Player<'a> {
     }
 }
 
+/// What follows from the first two messages of a session.
+pub(crate) struct Agreed {
+    pub(crate) session_id: [u8; 16],
+    pub(crate) session_key: SessionKey,
+    pub(crate) server_proof: [u8; SECRET_BYTES],
+    pub(crate) client_proof: [u8; SECRET_BYTES],
+}
+
+impl Agreed {
+    /// `hello` and `challenge` are whole messages of the stream.
+    pub(crate) fn of(hello: &[u8], challenge: &[u8], key: &AuthKey) -> anyhow::Result<Self> {
+        let (hello, challenge) = (inner(hello)?, inner(challenge)?);
+        let number = |fields: &[Field], number| find(fields, number).map_or(0, |field| field.value);
+        let (server_nonce, session_id) = (bytes_of(&challenge, 2), bytes_of(&challenge, 3));
+        let (client_nonce, node_id) = (bytes_of(&hello, 3), String::from_utf8(bytes_of(&challenge, 4))?);
+        let transcript = SessionTranscript {
+            protocol_min: u32::try_from(number(&hello, 1))?,
+            protocol_max: u32::try_from(number(&hello, 2))?,
+            protocol: u32::try_from(number(&challenge, 1))?,
+            client_nonce: &client_nonce,
+            server_nonce: &server_nonce,
+            session_id: &session_id,
+            node_id: &node_id,
+            key_required: number(&challenge, 6) == 1,
+            identity: ("", ""),
+            channel: &[],
+        };
+        Ok(Self {
+            session_id: session_id[..].try_into().context("a session's identity has 16 bytes")?,
+            session_key: transcript.session_key(key),
+            server_proof: transcript.server_proof(key),
+            client_proof: transcript.client_proof(key),
+        })
+    }
+}
+
 fn read_frame(stream: &mut TcpStream) -> anyhow::Result<Vec<u8>> {
     let mut header = [0; HEADER_BYTES];
     stream.read_exact(&mut header)?;
@@ -271,6 +277,15 @@ pub(crate) fn compare(step: &Step, today: &[u8]) -> anyhow::Result<()> {
     }
 }
 
+fn find(fields: &[Field], number: u32) -> Option<&Field> {
+    fields.iter().find(|field| field.number == number)
+}
+
+/// The bytes of a field; none if it is not there.
+pub(crate) fn bytes_of(fields: &[Field], number: u32) -> Vec<u8> {
+    find(fields, number).map(|field| field.bytes.clone()).unwrap_or_default()
+}
+
 /// One field of a protobuf message, as it is on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Field {
@@ -292,7 +307,7 @@ fn keeps(recorded: &[Field], today: &[Field], masked: &[u32]) -> anyhow::Result<
 }
 
 /// The fields of the one message that a message of a stream carries.
-fn inner(message: &[u8]) -> anyhow::Result<Vec<Field>> {
+pub(crate) fn inner(message: &[u8]) -> anyhow::Result<Vec<Field>> {
     let outer = fields(message)?;
     let [only] = &outer[..] else { bail!("a message of a stream carries one message: {outer:?}") };
     let mut within = fields(&only.bytes)?;
@@ -336,7 +351,7 @@ fn varint(rest: &mut &[u8]) -> anyhow::Result<u64> {
 
 /// Messages as the bytes they are.
 #[derive(Clone, Copy, Debug, Default)]
-struct Raw;
+pub(crate) struct Raw;
 
 impl Codec for Raw {
     type Encode = Vec<u8>;

@@ -1,31 +1,33 @@
-//! Releases that meet: a session of an earlier one, things that only a newer one could say, and a restart of server
-//! after server while clients go on.
+//! Releases that meet: sessions of earlier ones, played to today's server and to today's client, and things that only a
+//! newer one could say.
 
-use crate::common::{
-    PATIENCE, StopAtEnd, assert_all, assert_hits, client_of, get, named_servers, put, space_of,
-};
+use crate::common::{PATIENCE, client_of, exists, get, put, space_of};
 use crate::recorded::{Kind, Player, Step, compare, parse, to_text};
+use crate::stage::Stage;
+use memkv_client::blocking::Space;
 use memkv_client::{PageOutcome, ServerState};
 use memkv_core::SpaceDescription;
 use memkv_proto::v1;
-use memkv_tests::daemon::{Daemon, KEY, Setup};
-use memkv_tests::pages::{keys, page, pages};
+use memkv_tests::daemon::{Daemon, KEY};
+use memkv_tests::pages::page;
 use memkv_tests::{random, wait_for, wire};
 use memkv_transport::auth::AuthKey;
 use memkv_transport::frame::{Code, Header, Op};
 use prost::Message as _;
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-const LEN: usize = 16 << 10;
 /// The space and the page of recorded sessions.
 const SPACE: &str = "recorded";
 const PAGE_BYTES: usize = 300;
 
 fn samples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster/samples")
+}
+
+/// The recorded sessions.
+fn recordings() -> impl Iterator<Item = PathBuf> {
+    let files = std::fs::read_dir(samples()).unwrap().map(|file| file.unwrap().path());
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "txt"))
 }
 
 /// What a client does in a recorded session, without the answers.
@@ -44,7 +46,8 @@ fn script() -> Vec<Step> {
     let description = SpaceDescription::named(SPACE).unwrap();
     let space = description.id();
     let open = v1::OpenSpaceRequest { space: Some((&description).into()) };
-    let [first, second] = [b"first".as_slice(), b"second"];
+    let [first, second, third] = [b"first".as_slice(), b"second", b"third"];
+    let other = page(third, PAGE_BYTES);
     let (page, len) = (page(first, PAGE_BYTES), PAGE_BYTES as u32);
     let attach = memkv_transport::handshake::Attach { session_id: [0; 16], client_nonce: [7; 32] };
     let of = |op, id, keys: &[&[u8]]| {
@@ -61,6 +64,9 @@ fn script() -> Vec<Step> {
         of(Op::Delete, 6, &[first, second]),
         wire::get_frame(7, space, &[(first, len)], true),
         wire::frame(Header::request(Op::Ping, 8, space, 0), b"", b""),
+        wire::direct_frame(9, space, &[(third, &other)]),
+        wire::direct_frame(10, space, &[(third, &other)]),
+        of(Op::Delete, 11, &[third]),
     ];
     let exists = v1::ExistsRequest { space_id: space.0.to_vec(), keys: vec![first.to_vec()] };
     let mut steps = vec![
@@ -91,11 +97,7 @@ fn sessions_of_earlier_releases_are_served_as_they_were() {
         std::fs::write(path, to_text(env!("CARGO_PKG_VERSION"), &steps)).unwrap();
     }
     let mut played = 0;
-    for file in std::fs::read_dir(samples()).unwrap() {
-        let path = file.unwrap().path();
-        if path.extension().is_none_or(|extension| extension != "txt") {
-            continue;
-        }
+    for path in recordings() {
         let steps = parse(&std::fs::read_to_string(&path).unwrap()).unwrap();
         assert!(steps.len() > 10, "{}", path.display());
         let mut player = Player::new(daemon.addr(), &control, key.clone());
@@ -104,6 +106,50 @@ fn sessions_of_earlier_releases_are_served_as_they_were() {
             compared
                 .unwrap_or_else(|error| panic!("{}, step {at}, {:?}: {error:#}", path.display(), step.kind));
         }
+        played += 1;
+    }
+    assert!(played > 0, "there is a sample");
+}
+
+/// What the recorded sessions have, asked for by a client of today.
+fn story(space: &Space) {
+    let [first, second, third] = ["first", "second", "third"].map(|key| key.as_bytes().to_vec());
+    let both = [first.clone(), second];
+    assert_eq!(exists(space, &both), [false, false]);
+    let (third, other) = ([third.clone()], [page(&third, PAGE_BYTES)]);
+    assert_eq!(put(space, &third, &other), [PageOutcome::Stored]);
+    assert_eq!(put(space, &third, &other), [PageOutcome::Exists]);
+    let got = get(space, &both, PAGE_BYTES);
+    assert_eq!(got[0], (PageOutcome::Hit, page(&first, PAGE_BYTES)));
+    assert_eq!(got[1].0, PageOutcome::Miss);
+    let mut found = [false; 2];
+    space.touch(&both, &mut found).unwrap();
+    assert_eq!(found, [true, false]);
+    space.delete(&both, &mut found).unwrap();
+    assert_eq!(found, [true, false]);
+    assert_eq!(get(space, &both[..1], PAGE_BYTES)[0].0, PageOutcome::Miss);
+    space.delete(&third, &mut found[..1]).unwrap();
+    assert!(found[0]);
+}
+
+#[test]
+fn servers_of_earlier_releases_are_understood() {
+    let mut played = 0;
+    for path in recordings() {
+        let steps = parse(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let frames = steps.iter().filter(|step| step.kind == Kind::Frame).count();
+        let stage = Stage::start(steps, AuthKey::from_hex(KEY).unwrap()).unwrap();
+        let client = client_of(&format!("old={}", stage.addr()));
+        story(&space_of(&client, SPACE));
+        wait_for("the server is asked whether it lives", PATIENCE, || (stage.pings() > 0).then_some(()))
+            .unwrap();
+        let server = &client.servers()[0];
+        assert_eq!((&server.state, &server.last_error), (&ServerState::Ready, &None), "{}", path.display());
+        assert_eq!(server.node_id.as_deref(), Some(stage.node_id()), "{}", path.display());
+        assert_eq!(stage.surprises(), [] as [String; 0], "{}", path.display());
+        // All but the offers and the ping, which are for servers and clients that do without the direct put.
+        assert_eq!(stage.answered(), frames - 4, "{}", path.display());
+        client.close();
         played += 1;
     }
     assert!(played > 0, "there is a sample");
@@ -162,74 +208,4 @@ fn without_a_common_version_the_older_side_is_named() {
         assert!(text.contains(older) && text.contains("protocol version 1"), "{text}");
     }
     assert!(control.session_with(hello(1, 1)).is_ok());
-}
-
-/// Starts a server whose memory outlives it.
-fn warm(folder: &Path) -> Daemon {
-    let backing = folder.display().to_string();
-    let args = vec!["--memory-backing".to_owned(), backing];
-    Daemon::start_with(Setup { args, ..Setup::default() }).unwrap()
-}
-
-#[test]
-fn servers_are_restarted_one_by_one_under_load_and_nothing_is_lost() {
-    let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir_in("/dev/shm").unwrap()).collect();
-    let mut daemons: Vec<_> = folders.iter().map(|folder| warm(folder.path())).collect();
-    let servers = named_servers(&daemons, &[]);
-    let client = client_of(&servers);
-    let space = space_of(&client, "rolling");
-    let old = keys("old", 300);
-    assert_all(&put(&space, &old, &pages(&old, LEN)), PageOutcome::Stored);
-    let (stop, stored) = (AtomicBool::new(false), Mutex::new(HashSet::new()));
-    let all_ready = || {
-        let ready = || client.servers().iter().all(|server| server.state == ServerState::Ready).then_some(());
-        wait_for("the client has a session with each server", PATIENCE, ready).unwrap();
-    };
-    std::thread::scope(|scope| {
-        let _stop = StopAtEnd(&stop);
-        for reader in 0..2 {
-            let (space, old, stop) = (&space, &old, &stop);
-            scope.spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    for part in old.chunks(50 + reader) {
-                        for (key, (outcome, bytes)) in part.iter().zip(get(space, part, LEN)) {
-                            // A server that is away is a miss at once: not an error, not a timeout.
-                            let may_be = [PageOutcome::Hit, PageOutcome::Miss, PageOutcome::Unavailable];
-                            assert!(may_be.contains(&outcome), "{outcome:?} of {}", key.escape_ascii());
-                            assert!(outcome != PageOutcome::Hit || bytes == page(key, LEN));
-                        }
-                    }
-                }
-            });
-        }
-        let (space, stop, stored) = (&space, &stop, &stored);
-        scope.spawn(move || {
-            for name in 0.. {
-                if stop.load(Ordering::Relaxed) || name == 400 {
-                    break;
-                }
-                let new = keys(&format!("new-{name}"), 5);
-                for (key, outcome) in new.iter().zip(put(space, &new, &pages(&new, LEN))) {
-                    let may_be = [PageOutcome::Stored, PageOutcome::Unavailable, PageOutcome::Busy];
-                    assert!(may_be.contains(&outcome), "{outcome:?} of {}", key.escape_ascii());
-                    if outcome == PageOutcome::Stored {
-                        stored.lock().unwrap().insert(key.clone());
-                    }
-                }
-                std::thread::sleep(std::time::Duration::from_millis(10));
-            }
-        });
-        for daemon in &mut daemons {
-            assert!(daemon.stop().unwrap().success());
-            daemon.restart().unwrap();
-            all_ready();
-        }
-        stop.store(true, Ordering::Relaxed);
-    });
-    all_ready();
-    assert_hits(&space, &old, LEN);
-    let stored: Vec<_> = stored.into_inner().unwrap().into_iter().collect();
-    assert!(stored.len() > 20, "{}", stored.len());
-    assert_hits(&space, &stored, LEN);
-    client.close();
 }

@@ -8,6 +8,7 @@ use anyhow::{Context as _, ensure};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -22,6 +23,19 @@ pub struct Etcd {
     folder: TempDir,
     port: u16,
     peer_port: u16,
+    /// The port inside TLS, and the files for it.
+    tls: Option<(u16, EtcdFiles)>,
+}
+
+/// PEM files of an etcd that speaks TLS.
+#[derive(Clone, Debug)]
+pub struct EtcdFiles {
+    /// Its certificate.
+    pub cert: PathBuf,
+    /// The certificate's key.
+    pub key: PathBuf,
+    /// The CA of clients' certificates, without which nobody is let in inside TLS.
+    pub client_ca: PathBuf,
 }
 
 impl Etcd {
@@ -31,24 +45,34 @@ impl Etcd {
     ///
     /// If there is no etcd, or it does not become healthy; the error has its log.
     pub fn start() -> anyhow::Result<Self> {
+        Self::start_with(None)
+    }
+
+    /// Starts an etcd that also speaks TLS, on a port of its own; see [`Etcd::tls_location`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Etcd::start`].
+    pub fn start_with(files: Option<EtcdFiles>) -> anyhow::Result<Self> {
         const ATTEMPTS: usize = 5;
         for _ in 1..ATTEMPTS {
-            let mut etcd = Self::spawned()?;
+            let mut etcd = Self::spawned(files.clone())?;
             match etcd.wait_healthy() {
                 // Somebody else took the port in between.
                 Err(_) if etcd.log().contains("address already in use") => {}
                 outcome => return outcome.map(|()| etcd),
             }
         }
-        let mut etcd = Self::spawned()?;
+        let mut etcd = Self::spawned(files)?;
         etcd.wait_healthy().map(|()| etcd)
     }
 
-    fn spawned() -> anyhow::Result<Self> {
+    fn spawned(files: Option<EtcdFiles>) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir().context("make a folder for etcd")?;
         let (port, peer_port) = (free_port()?, free_port()?);
-        let child = spawn(&folder, port, peer_port)?;
-        Ok(Self { child, folder, port, peer_port })
+        let tls = files.map(|files| anyhow::Ok((free_port()?, files))).transpose()?;
+        let child = spawn(&folder, port, peer_port, tls.as_ref())?;
+        Ok(Self { child, folder, port, peer_port, tls })
     }
 
     /// Where clients connect.
@@ -61,6 +85,49 @@ impl Etcd {
     #[must_use]
     pub fn location(&self, prefix: &str) -> String {
         format!("etcd://{}/{prefix}", self.addr())
+    }
+
+    /// As [`Etcd::location`], inside TLS. The location still wants its parameters.
+    ///
+    /// # Panics
+    ///
+    /// If it was started without TLS.
+    #[must_use]
+    pub fn tls_location(&self, prefix: &str) -> String {
+        let (port, _) = self.tls.as_ref().expect("the test started it with TLS");
+        format!("etcds://127.0.0.1:{port}/{prefix}")
+    }
+
+    /// From now on only users are let in: `root`, and `user`, who may read and write what is under `prefix`. Both have
+    /// this password.
+    ///
+    /// # Errors
+    ///
+    /// If etcd does not do it.
+    pub fn require_users(&self, user: &str, password: &str, prefix: &str) -> anyhow::Result<()> {
+        let (begin, end) = (base64(format!("{prefix}/").as_bytes()), base64(format!("{prefix}0").as_bytes()));
+        for name in ["root", user] {
+            self.post("/v3/auth/user/add", &format!(r#"{{"name":"{name}","password":"{password}"}}"#))?;
+            self.post("/v3/auth/role/add", &format!(r#"{{"name":"{name}"}}"#))?;
+            self.post("/v3/auth/user/grant", &format!(r#"{{"user":"{name}","role":"{name}"}}"#))?;
+        }
+        let range = format!(r#"{{"permType":"READWRITE","key":"{begin}","range_end":"{end}"}}"#);
+        self.post("/v3/auth/role/grant", &format!(r#"{{"name":"{user}","perm":{range}}}"#))?;
+        self.post("/v3/auth/enable", "{}")
+    }
+
+    /// Gives a user another password, as root; all of the user's tokens end.
+    ///
+    /// # Errors
+    ///
+    /// If etcd does not do it.
+    pub fn change_password(&self, root_password: &str, user: &str, password: &str) -> anyhow::Result<()> {
+        let login = format!(r#"{{"name":"root","password":"{root_password}"}}"#);
+        let answer = self.ask("/v3/auth/authenticate", &login, "")?;
+        let (_, token) = answer.split_once(r#""token":""#).context("there is a token")?;
+        let token = token.split('"').next().unwrap_or_default();
+        let change = format!(r#"{{"name":"{user}","password":"{password}"}}"#);
+        self.ask("/v3/auth/user/changepw", &change, &format!("Authorization: {token}\r\n")).map(drop)
     }
 
     /// `kill -9`; returns when the process is gone.
@@ -83,7 +150,7 @@ impl Etcd {
         if !keep_data {
             std::fs::remove_dir_all(self.folder.path().join("data")).context("remove etcd's data")?;
         }
-        self.child = spawn(&self.folder, self.port, self.peer_port)?;
+        self.child = spawn(&self.folder, self.port, self.peer_port, self.tls.as_ref())?;
         self.wait_healthy()
     }
 
@@ -111,19 +178,19 @@ impl Etcd {
     ///
     /// If etcd does not answer.
     pub fn has(&self, key: &[u8]) -> anyhow::Result<bool> {
-        let answer = self.ask("/v3/kv/range", &format!(r#"{{"key":"{}"}}"#, base64(key)))?;
+        let answer = self.ask("/v3/kv/range", &format!(r#"{{"key":"{}"}}"#, base64(key)), "")?;
         Ok(answer.contains("\"kvs\""))
     }
 
     fn post(&self, path: &str, body: &str) -> anyhow::Result<()> {
-        self.ask(path, body).map(drop)
+        self.ask(path, body, "").map(drop)
     }
 
-    fn ask(&self, path: &str, body: &str) -> anyhow::Result<String> {
+    fn ask(&self, path: &str, body: &str, more: &str) -> anyhow::Result<String> {
         let mut stream = TcpStream::connect(self.addr()).context("connect to etcd")?;
         stream.set_read_timeout(Some(PATIENCE)).context("set the read timeout")?;
         let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: etcd\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            "POST {path} HTTP/1.1\r\nHost: etcd\r\nConnection: close\r\n{more}Content-Length: {}\r\n\r\n",
             body.len()
         );
         stream.write_all(format!("{head}{body}").as_bytes()).context("ask etcd")?;
@@ -158,15 +225,25 @@ impl Drop for Etcd {
     }
 }
 
-fn spawn(folder: &TempDir, port: u16, peer_port: u16) -> anyhow::Result<Child> {
+fn spawn(
+    folder: &TempDir,
+    port: u16,
+    peer_port: u16,
+    tls: Option<&(u16, EtcdFiles)>,
+) -> anyhow::Result<Child> {
     let log = File::options().create(true).append(true).open(folder.path().join("etcd.log"));
     let log = log.context("open etcd's log")?;
-    let (clients, peers) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer_port}"));
+    let (mut clients, peers) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer_port}"));
     let mut command = Command::new("etcd");
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("ETCD_") {
             command.env_remove(name);
         }
+    }
+    if let Some((port, files)) = tls {
+        clients += &format!(",https://127.0.0.1:{port}");
+        command.arg("--cert-file").arg(&files.cert).arg("--key-file").arg(&files.key);
+        command.arg("--trusted-ca-file").arg(&files.client_ca).arg("--client-cert-auth");
     }
     command.arg("--data-dir").arg(folder.path().join("data"));
     command.args(["--name", "test", "--initial-cluster", &format!("test={peers}")]);

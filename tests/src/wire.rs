@@ -5,7 +5,7 @@ use anyhow::{Context as _, ensure};
 use memkv_core::page::{PageHasher, key_digest};
 use memkv_core::{Key, PageMeta, SpaceId};
 use memkv_transport::auth::SessionKey;
-use memkv_transport::frame::{Code, FLAG_EXACT, HEADER_BYTES, Header, Op};
+use memkv_transport::frame::{Code, FLAG_DIRECT, FLAG_EXACT, HEADER_BYTES, Header, Op};
 use memkv_transport::handshake::{Attach, CHALLENGE_BYTES, WELCOME_BYTES, read_status};
 use memkv_transport::records;
 use std::io::{Read as _, Write as _};
@@ -99,6 +99,16 @@ pub fn data_frame(id: u64, space: SpaceId, pages: &[(&[u8], &[u8])]) -> Vec<u8> 
         body.extend_from_slice(page);
     }
     frame(Header::request(Op::PutData, id, space, count(pages.len())), &[], &body)
+}
+
+/// A put frame that brings its pages with the offer.
+#[must_use]
+pub fn direct_frame(id: u64, space: SpaceId, pages: &[(&[u8], &[u8])]) -> Vec<u8> {
+    let offers: Vec<_> = pages.iter().map(|(key, page)| (*key, count(page.len()))).collect();
+    let (offer, data) = (offer_frame(id, space, &offers), data_frame(id, space, pages));
+    let mut header = Header::request(Op::Put, id, space, count(pages.len()));
+    header.flags = FLAG_DIRECT;
+    frame(header, &offer[HEADER_BYTES..], &data[HEADER_BYTES..])
 }
 
 fn count(n: usize) -> u32 {

@@ -12,7 +12,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("memkv-radix", &["memkv-core"]),
     ("memkv-eviction", &["memkv-core"]),
     ("memkv-rdma", &[]),
-    ("memkv-discovery", &["memkv-core"]),
+    ("memkv-discovery", &["memkv-core", "memkv-tls"]),
     ("memkv-tls", &[]),
     ("memkv-credentials", &["memkv-core", "memkv-transport"]),
     ("memkv-memory", &["memkv-core"]),

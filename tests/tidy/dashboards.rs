@@ -1,4 +1,4 @@
-//! Dashboards ask only for series that the server has.
+//! Dashboards and the runbook ask only for series that the server has, and what the runbook has an alarm for can be seen.
 
 use crate::source::{files, root};
 
@@ -13,11 +13,37 @@ fn series(text: &str) -> Vec<String> {
     names.map(base).collect()
 }
 
+/// The series that servers have.
+fn registered() -> Vec<String> {
+    let lists = ["server/src/metrics.rs", "server/src/metrics/storage.rs", "server/src/tenants/show.rs"];
+    let read = |path| std::fs::read_to_string(root().join(path)).expect("a list of series");
+    lists.into_iter().flat_map(|path| series(&read(path))).collect()
+}
+
+#[test]
+fn every_alarm_is_about_a_series_that_exists_and_is_on_the_dashboard() {
+    let registered = registered();
+    let read = |path| std::fs::read_to_string(root().join(path)).expect("a file of the repository");
+    let dashboard = series(&read("deploy/grafana/memkv.json"));
+    let runbook = read("docs/runbook.md");
+    let (_, alarms) = runbook.split_once("## Alarms").expect("the runbook has alarms");
+    let alarms: Vec<_> = alarms.lines().filter(|line| line.starts_with("| `")).collect();
+    assert!(alarms.len() > 10, "the table of alarms is there");
+    for alarm in alarms {
+        for name in series(alarm) {
+            assert!(registered.contains(&name), "the runbook has {name}, which no server has");
+        }
+        // The first column says what the alarm is about; the others say where to look.
+        let about = alarm.split(" | ").next().unwrap_or_default();
+        for name in series(about) {
+            assert!(dashboard.contains(&name), "there is an alarm for {name}, and no panel");
+        }
+    }
+}
+
 #[test]
 fn the_repository_has_no_dashboard_with_an_unknown_series() {
-    let lists = ["server/src/metrics.rs", "server/src/metrics/storage.rs"];
-    let read = |path| std::fs::read_to_string(root().join(path)).expect("a list of series");
-    let registered: Vec<String> = lists.into_iter().flat_map(|path| series(&read(path))).collect();
+    let registered = registered();
     let mut seen = 0;
     for file in files(&["json"]).iter().filter(|file| file.path.starts_with("deploy/grafana/")) {
         serde_json::from_str::<serde_json::Value>(&file.text).expect("a dashboard is JSON");

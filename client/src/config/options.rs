@@ -28,7 +28,7 @@ pub const OPTIONS: &[OptionInfo] = &[
         name: "discovery",
         env: "MEMKV_DISCOVERY",
         default: "",
-        doc: "Where the list of servers comes from, instead of servers: etcd://HOST:PORT[,HOST:PORT]/PREFIX (where servers with the same location register), dns://NAME:PORT (A and AAAA records) or srv://_memkv._tcp.NAME (SRV records). ?server=IP:PORT after a name asks that name server.",
+        doc: "Where the list of servers comes from, instead of servers: etcd://HOST:PORT[,HOST:PORT]/PREFIX (where servers with the same location register), etcds://HOST:PORT/PREFIX?ca=PATH (the same inside TLS; &cert=PATH&key=PATH is a certificate of our own), dns://NAME:PORT (A and AAAA records) or srv://_memkv._tcp.NAME (SRV records). ?user=NAME&password_file=PATH is a user of etcd; ?server=IP:PORT after a name asks that name server.",
     },
     OptionInfo {
         name: "member_grace",

@@ -54,6 +54,8 @@ pub(crate) struct Batch<'a> {
     pub(crate) deadline: Instant,
     /// The deadline is that of a round with another one after it.
     pub(crate) is_early: bool,
+    /// How long each server takes is to be noted, because the batch has hot pages.
+    pub(crate) is_timed: bool,
     /// How it treats servers in trouble.
     pub(crate) care: Care,
     /// Milliseconds left when the op began; requests carry it.
@@ -257,6 +259,9 @@ pub(crate) struct Exchange {
     failure: Option<Failure>,
     /// When to give up before the op's deadline: as a trial of a server that was suspected.
     until: Option<Instant>,
+    /// When it began and ended, if that is of interest.
+    begun: Option<Instant>,
+    ended: Option<Instant>,
     /// Keeps the bytes of a put counted.
     _reserved: Option<Reserved>,
 }
@@ -268,6 +273,8 @@ pub(crate) struct Ended {
     pub(crate) failure: Option<Failure>,
     /// Pages that came and were corrupt; `None` if none came.
     pub(crate) corrupt: Option<u64>,
+    /// How long it took, if that is of interest, and how many bytes of pages came.
+    pub(crate) took: Option<(u64, Duration)>,
 }
 
 impl Exchange {
@@ -284,7 +291,20 @@ impl Exchange {
         let is_trial = lease.shared_link().permits.is_trial();
         let until =
             is_trial.then(|| Instant::now() + trial_patience(batch.care.patience, batch.bytes(from, to)));
-        Self { lease, from, to, machine, retried: false, step, failure: None, until, _reserved: reserved }
+        let begun = batch.is_timed.then(Instant::now);
+        Self {
+            lease,
+            from,
+            to,
+            machine,
+            retried: false,
+            step,
+            failure: None,
+            until,
+            begun,
+            ended: None,
+            _reserved: reserved,
+        }
     }
 
     /// When to give up before the op's deadline.
@@ -323,6 +343,9 @@ impl Exchange {
             Ok(step) => step,
             Err(error) => self.broken(&error, batch),
         };
+        if self.step == Step::Done && batch.is_timed {
+            self.ended = Some(Instant::now());
+        }
         self.step
     }
 
@@ -361,7 +384,7 @@ impl Exchange {
         if self.step != Step::Done {
             self.failure = Some(if batch.is_early { Failure::Left } else { self.late() });
         }
-        let Self { mut lease, from, to, failure, .. } = self;
+        let Self { mut lease, from, to, failure, begun, ended, .. } = self;
         let permits = lease.shared_link().permits;
         if lease.link().refused == Some(Code::UnknownSpace) {
             server.reopen_spaces();
@@ -375,6 +398,11 @@ impl Exchange {
         }
         let corrupt = (batch.op == Op::Get).then(|| count(batch, &[PageOutcome::Corrupt]) as u64);
         let corrupt = corrupt.filter(|corrupt| *corrupt > 0 || count(batch, &[PageOutcome::Hit]) > 0);
+        let took = begun.map(|begun| {
+            let came = |at: &usize| batch.outcomes[batch.page(*at)] == PageOutcome::Hit;
+            let bytes = (from..to).filter(came).map(|at| batch.pieces.page_len(batch.page(at)) as u64).sum();
+            (bytes, ended.unwrap_or_else(Instant::now).saturating_duration_since(begun))
+        });
         match failure {
             None => lease.finish(),
             Some(_) => drop(lease),
@@ -387,6 +415,6 @@ impl Exchange {
                 }
             }
         }
-        Ended { server, permits, failure, corrupt }
+        Ended { server, permits, failure, corrupt, took }
     }
 }

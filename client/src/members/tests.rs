@@ -42,7 +42,7 @@ pub(crate) fn digests(count: u64) -> impl Iterator<Item = u64> {
 }
 
 fn list(members: &Members, digest: u64) -> Vec<usize> {
-    let candidates = members.candidates(digest, 0, &mut Ranks::default());
+    let candidates = members.candidates(digest, &mut Ranks::default());
     candidates.as_slice().iter().map(|&place| place as usize).collect()
 }
 
@@ -66,7 +66,7 @@ fn a_draining_server_is_read_from_and_the_next_one_is_home() {
     let mut drained = 0;
     for digest in digests(300) {
         let order = route::order(&members.nodes, digest);
-        let candidates = members.candidates(digest, 0, &mut Ranks::default());
+        let candidates = members.candidates(digest, &mut Ranks::default());
         if order[0] == 2 {
             drained += 1;
             assert_eq!(list(&members, digest), order[..2]);
@@ -90,7 +90,7 @@ fn after_a_join_the_old_owner_is_asked_second_for_a_while() {
     let mut moved = 0;
     for digest in digests(500) {
         let (old, new) = (route::owner(&before.nodes, digest), route::owner(&after.nodes, digest));
-        let candidates = after.candidates(digest, 0, &mut Ranks::default());
+        let candidates = after.candidates(digest, &mut Ranks::default());
         if old == new {
             assert_eq!(list(&after, digest), [new.unwrap()]);
         } else {

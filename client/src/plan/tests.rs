@@ -108,7 +108,7 @@ fn play(
         let server = scratch.ends.iter().position(|&end| end == 1).unwrap();
         asked.push(server);
         outcomes[0] = says(server).unwrap();
-        scratch.end_round(&mut outcomes);
+        scratch.end_round(&mut outcomes, members);
     }
 }
 
@@ -149,14 +149,17 @@ fn hot_pages_are_read_from_all_their_homes() {
     let order = route::order(&members.nodes, digest);
     let mut ranks = Ranks::default();
     for turn in 0..9 {
-        let candidates = members.candidates(digest, turn, &mut ranks);
+        let mut candidates = members.candidates(digest, &mut ranks);
+        assert_eq!(candidates.hot().map(<[u32]>::len), Some(3));
+        candidates.begin_with(turn % 3);
         let list: Vec<usize> = candidates.as_slice().iter().map(|&place| place as usize).collect();
         let mut expected = order[..3].to_vec();
-        expected.rotate_left(turn as usize % 3);
+        expected.rotate_left(turn % 3);
         assert_eq!(list, expected);
         assert!((0..3).all(|at| candidates.is_home(at)));
     }
     for other in digests(20) {
-        assert_eq!(members.candidates(other, 1, &mut ranks).as_slice().len(), 1);
+        let candidates = members.candidates(other, &mut ranks);
+        assert_eq!((candidates.as_slice().len(), candidates.hot()), (1, None));
     }
 }

@@ -28,7 +28,7 @@ mod roster;
 
 pub use fixed::Fixed;
 pub use follow::{Health, follow};
-pub use location::{BadLocation, EtcdLocation, Location, host_and_port};
+pub use location::{BadLocation, EtcdLocation, EtcdTls, EtcdUser, Location, host_and_port};
 pub use member::{BadRecord, DEFAULT_PORT, DEFAULT_WEIGHT, Member, MemberList, MemberState, check_id};
 pub use roster::{Now, Roster, Rules, Seat};
 

@@ -72,7 +72,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         env: "MEMKV_SERVER_DISCOVERY",
         flag: Some("discovery"),
         value: "etcd://HOST:PORT/PREFIX",
-        help: "Where the server registers itself, so that clients with the same MEMKV_DISCOVERY find it. ?ttl=SECONDS says how long its record outlives it; 10 if not given. Empty: MEMKV_DISCOVERY if that is an etcd:// location, else nowhere.",
+        help: "Where the server registers itself, so that clients with the same MEMKV_DISCOVERY find it. ?ttl=SECONDS says how long its record outlives it; 10 if not given. etcds:// with ?ca=PATH, and ?user=NAME&password_file=PATH, as clients write it. Empty: MEMKV_DISCOVERY if that is an etcd:// location, else nowhere.",
         set: |c, text| put(&mut c.discovery.location, optional(text, location)),
         show: |c| quoted(c.discovery.location.as_ref().map(ToString::to_string).unwrap_or_default()),
     },

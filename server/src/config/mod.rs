@@ -34,6 +34,9 @@ use tls::TlsConfig;
 const CLIENT_KEY_ENV: &str = "MEMKV_AUTH_KEY";
 /// Where the clients find servers; a server registers there if it is told nothing else.
 const CLIENT_DISCOVERY_ENV: &str = "MEMKV_DISCOVERY";
+/// Whose certificates clients believe, and the name that these must have; so does a drain, if it is told nothing else.
+const CLIENT_CA_ENV: &str = "MEMKV_TLS_CA";
+const CLIENT_SERVER_NAME_ENV: &str = "MEMKV_TLS_SERVER_NAME";
 /// The largest page that any configuration allows, bytes.
 const PAGE_BYTES_MAX: u32 = 64 << 20;
 /// The most keys per request that any configuration allows.
@@ -299,6 +302,7 @@ impl Config {
         warnings: &mut Vec<String>,
     ) -> Result<Option<String>, ConfigError> {
         let (mut client_key, mut client_discovery) = (None, None);
+        let (mut client_ca, mut server_name) = (None, None);
         for (name, text) in env.into_iter().filter(|(_, text)| !text.is_empty()) {
             if let Some(option) = OPTIONS.iter().find(|option| option.env == name) {
                 (option.set)(self, &text).map_err(|text| ConfigError::Value { origin: name, text })?;
@@ -306,6 +310,10 @@ impl Config {
                 client_key = Some(text);
             } else if name == CLIENT_DISCOVERY_ENV {
                 client_discovery = discovery::of_clients(&text);
+            } else if name == CLIENT_CA_ENV {
+                client_ca = Some(text);
+            } else if name == CLIENT_SERVER_NAME_ENV {
+                server_name = Some(text);
             } else if let Some(rest) = name.strip_prefix("MEMKV_SERVER_") {
                 // A Kubernetes service called memkv-server puts its address into these.
                 let foreign = rest == "CONFIG" || rest.starts_with("PORT") || rest.starts_with("SERVICE_");
@@ -318,6 +326,7 @@ impl Config {
         if self.discovery.location.is_none() {
             self.discovery.location = client_discovery;
         }
+        self.tls.believe_as_clients(client_ca, server_name);
         Ok(client_key)
     }
 

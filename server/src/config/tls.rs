@@ -18,6 +18,10 @@ pub struct TlsConfig {
     pub client_ca: Option<PathBuf>,
     /// Whether clients show a certificate.
     pub client_auth: ClientAuth,
+    /// PEM file with the CAs of the other servers' certificates, for drains; see [`TlsConfig::peers_ca`].
+    pub ca: Option<PathBuf>,
+    /// The name that the other servers' certificates must have; each server's host if absent.
+    pub server_name: Option<String>,
     /// What the admin port speaks.
     pub admin: AdminTls,
 }
@@ -95,6 +99,19 @@ impl TlsConfig {
             AdminTls::Auto => AdminTls::Both,
             chosen => chosen,
         }
+    }
+
+    /// Where the CAs of other servers' certificates are; `None` without TLS.
+    #[must_use]
+    pub fn peers_ca(&self) -> Option<&PathBuf> {
+        let own = self.cert.as_ref()?;
+        Some(self.ca.as_ref().or(self.client_ca.as_ref()).unwrap_or(own))
+    }
+
+    /// Takes over what clients on the same machine believe, where nothing else is said.
+    pub(super) fn believe_as_clients(&mut self, ca: Option<String>, server_name: Option<String>) {
+        self.ca = self.ca.take().or(ca.map(PathBuf::from));
+        self.server_name = self.server_name.take().or(server_name);
     }
 
     /// Checks values against each other. `rdma_required`: the server does not start without RDMA.
@@ -182,6 +199,24 @@ pub(super) const OPTIONS: &[Opt] = &[
         help: "Whether clients show a certificate of their own. optional: a client without one is let in by its key alone. require needs require_tls.",
         set: |c, text| put(&mut c.tls.client_auth, one_of(text, &ClientAuth::NAMES)),
         show: |c| name(&ClientAuth::NAMES, &c.tls.client_auth),
+    },
+    Opt {
+        key: "tls.ca",
+        env: "MEMKV_SERVER_TLS_CA",
+        flag: Some("tls-ca"),
+        value: "PATH",
+        help: "PEM file with the CAs that the other servers' certificates must come from when a drain sends pages to them. Empty: MEMKV_TLS_CA, else tls.client_ca, else the certificates in tls.cert.",
+        set: |c, text| put(&mut c.tls.ca, optional(text, |t| Ok(PathBuf::from(t)))),
+        show: |c| path(c.tls.ca.as_ref()),
+    },
+    Opt {
+        key: "tls.server_name",
+        env: "MEMKV_SERVER_TLS_SERVER_NAME",
+        flag: Some("tls-server-name"),
+        value: "NAME",
+        help: "The name that the other servers' certificates must have when a drain sends pages to them. Empty: MEMKV_TLS_SERVER_NAME, else each server's host.",
+        set: |c, text| put(&mut c.tls.server_name, optional(text, |t| Ok(t.to_owned()))),
+        show: |c| quoted(c.tls.server_name.clone().unwrap_or_default()),
     },
     Opt {
         key: "tls.admin",

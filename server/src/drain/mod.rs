@@ -261,6 +261,7 @@ impl Job {
             failures.extend(error.map(|error| format!("{id}: {error}")));
         }
         if failures.len() == self.targets.len() {
+            failures.extend(secure::hint(&self.node.config.tls));
             return Err(NoDrain::NobodyAnswers(failures.join("; ")));
         }
         for failure in failures {

@@ -3,7 +3,8 @@
 //! Every call has a deadline. A server that did not answer is not asked again for a moment, so that it does not hold
 //! up pages that others could take.
 
-use super::{progress::Refused, secure};
+use super::progress::Refused;
+use super::secure::{self, Secure};
 use crate::clock;
 use crate::node::Node;
 use crate::random;
@@ -11,7 +12,6 @@ use bytes::Bytes;
 use memkv_core::SpaceId;
 use memkv_proto::{AUTH_METADATA, v1};
 use memkv_storage::Space;
-use memkv_tls::ClientTls;
 use memkv_transport::auth::{AuthKey, Credential};
 use parking_lot::Mutex;
 use std::collections::HashSet;
@@ -73,7 +73,7 @@ pub(crate) struct Failed {
 
 impl Target {
     /// A target that is not connected yet; it connects when it is asked. Call inside a runtime.
-    pub(crate) fn new(member: Member, node: &Node, tls: Option<&Arc<ClientTls>>) -> Self {
+    pub(crate) fn new(member: Member, node: &Node, tls: Option<&Arc<Secure>>) -> Self {
         let Member { id, host: name, port, .. } = member;
         let host = if name.contains(':') { format!("[{name}]") } else { name.clone() };
         let endpoint = Endpoint::from_shared(format!("http://{host}:{port}"));

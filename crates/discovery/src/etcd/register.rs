@@ -13,9 +13,9 @@
 //!
 //! `since` is what the record, or the key beside it, says; else now.
 
+use super::connection::{Connection, PATIENCE, no_answer, said};
 use super::rpc::{self, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse};
 use super::rpc::{DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest};
-use super::{Connection, PATIENCE};
 use crate::follow::Pauses;
 use crate::{EtcdLocation, Member, SourceError};
 use parking_lot::Mutex;
@@ -183,7 +183,7 @@ impl Registrar<'_> {
     }
 
     async fn leases(&self, connection: &Connection) -> Result<Leases, SourceError> {
-        let mut client = LeaseClient::new(connection.channel.clone());
+        let mut client = LeaseClient::new(connection.service());
         let mut granted = [0; 2];
         for (lease, times) in granted.iter_mut().zip([1, SINCE_TTLS]) {
             let request = LeaseGrantRequest { ttl: i64::from(self.location.ttl_s) * times };
@@ -332,8 +332,8 @@ impl Leases {
     async fn hear(&mut self, connection: &Connection) -> Result<(), SourceError> {
         for _ in [self.short, self.long] {
             let answer = timeout(PATIENCE, self.answers.message()).await;
-            let answer = answer.map_err(|_| connection.error(super::no_answer()))?;
-            match answer.map_err(|status| connection.error(super::said(&status)))? {
+            let answer = answer.map_err(|_| connection.error(no_answer()))?;
+            match answer.map_err(|status| connection.error(said(&status)))? {
                 Some(lease) if lease.ttl > 0 => {}
                 Some(_) => return Err(connection.error("the lease has run out")),
                 None => return Err(connection.error("the lease's stream ended")),

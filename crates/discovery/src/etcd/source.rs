@@ -3,8 +3,9 @@
 //! After any error everything is read again: the store may have lost its data, and its revisions may have begun
 //! again. A record that makes no sense is skipped, and logged once for each time that it was written.
 
+use super::after;
+use super::connection::{Connection, said};
 use super::rpc::{self, RangeRequest, WatchCreateRequest, WatchRequest, WatchResponse};
-use super::{Connection, after};
 use crate::{EtcdLocation, Member, MemberList, NextList, Source, SourceError};
 use rpc::event::EventType;
 use rpc::kv_client::KvClient;
@@ -37,12 +38,6 @@ struct Watch {
     _requests: mpsc::Sender<WatchRequest>,
 }
 
-impl std::fmt::Debug for Connection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Connection").field("endpoint", &self.endpoint).finish_non_exhaustive()
-    }
-}
-
 impl EtcdSource {
     /// A source of the members at a location. Nothing is asked yet.
     #[must_use]
@@ -58,7 +53,7 @@ impl EtcdSource {
                 Ok(Some(event)) if !event.canceled => event,
                 Ok(Some(event)) => return self.broken(&event.cancel_reason),
                 Ok(None) => return self.broken("it ended the watch"),
-                Err(status) => return self.broken(&super::said(&status)),
+                Err(status) => return self.broken(&said(&status)),
             };
             if self.records.take(event) {
                 return Ok(self.records.list());
@@ -86,7 +81,7 @@ impl EtcdSource {
         let connection = Connection::open(&self.location, self.turn).await?;
         let (key, range_end) = (self.records.prefix.clone().into_bytes(), after(&self.records.prefix));
         let range = RangeRequest { key: key.clone(), range_end: range_end.clone(), limit: RECORDS_MAX };
-        let mut reader = KvClient::new(connection.channel.clone());
+        let mut reader = KvClient::new(connection.service());
         let answer = connection.answer(reader.range(range)).await?;
         if answer.more {
             tracing::warn!(most = RECORDS_MAX, "there are more records of members than are read");
@@ -99,7 +94,7 @@ impl EtcdSource {
         let mut request = tonic::Request::new(ReceiverStream::new(receiver));
         // A member of etcd that has lost the others ends the watch instead of being silent.
         request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
-        let mut watcher = WatchClient::new(connection.channel.clone());
+        let mut watcher = WatchClient::new(connection.service());
         let events = connection.answer(watcher.watch(request)).await?;
         self.records.read(revision, answer.kvs);
         Ok(Watch { connection, events, _requests: requests })
