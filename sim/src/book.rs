@@ -132,6 +132,11 @@ impl Book {
             .then(|| format!("{page:?} was hit at {begun} us, though it was removed: {history:?}"))
     }
 
+    /// Whether the page was, or may have been, removed at `since` or later.
+    pub(crate) fn removed_since(&mut self, page: Page, since: u64) -> bool {
+        self.of(page).removals.iter().any(|removal| removal.ended.is_none_or(|end| end >= since))
+    }
+
     /// Whether a read that began at `begun` had to find the page, if nothing was evicted or lost.
     pub(crate) fn must_be_there(&mut self, page: Page, begun: u64, ended: u64) -> bool {
         let history = self.of(page);
