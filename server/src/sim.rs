@@ -6,18 +6,18 @@
 //! HTTP, no shared memory and no RDMA.
 
 use crate::accept::Peer;
-use crate::drain::{Asked, Drain, Duty, Member};
 use crate::app::StartError;
 use crate::config::Config;
+use crate::drain::{Asked, Drain, Duty, Member};
 use crate::metrics::Metrics;
 use crate::node::{Node, Phase};
 use crate::{control, data, opening, random};
-pub use memkv_storage::{FaultKind as Kind, FaultPlan};
-use memkv_storage::{Engine, EngineStatus, HashedKey, RecoveryReport};
-use memkv_transport::handshake::PREFACE;
-use memkv_transport::sim::{Net, Socket, Stream};
 use hyper_util::rt::TokioIo;
 use memkv_core::{Key, SpaceDescription};
+use memkv_storage::{Engine, EngineStatus, HashedKey, RecoveryReport};
+pub use memkv_storage::{FaultKind as Kind, FaultPlan};
+use memkv_transport::handshake::PREFACE;
+use memkv_transport::sim::{Net, Socket, Stream};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -169,11 +169,7 @@ impl SimServer {
     /// # Errors
     ///
     /// Why it does not begin.
-    pub async fn drain(
-        &self,
-        members: Vec<(String, String, u16, u32)>,
-        copies: usize,
-    ) -> Result<(), String> {
+    pub async fn drain(&self, members: Vec<(String, String, u16, u32)>, copies: usize) -> Result<(), String> {
         let members = members.into_iter().map(|(id, host, port, weight)| Member { id, host, port, weight });
         let asked = Asked { members: members.collect(), bytes_per_second: 0, copies };
         Drain::start(&self.node, asked).await.map(drop).map_err(|refused| refused.to_string())

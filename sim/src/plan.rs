@@ -224,7 +224,8 @@ impl Plan {
 
     /// Whether a page is only ever on one and the same server.
     pub(crate) fn keeps_owners(&self) -> bool {
-        self.replicas == 1 && !self.has(|fault| matches!(fault, Fault::Left | Fault::Weight(_) | Fault::Drain))
+        self.replicas == 1
+            && !self.has(|fault| matches!(fault, Fault::Left | Fault::Weight(_) | Fault::Drain))
     }
 
     /// Whether a removal that was acknowledged holds, whatever becomes of the servers.
@@ -266,7 +267,9 @@ impl Plan {
             let fault = match self.kind {
                 Kind::Mixed | Kind::Calm => self.fault(rng),
                 Kind::Durable => self.end_of_life(rng),
-                Kind::Churn => *rng.pick(&[Fault::Frozen, Fault::Resets, Fault::Slow { client: None, ms: 60 }]),
+                Kind::Churn => {
+                    *rng.pick(&[Fault::Frozen, Fault::Resets, Fault::Slow { client: None, ms: 60 }])
+                }
             };
             match fault {
                 Fault::Loss { .. } => lasts = lasts.min(250),

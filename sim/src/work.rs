@@ -227,7 +227,8 @@ impl Worker {
     fn check_miss(&self, page: Page, begun: u64) {
         let ended = now();
         let plan = &self.shared.plan;
-        if (plan.is_calm() || plan.is_durable()) && self.shared.book.lock().must_be_there(page, begun, ended) {
+        if (plan.is_calm() || plan.is_durable()) && self.shared.book.lock().must_be_there(page, begun, ended)
+        {
             self.shared.lost.lock().push(format!("c{}: {page:?} was lost", self.me));
         }
     }

@@ -35,7 +35,9 @@ impl Engine {
 
     /// Finishes what is in flight to the drives, and takes nothing more.
     pub(crate) fn end_writes_by_hand(&self) {
-        let Some(drives) = self.state.drives.as_ref().filter(|drives| drives.writes.is_by_hand()) else { return };
+        let Some(drives) = self.state.drives.as_ref().filter(|drives| drives.writes.is_by_hand()) else {
+            return;
+        };
         drives.writes.close();
         while !drives.writes.finish_by_hand(&self.state) {
             drives.log.turn();
