@@ -182,7 +182,7 @@ impl Plan {
             plan.policy = PolicyKind::Chain;
         }
         plan.suit(&mut rng);
-        for server in (0..servers).filter(|_| kind != Kind::Calm) {
+        for server in (0..plan.servers).filter(|_| kind != Kind::Calm) {
             plan.disturb(server, &mut rng);
         }
         plan
