@@ -58,6 +58,8 @@ pub(crate) struct Shared {
     pub(crate) members: Mutex<(u64, Vec<(ServerAddress, u64)>)>,
     /// Pages that a run lost in which none may be.
     pub(crate) lost: Mutex<Vec<String>>,
+    /// Pages that came back after their removal.
+    pub(crate) revived: Mutex<Vec<String>>,
     pub(crate) settled: AtomicUsize,
     pub(crate) closed: AtomicUsize,
     pub(crate) ops: AtomicU64,
@@ -65,6 +67,8 @@ pub(crate) struct Shared {
     recovered: AtomicU64,
     /// Pages that stores gave up by themselves.
     forgotten: AtomicU64,
+    /// Removals that stores could not note on their drives.
+    unnoted: AtomicU64,
     phase: AtomicU8,
     pub(crate) servers: Vec<Place>,
 }
@@ -112,6 +116,7 @@ impl Shared {
             gone += drive.reclaimed_segments + dropped.full + dropped.drive_failed + dropped.backlog;
         }
         self.forgotten.fetch_add(gone, Relaxed);
+        self.unnoted.fetch_add(status.nvme.as_ref().map_or(0, |nvme| nvme.removals_failed), Relaxed);
     }
 
     fn enter(&self, phase: Phase) {
@@ -172,6 +177,8 @@ fn share(seed: u64, plan: Plan, trace: Arc<Trace>, folder: &Path) -> Arc<Shared>
         book: Mutex::new(Book::new(plan.keeps_removals())),
         members: Mutex::new((1, (0..plan.servers).map(|server| (member(server), 0)).collect())),
         lost: Mutex::default(),
+        revived: Mutex::default(),
+        unnoted: AtomicU64::new(0),
         settled: AtomicUsize::new(0),
         closed: AtomicUsize::new(0),
         ops: AtomicU64::new(0),
@@ -401,6 +408,10 @@ impl Driver {
         };
         if !may_lose {
             lost.into_iter().for_each(|text| self.shared.trace.wrong(text));
+        }
+        let revived = std::mem::take(&mut *self.shared.revived.lock());
+        if self.shared.unnoted.load(Relaxed) == 0 {
+            revived.into_iter().for_each(|text| self.shared.trace.wrong(text));
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ const ENOSPC: i32 = 28;
 /// A drain, from its begin.
 pub(crate) struct Draining {
     begun_us: u64,
-    /// Each server's number of lives, and what it had evicted.
+    /// Each server's number of lives, and a number that changes when it forgets pages.
     others: Vec<(u64, u64)>,
 }
 
@@ -168,8 +168,12 @@ impl Driver {
     fn others(&self) -> Vec<(u64, u64)> {
         let of = |place: &Place| {
             let running = place.running.lock().clone();
-            let evicted = running.map_or(0, |server| server.census().engine.counters.evicted_pages);
-            (place.lives.load(Relaxed), evicted)
+            let gone = running.map_or(0, |server| {
+                let engine = server.census().engine;
+                let drives = engine.nvme.iter().flat_map(|nvme| &nvme.log.drives);
+                engine.counters.evicted_pages + drives.map(|drive| drive.reclaimed_segments).sum::<u64>()
+            });
+            (place.lives.load(Relaxed), gone)
         };
         self.shared.servers.iter().map(of).collect()
     }

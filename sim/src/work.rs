@@ -218,9 +218,13 @@ impl Worker {
     /// Checks that the page could be there.
     fn check_hit(&self, page: Page, begun: u64) {
         self.shared.hits.fetch_add(1, Relaxed);
-        let wrong = self.shared.book.lock().hit(page, begun);
-        if let Some(text) = wrong {
-            self.shared.trace.wrong(format!("c{}: {text}", self.me));
+        let mut book = self.shared.book.lock();
+        if !book.was_put(page) {
+            self.shared.trace.wrong(format!("c{}: {page:?} was hit and nobody ever put it", self.me));
+        }
+        if let Some(text) = book.revived(page, begun) {
+            self.shared.trace.note(&format!("revived: {text}"));
+            self.shared.revived.lock().push(format!("c{}: {text}", self.me));
         }
     }
 
@@ -252,7 +256,9 @@ impl Worker {
         }
         let ended = now();
         for ((page, put), outcome) in pages.iter().zip(puts).zip(out) {
-            if outcome.is_success() {
+            // That the page was there already says nothing of the drive that another put may still wait for.
+            let promised = outcome == PageOutcome::Stored || !self.shared.plan.is_durable();
+            if outcome.is_success() && promised {
                 self.shared.book.lock().end_put(*page, put, ended);
             }
             self.check_calm("put", *page, outcome);
