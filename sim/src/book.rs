@@ -54,6 +54,8 @@ impl Page {
 struct Span {
     begun: u64,
     ended: Option<u64>,
+    /// The server promised to have the page from then on.
+    promised: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -97,19 +99,20 @@ impl Book {
     /// Notes that a put begins.
     pub(crate) fn begin_put(&mut self, page: Page, now: u64) -> Put {
         let puts = &mut self.of(page).puts;
-        puts.push(Span { begun: now, ended: None });
+        puts.push(Span { begun: now, ended: None, promised: false });
         Put(puts.len() - 1)
     }
 
-    /// Notes that a put ended and that its page is there.
-    pub(crate) fn end_put(&mut self, page: Page, put: Put, now: u64) {
-        self.of(page).puts[put.0].ended = Some(now);
+    /// Notes that a put ended and that its page is there, and whether the server promised to keep it.
+    pub(crate) fn end_put(&mut self, page: Page, put: Put, now: u64, promised: bool) {
+        let put = &mut self.of(page).puts[put.0];
+        (put.ended, put.promised) = (Some(now), promised);
     }
 
     /// Notes that a removal begins.
     pub(crate) fn begin_removal(&mut self, page: Page, now: u64) -> Removal {
         let removals = &mut self.of(page).removals;
-        removals.push(Span { begun: now, ended: None });
+        removals.push(Span { begun: now, ended: None, promised: false });
         Removal(removals.len() - 1)
     }
 
@@ -142,7 +145,9 @@ impl Book {
     /// Whether a read that began at `begun` had to find the page, if nothing was evicted or lost.
     pub(crate) fn must_be_there(&mut self, page: Page, begun: u64, ended: u64) -> bool {
         let history = self.of(page);
-        let Some(put) = history.puts.iter().find(|put| put.ended.is_some_and(|end| end < begun)) else {
+        let Some(put) =
+            history.puts.iter().find(|put| put.promised && put.ended.is_some_and(|end| end < begun))
+        else {
             return false;
         };
         !history
@@ -172,7 +177,7 @@ mod tests {
         let put = book.begin_put(PAGE, 10);
         assert!(book.was_put(PAGE));
         assert_eq!(book.revived(PAGE, 15), None);
-        book.end_put(PAGE, put, 20);
+        book.end_put(PAGE, put, 20, true);
         let removal = book.begin_removal(PAGE, 30);
         book.end_removal(PAGE, removal, 40);
         // A read that began before the removal ended may have been first.
@@ -180,7 +185,7 @@ mod tests {
         assert!(book.revived(PAGE, 41).is_some());
         let unheard = book.begin_put(PAGE, 25);
         assert_eq!(book.revived(PAGE, 41), None);
-        book.end_put(PAGE, unheard, 28);
+        book.end_put(PAGE, unheard, 28, true);
         assert!(book.revived(PAGE, 41).is_some());
         book.removals = false;
         assert_eq!(book.revived(PAGE, 41), None);
@@ -192,7 +197,10 @@ mod tests {
         assert!(!book.must_be_there(PAGE, 1, 2));
         let put = book.begin_put(PAGE, 10);
         assert!(!book.must_be_there(PAGE, 11, 12));
-        book.end_put(PAGE, put, 20);
+        let found = book.begin_put(PAGE, 10);
+        book.end_put(PAGE, found, 12, false);
+        assert!(!book.must_be_there(PAGE, 15, 16));
+        book.end_put(PAGE, put, 20, true);
         assert!(!book.must_be_there(PAGE, 19, 22));
         assert!(book.must_be_there(PAGE, 21, 22));
         let removal = book.begin_removal(PAGE, 30);

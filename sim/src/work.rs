@@ -258,8 +258,8 @@ impl Worker {
         for ((page, put), outcome) in pages.iter().zip(puts).zip(out) {
             // That the page was there already says nothing of the drive that another put may still wait for.
             let promised = outcome == PageOutcome::Stored || !self.shared.plan.is_durable();
-            if outcome.is_success() && promised {
-                self.shared.book.lock().end_put(*page, put, ended);
+            if outcome.is_success() {
+                self.shared.book.lock().end_put(*page, put, ended, promised);
             }
             self.check_calm("put", *page, outcome);
         }
