@@ -11,7 +11,7 @@
 
 use crate::client::{Client, Inner};
 use crate::{Error, ErrorKind, ServerAddress, drive};
-use memkv_discovery::{Health, Location, Member, MemberList, Now, Roster, Rules, Seat, follow, open};
+use memkv_discovery::{Health, Location, Member, MemberList, Now, Roster, Rules, Seat, Source, follow, open};
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
@@ -144,7 +144,21 @@ pub(crate) async fn start(inner: &Arc<Inner>, deadline: Instant) -> Result<(), E
             Error::new(ErrorKind::Config, text).with_source(error)
         })?
     };
-    shared.discovery.comparable.store(matches!(location, Location::Etcd(_)), Relaxed);
+    if !begin(inner, source, matches!(location, Location::Etcd(_)), deadline).await {
+        tracing::warn!(%location, "no list of members yet; every key is a miss until there is one");
+    }
+    Ok(())
+}
+
+/// Begins to follow a source; whether its first list came before the deadline. `comparable`: servers see the same epochs.
+pub(crate) async fn begin(
+    inner: &Arc<Inner>,
+    source: Box<dyn Source>,
+    comparable: bool,
+    deadline: Instant,
+) -> bool {
+    let shared = &inner.shared;
+    shared.discovery.comparable.store(comparable, Relaxed);
     let (tell, lists) = watch::channel(MemberList::default());
     let health = shared.discovery.health.clone();
     inner.handle.spawn(async move { follow(source, tell, &health).await });
@@ -153,10 +167,7 @@ pub(crate) async fn start(inner: &Arc<Inner>, deadline: Instant) -> Result<(), E
     let (begun, mut first) = watch::channel(false);
     inner.handle.spawn(lead(Arc::downgrade(inner), lists, rules, begun));
     let waited = async move { first.wait_for(|begun| *begun).await.is_ok() };
-    if !drive::before(&inner.handle, deadline, waited).await {
-        tracing::warn!(%location, "no list of members yet; every key is a miss until there is one");
-    }
-    Ok(())
+    drive::before(&inner.handle, deadline, waited).await
 }
 
 /// Turns lists and the passing of time into adopted members, for as long as the client lives.

@@ -10,12 +10,14 @@ use crate::exchange::{Batch, Exchange, Step};
 use crate::link::Link;
 use crate::mover::Bound;
 use crate::wire::Wire;
-use crate::{Client, Config, Error, ErrorKind, ServerAddress};
+use crate::{Client, Config, Error, ErrorKind, ServerAddress, discovery};
 use hyper_util::rt::TokioIo;
+use memkv_discovery::Source;
 use memkv_transport::sim::{Net, Socket};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 impl Client {
@@ -35,13 +37,11 @@ impl Client {
         Self::answered(inner).await
     }
 
-    /// Takes over a member list, as one that discovery found.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Config`] for an address that cannot be one.
-    pub fn adopt_members(&self, list: &[ServerAddress]) -> Result<(), Error> {
-        self.inner.adopt(list)
+    /// Follows a source of members from now on, whose epochs servers see too.
+    pub async fn follow_members(&self, source: Box<dyn Source>) {
+        let deadline = Instant::now() + self.inner.shared.config.connect_timeout;
+        // Until a list comes, the members of the configuration stay.
+        let _came = discovery::begin(&self.inner, source, true, deadline).await;
     }
 }
 

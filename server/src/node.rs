@@ -68,6 +68,12 @@ pub(crate) struct Node {
     /// Set once it is found by others.
     pub(crate) membership: OnceLock<Membership>,
     pub(crate) drain: Drain,
+    /// The network of a simulation.
+    #[cfg(feature = "sim")]
+    pub(crate) net: OnceLock<Arc<dyn memkv_transport::sim::Net>>,
+    /// The epoch of the member list that a simulation lets it see.
+    #[cfg(feature = "sim")]
+    pub(crate) epoch: std::sync::atomic::AtomicU64,
     phase: watch::Sender<Phase>,
 }
 
@@ -112,6 +118,10 @@ impl Node {
             in_flight: Arc::default(),
             membership: OnceLock::new(),
             drain: Drain::default(),
+            #[cfg(feature = "sim")]
+            net: OnceLock::new(),
+            #[cfg(feature = "sim")]
+            epoch: std::sync::atomic::AtomicU64::new(0),
             phase: watch::Sender::new(Phase::Serving),
         }
     }

@@ -2,17 +2,22 @@
 //!
 //! Such a server is the real one without its runtimes, threads and sockets: sessions, connections, gRPC services and the
 //! engine are what every server has. Its duties beside requests are tasks of the present runtime, and connections are
-//! handed to it by whoever owns the network. There is no admin HTTP, no shared memory and no RDMA.
+//! handed to it by whoever owns the network. Its drives have no threads either: a task gives them turns. There is no admin
+//! HTTP, no shared memory and no RDMA.
 
 use crate::accept::Peer;
 use crate::app::StartError;
 use crate::config::Config;
+use crate::drain::{Asked, Drain, Duty, Member};
 use crate::metrics::Metrics;
 use crate::node::{Node, Phase};
 use crate::{control, data, opening, random};
-use memkv_storage::{Engine, EngineStatus, RecoveryReport};
+use hyper_util::rt::TokioIo;
+use memkv_core::{Key, SpaceDescription};
+use memkv_storage::{Engine, EngineStatus, HashedKey, RecoveryReport};
+pub use memkv_storage::{FaultKind as Kind, FaultPlan};
 use memkv_transport::handshake::PREFACE;
-use memkv_transport::sim::{Socket, Stream};
+use memkv_transport::sim::{Net, Socket, Stream};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,12 +29,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
+use tonic::transport::{Channel, Endpoint, Uri};
 
 /// gRPC connections that wait to be served.
 const GRPC_QUEUE: usize = 64;
 /// How often the evictor and the scrubber look at the store.
 const EVICT_EVERY: Duration = Duration::from_millis(10);
 const SCRUB_EVERY: Duration = Duration::from_millis(100);
+/// How often drives get a turn.
+const TURN_EVERY: Duration = Duration::from_millis(2);
 /// How long a stopping server answers new requests with "stopping".
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -65,15 +73,21 @@ pub fn prepare() {
 
 impl SimServer {
     /// Starts a server whose connections come through [`SimServer::admit`]; also tells what it found of an earlier life.
+    /// `faults` is what happens to its drives, and `net` the way to other servers.
     ///
     /// # Errors
     ///
     /// [`StartError`] if its memory or its files cannot be used.
-    pub async fn start(config: Config) -> Result<(Self, RecoveryReport), StartError> {
-        let (engine, report) = Engine::open(opening::engine_config(&config)?)?;
+    pub async fn start(
+        config: Config,
+        faults: &Arc<FaultPlan>,
+        net: Arc<dyn Net>,
+    ) -> Result<(Self, RecoveryReport), StartError> {
+        let (engine, report) = Engine::open_by_hand(opening::engine_config(&config)?, faults)?;
         let id = config.node_id.clone().unwrap_or_else(|| config.listen.to_string());
         let incarnation = u64::from_le_bytes(random::bytes());
         let node = Arc::new(Node::new(config, id, incarnation, engine, None, Metrics::new()));
+        node.net.get_or_init(|| net);
         let places = Arc::new(Semaphore::new(node.limits.connections_max as usize));
         let (grpc, connections) = mpsc::channel(GRPC_QUEUE);
         let (routes, _health) = control::routes(&node).await;
@@ -88,6 +102,9 @@ impl SimServer {
         });
         tokio::spawn(evict(Arc::clone(&node)));
         tokio::spawn(scrub(Arc::clone(&node)));
+        if !node.config.storage.drives.is_empty() {
+            tokio::spawn(turn(Arc::clone(&node)));
+        }
         Ok((Self { node, grpc, places }, report))
     }
 
@@ -142,6 +159,43 @@ impl SimServer {
         }
     }
 
+    /// Lets it see a member list of this epoch.
+    pub fn hear_epoch(&self, epoch: u64) {
+        self.node.epoch.store(epoch, Ordering::Relaxed);
+    }
+
+    /// Begins to hand its pages over to others: ids, hosts, ports and weights of the members that stay.
+    ///
+    /// # Errors
+    ///
+    /// Why it does not begin.
+    pub async fn drain(&self, members: Vec<(String, String, u16, u32)>, copies: usize) -> Result<(), String> {
+        let members = members.into_iter().map(|(id, host, port, weight)| Member { id, host, port, weight });
+        let asked = Asked { members: members.collect(), bytes_per_second: 0, copies };
+        Drain::start(&self.node, asked).await.map(drop).map_err(|refused| refused.to_string())
+    }
+
+    /// Whether every page it holds is with another server, by its own word.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.node.drain.duty() == Duty::Drained
+    }
+
+    /// Ends a drain, and takes new pages again.
+    pub async fn cancel_drain(&self) {
+        drop(self.node.drain.cancel().await);
+    }
+
+    /// Whether it has a page, by the name of its space and its key.
+    #[must_use]
+    pub fn has(&self, space: &str, key: &[u8]) -> bool {
+        let space = SpaceDescription::named(space).ok().and_then(|named| self.node.engine.space(named.id()));
+        let (Some(space), Ok(key)) = (space, Key::new(key)) else { return false };
+        let mut found = [false];
+        self.node.engine.exists_batch(&space, &[HashedKey::new(space.id(), key)], &mut found);
+        found[0]
+    }
+
     /// Removes every page, whoever keeps it.
     pub fn clear(&self) {
         for space in self.node.engine.spaces() {
@@ -171,6 +225,15 @@ impl SimServer {
     }
 }
 
+/// A channel that connects over the simulated network.
+pub(crate) fn channel(endpoint: &Endpoint, net: Arc<dyn Net>, host: String, port: u16) -> Channel {
+    let connect = move |_: Uri| {
+        let dialled = net.dial(&host, port);
+        async move { dialled.await.map(TokioIo::new) }
+    };
+    endpoint.connect_with_connector_lazy(tower::service_fn(connect))
+}
+
 async fn evict(node: Arc<Node>) {
     loop {
         sleep(EVICT_EVERY).await;
@@ -178,6 +241,13 @@ async fn evict(node: Arc<Node>) {
         if evicted.pages > 0 {
             tracing::debug!(evicted.pages, evicted.bytes, "evicted");
         }
+    }
+}
+
+async fn turn(node: Arc<Node>) {
+    loop {
+        sleep(TURN_EVERY).await;
+        node.engine.turn();
     }
 }
 

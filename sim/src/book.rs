@@ -54,6 +54,8 @@ impl Page {
 struct Span {
     begun: u64,
     ended: Option<u64>,
+    /// The server promised to have the page from then on.
+    promised: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -97,19 +99,20 @@ impl Book {
     /// Notes that a put begins.
     pub(crate) fn begin_put(&mut self, page: Page, now: u64) -> Put {
         let puts = &mut self.of(page).puts;
-        puts.push(Span { begun: now, ended: None });
+        puts.push(Span { begun: now, ended: None, promised: false });
         Put(puts.len() - 1)
     }
 
-    /// Notes that a put ended and that its page is there.
-    pub(crate) fn end_put(&mut self, page: Page, put: Put, now: u64) {
-        self.of(page).puts[put.0].ended = Some(now);
+    /// Notes that a put ended and that its page is there, and whether the server promised to keep it.
+    pub(crate) fn end_put(&mut self, page: Page, put: Put, now: u64, promised: bool) {
+        let put = &mut self.of(page).puts[put.0];
+        (put.ended, put.promised) = (Some(now), promised);
     }
 
     /// Notes that a removal begins.
     pub(crate) fn begin_removal(&mut self, page: Page, now: u64) -> Removal {
         let removals = &mut self.of(page).removals;
-        removals.push(Span { begun: now, ended: None });
+        removals.push(Span { begun: now, ended: None, promised: false });
         Removal(removals.len() - 1)
     }
 
@@ -118,13 +121,15 @@ impl Book {
         self.of(page).removals[removal.0].ended = Some(now);
     }
 
-    /// What is wrong with a hit of a read that began at `begun`, if anything is.
-    pub(crate) fn hit(&mut self, page: Page, begun: u64) -> Option<String> {
+    /// Whether somebody put the page, or tried to.
+    pub(crate) fn was_put(&mut self, page: Page) -> bool {
+        !self.of(page).puts.is_empty()
+    }
+
+    /// What a hit of a read that began at `begun` has brought back, if it has.
+    pub(crate) fn revived(&mut self, page: Page, begun: u64) -> Option<String> {
         let removals = self.removals;
         let history = self.of(page);
-        if history.puts.is_empty() {
-            return Some(format!("{page:?} was hit and nobody ever put it"));
-        }
         let before = |span: &&Span| span.ended.is_some_and(|ended| ended < begun);
         let removal = history.removals.iter().filter(before).max_by_key(|span| span.begun)?;
         let stored_since = history.puts.iter().any(|put| put.ended.is_none_or(|end| end >= removal.begun));
@@ -132,10 +137,17 @@ impl Book {
             .then(|| format!("{page:?} was hit at {begun} us, though it was removed: {history:?}"))
     }
 
+    /// Whether the page was, or may have been, removed at `since` or later.
+    pub(crate) fn removed_since(&mut self, page: Page, since: u64) -> bool {
+        self.of(page).removals.iter().any(|removal| removal.ended.is_none_or(|end| end >= since))
+    }
+
     /// Whether a read that began at `begun` had to find the page, if nothing was evicted or lost.
     pub(crate) fn must_be_there(&mut self, page: Page, begun: u64, ended: u64) -> bool {
         let history = self.of(page);
-        let Some(put) = history.puts.iter().find(|put| put.ended.is_some_and(|end| end < begun)) else {
+        let Some(put) =
+            history.puts.iter().find(|put| put.promised && put.ended.is_some_and(|end| end < begun))
+        else {
             return false;
         };
         !history
@@ -161,21 +173,22 @@ mod tests {
     #[test]
     fn a_hit_after_a_removal_needs_a_put_that_may_have_come_later() {
         let mut book = Book::new(true);
-        assert!(book.hit(PAGE, 5).unwrap().contains("nobody"));
+        assert!(!book.was_put(PAGE));
         let put = book.begin_put(PAGE, 10);
-        assert_eq!(book.hit(PAGE, 15), None);
-        book.end_put(PAGE, put, 20);
+        assert!(book.was_put(PAGE));
+        assert_eq!(book.revived(PAGE, 15), None);
+        book.end_put(PAGE, put, 20, true);
         let removal = book.begin_removal(PAGE, 30);
         book.end_removal(PAGE, removal, 40);
         // A read that began before the removal ended may have been first.
-        assert_eq!(book.hit(PAGE, 35), None);
-        assert!(book.hit(PAGE, 41).is_some());
+        assert_eq!(book.revived(PAGE, 35), None);
+        assert!(book.revived(PAGE, 41).is_some());
         let unheard = book.begin_put(PAGE, 25);
-        assert_eq!(book.hit(PAGE, 41), None);
-        book.end_put(PAGE, unheard, 28);
-        assert!(book.hit(PAGE, 41).is_some());
+        assert_eq!(book.revived(PAGE, 41), None);
+        book.end_put(PAGE, unheard, 28, true);
+        assert!(book.revived(PAGE, 41).is_some());
         book.removals = false;
-        assert_eq!(book.hit(PAGE, 41), None);
+        assert_eq!(book.revived(PAGE, 41), None);
     }
 
     #[test]
@@ -184,7 +197,10 @@ mod tests {
         assert!(!book.must_be_there(PAGE, 1, 2));
         let put = book.begin_put(PAGE, 10);
         assert!(!book.must_be_there(PAGE, 11, 12));
-        book.end_put(PAGE, put, 20);
+        let found = book.begin_put(PAGE, 10);
+        book.end_put(PAGE, found, 12, false);
+        assert!(!book.must_be_there(PAGE, 15, 16));
+        book.end_put(PAGE, put, 20, true);
         assert!(!book.must_be_there(PAGE, 19, 22));
         assert!(book.must_be_there(PAGE, 21, 22));
         let removal = book.begin_removal(PAGE, 30);

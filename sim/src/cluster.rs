@@ -2,23 +2,24 @@
 //!
 //! A run has three phases. First the cluster is disturbed while clients work. Then everything is healed, and every client
 //! waits until it sees the cluster as it is and reads every page. Last the clients leave, and servers must be left with
-//! nothing but pages.
+//! nothing but pages. What a fault does is in [`crate::faults`].
 
 use crate::book::Book;
-use crate::disk;
-use crate::net::{Network, PORT};
-use crate::plan::{DISTURBED_MS, Fault, Memory, Plan, Way, Window};
+use crate::faults::Draining;
+use crate::net::{Network, PORT, Port};
+use crate::plan::{DISTURBED_MS, Plan, Window};
 use crate::rng::Rng;
 use crate::sealed;
 use crate::trace::{Listener, Trace};
 use crate::work;
 use memkv_client::ServerAddress;
+use memkv_core::Limits;
 use memkv_server::Config;
 use memkv_server::config::HugePages;
 use memkv_server::config::rdma::{RdmaConfig, RdmaMode};
 use memkv_server::config::shm::ShmSocket;
-use memkv_server::config::storage::{Numa, Share, StorageConfig};
-use memkv_server::sim::{Census, SimServer};
+use memkv_server::config::storage::{DrivePath, Io, Numa, NvmeMode, Share, StorageConfig};
+use memkv_server::sim::{Census, FaultPlan, SimServer};
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,6 +34,10 @@ const STEP_MS: u64 = 2;
 /// How long clients may take to settle and read, and servers to be left with nothing.
 const SETTLE_MS: u64 = 40_000;
 const EMPTY_MS: u64 = 40_000;
+/// The largest page a server takes: not much more than the largest there is, so that segments are small.
+const PAGE_BYTES_MAX: u32 = 64 << 10;
+/// How long drives may take to let go of what was removed.
+const DRIVES_MS: u64 = 5000;
 
 /// What the run is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,24 +54,43 @@ pub(crate) struct Shared {
     pub(crate) trace: Arc<Trace>,
     pub(crate) net: Arc<Network>,
     pub(crate) book: Mutex<Book>,
-    /// The member list and its number.
-    pub(crate) members: Mutex<(u64, Vec<ServerAddress>)>,
-    /// Pages that a calm run lost.
+    /// The member list and its number, and since when each is a member.
+    pub(crate) members: Mutex<(u64, Vec<(ServerAddress, u64)>)>,
+    /// Pages that a run lost in which none may be.
     pub(crate) lost: Mutex<Vec<String>>,
+    /// Pages that came back after their removal.
+    pub(crate) revived: Mutex<Vec<String>>,
     pub(crate) settled: AtomicUsize,
     pub(crate) closed: AtomicUsize,
     pub(crate) ops: AtomicU64,
     pub(crate) hits: AtomicU64,
     recovered: AtomicU64,
+    /// Pages that stores gave up by themselves.
+    forgotten: AtomicU64,
+    /// Removals that stores could not note on their drives.
+    unnoted: AtomicU64,
     phase: AtomicU8,
-    servers: Vec<Place>,
+    pub(crate) servers: Vec<Place>,
 }
 
 /// Where a server runs.
-struct Place {
-    running: Mutex<Option<SimServer>>,
-    stop: Notify,
-    folder: PathBuf,
+pub(crate) struct Place {
+    pub(crate) running: Mutex<Option<SimServer>>,
+    pub(crate) order: Mutex<Option<Order>>,
+    pub(crate) ordered: Notify,
+    /// Its memory, if that outlives it, and the folder of its drive.
+    pub(crate) folder: PathBuf,
+    pub(crate) drive: PathBuf,
+    pub(crate) faults: Arc<FaultPlan>,
+    /// How often it was started.
+    pub(crate) lives: AtomicU64,
+}
+
+/// What a server is told.
+pub(crate) enum Order {
+    Stop,
+    Drain(Vec<ServerAddress>),
+    CancelDrain,
 }
 
 impl Shared {
@@ -76,6 +100,23 @@ impl Shared {
             1 => Phase::Settling,
             _ => Phase::Closing,
         }
+    }
+
+    /// Notes what a server has forgotten in a life that ends, or in its last one.
+    pub(crate) fn count_forgotten(&self, server: &SimServer) {
+        let status = server.census().engine;
+        let counters = &status.counters;
+        let mut gone = counters.demote_unread
+            + counters.demote_dropped
+            + counters.persist_dropped
+            + counters.promote_busy
+            + counters.corrupt;
+        for drive in status.nvme.iter().flat_map(|nvme| &nvme.log.drives) {
+            let dropped = &drive.dropped;
+            gone += drive.reclaimed_segments + dropped.full + dropped.drive_failed + dropped.backlog;
+        }
+        self.forgotten.fetch_add(gone, Relaxed);
+        self.unnoted.fetch_add(status.nvme.as_ref().map_or(0, |nvme| nvme.removals_failed), Relaxed);
     }
 
     fn enter(&self, phase: Phase) {
@@ -120,33 +161,48 @@ pub(crate) fn run(seed: u64, folder: &Path, print: bool) -> Report {
 fn share(seed: u64, plan: Plan, trace: Arc<Trace>, folder: &Path) -> Arc<Shared> {
     let place = |server| Place {
         running: Mutex::default(),
-        stop: Notify::new(),
+        order: Mutex::default(),
+        ordered: Notify::new(),
         folder: folder.join(format!("s{server}")),
+        drive: folder.join(format!("s{server}-drive")),
+        faults: FaultPlan::new(),
+        lives: AtomicU64::new(0),
     };
+    // Drives are made in it.
+    std::fs::create_dir_all(folder).expect("a folder for the servers");
     Arc::new(Shared {
         seed,
         net: Network::new(trace.clone(), seed, plan.window_bytes),
         trace,
-        book: Mutex::new(Book::new(plan.keeps_owners() && !plan.tears())),
-        members: Mutex::new((0, (0..plan.servers).map(member).collect())),
+        book: Mutex::new(Book::new(plan.keeps_removals())),
+        members: Mutex::new((1, (0..plan.servers).map(|server| (member(server), 0)).collect())),
         lost: Mutex::default(),
+        revived: Mutex::default(),
+        unnoted: AtomicU64::new(0),
         settled: AtomicUsize::new(0),
         closed: AtomicUsize::new(0),
         ops: AtomicU64::new(0),
         hits: AtomicU64::new(0),
         recovered: AtomicU64::new(0),
+        forgotten: AtomicU64::new(0),
         phase: AtomicU8::new(0),
         servers: (0..plan.servers).map(place).collect(),
         plan,
     })
 }
 
-fn member(server: usize) -> ServerAddress {
+pub(crate) fn member(server: usize) -> ServerAddress {
     let name = format!("s{server}");
     ServerAddress { id: name.clone(), host: name, port: PORT, weight: 100 }
 }
 
 fn server_config(shared: &Shared, server: usize) -> Config {
+    let drives = shared.plan.drives;
+    let drive = |quota_bytes| DrivePath {
+        path: shared.servers[server].drive.clone(),
+        quota_bytes: Some(quota_bytes),
+    };
+    let through = drives.is_some_and(|drives| drives.through);
     Config {
         node_id: Some(format!("s{server}")),
         auth_key: Some(work::key()),
@@ -163,8 +219,17 @@ fn server_config(shared: &Shared, server: usize) -> Config {
             share: Share::Off,
             numa: Numa::Off,
             scrub_bytes_per_s: 4 << 20,
+            policy: shared.plan.policy,
+            drives: drives.iter().map(|drives| drive(drives.quota_bytes)).collect(),
+            nvme_mode: if through { NvmeMode::WriteThrough } else { NvmeMode::Demote },
+            nvme_io: Io::Threads,
+            nvme_sync: drives.is_some_and(|drives| drives.sync),
+            segment_bytes: 1 << 20,
+            queue_depth: 16,
+            admit_unread: true,
             ..StorageConfig::default()
         },
+        limits: Limits { page_bytes_max: PAGE_BYTES_MAX, ..Limits::default() },
         rdma: RdmaConfig { mode: RdmaMode::Off, ..RdmaConfig::default() },
         shm_socket: ShmSocket::Off,
         ..Config::default()
@@ -175,35 +240,65 @@ fn server_config(shared: &Shared, server: usize) -> Config {
 async fn serve(shared: Arc<Shared>, server: usize) -> turmoil::Result {
     let place = &shared.servers[server];
     let listener = TcpListener::bind(("0.0.0.0", PORT)).await?;
-    let (running, found) = SimServer::start(server_config(&shared, server)).await?;
-    shared.recovered.fetch_add(found.dram_pages, Relaxed);
-    shared.trace.note(&format!("starts with {} pages", found.dram_pages));
+    let port = Arc::new(Port { net: shared.net.clone(), host: format!("s{server}") });
+    let config = server_config(&shared, server);
+    let (running, found) = SimServer::start(config, &place.faults, port).await?;
+    place.lives.fetch_add(1, Relaxed);
+    running.hear_epoch(shared.members.lock().0);
+    shared.recovered.fetch_add(found.dram_pages + found.nvme_pages, Relaxed);
+    shared.trace.note(&format!("starts with {} pages and {} on a drive", found.dram_pages, found.nvme_pages));
     *place.running.lock() = Some(running.clone());
     loop {
         let accepted = tokio::select! {
             biased;
-            () = place.stop.notified() => break,
-            accepted = listener.accept() => accepted?,
+            () = place.ordered.notified() => None,
+            accepted = listener.accept() => Some(accepted?),
         };
-        running.admit(shared.net.link(accepted.0, false)?);
+        if let Some((stream, _)) = accepted {
+            running.admit(shared.net.link(stream, false)?);
+            continue;
+        }
+        let order = place.order.lock().take();
+        match order {
+            None => {}
+            Some(Order::Stop) => break,
+            Some(order) => drop(tokio::spawn(obey(shared.clone(), running.clone(), order))),
+        }
     }
     drop(listener);
     shared.trace.note("stops");
     running.stop().await;
+    shared.count_forgotten(&running);
     place.running.lock().take();
     drop(running);
     shared.trace.note("stopped");
     std::future::pending().await
 }
 
+/// Begins or ends a drain.
+async fn obey(shared: Arc<Shared>, running: SimServer, order: Order) {
+    match order {
+        Order::Stop => {}
+        Order::CancelDrain => running.cancel_drain().await,
+        Order::Drain(members) => {
+            let members =
+                members.into_iter().map(|member| (member.id, member.host, member.port, member.weight));
+            let begun = running.drain(members.collect(), shared.plan.replicas).await;
+            shared.trace.note(&format!("drains: {begun:?}"));
+        }
+    }
+}
+
 /// Carries the plan out.
-struct Driver {
-    shared: Arc<Shared>,
-    sim: Sim<'static>,
-    now_ms: u64,
+pub(crate) struct Driver {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) sim: Sim<'static>,
+    pub(crate) now_ms: u64,
+    /// Drains that were begun, by server.
+    pub(crate) draining: Vec<Option<Draining>>,
     /// Begins and ends of faults, the next one last.
     due: Vec<(u64, bool, Window)>,
-    rng: Rng,
+    pub(crate) rng: Rng,
     evicted: u64,
 }
 
@@ -237,8 +332,19 @@ impl Driver {
             .iter()
             .flat_map(|window| [(window.from_ms, true, *window), (window.to_ms, false, *window)])
             .collect();
+        if plan.drives.is_some() {
+            shared.servers.iter().for_each(|place| place.faults.keep_unsynced());
+        }
         due.sort_by_key(|(at, begins, window)| std::cmp::Reverse((*at, *begins, window.server)));
-        Self { rng: Rng::new(shared.seed, 0xD41E), shared: shared.clone(), sim, now_ms: 0, due, evicted: 0 }
+        Self {
+            rng: Rng::new(shared.seed, 0xD41E),
+            shared: shared.clone(),
+            draining: (0..plan.servers).map(|_| None).collect(),
+            sim,
+            now_ms: 0,
+            due,
+            evicted: 0,
+        }
     }
 
     /// All phases; an error ends the run at once.
@@ -258,7 +364,7 @@ impl Driver {
         self.look_at_what_is_left()
     }
 
-    fn step(&mut self) -> Result<(), String> {
+    pub(crate) fn step(&mut self) -> Result<(), String> {
         self.sim.step().map_err(|error| format!("a host ended: {error}"))?;
         self.now_ms += STEP_MS;
         self.shared.trace.set_now_ms(self.now_ms);
@@ -292,27 +398,49 @@ impl Driver {
             }
             left = self.left();
         }
-        for (number, place) in self.shared.servers.iter().enumerate() {
-            let Some(server) = place.running.lock().clone() else {
-                return Err(format!("s{number} does not run at the end"));
-            };
-            self.evicted += server.census().engine.counters.evicted_pages;
-            let corrupt = server.verify();
-            if corrupt > 0 && !self.shared.plan.tears() {
-                self.shared.trace.wrong(format!("s{number} has {corrupt} pages with wrong bytes"));
-            }
-            server.clear();
-            let engine = server.census().engine;
-            if (engine.pages, engine.used_slot_bytes) != (0, 0) {
-                let text = format!("s{number} has no pages and holds slots: {engine:?}");
-                self.shared.trace.wrong(text);
-            }
+        for number in 0..self.shared.servers.len() {
+            self.look_at_pages(number)?;
         }
         let lost = std::mem::take(&mut *self.shared.lost.lock());
-        if self.evicted == 0 {
+        let may_lose = match self.shared.plan.is_durable() {
+            true => self.shared.forgotten.load(Relaxed) > 0,
+            false => self.evicted > 0,
+        };
+        if !may_lose {
             lost.into_iter().for_each(|text| self.shared.trace.wrong(text));
         }
+        let revived = std::mem::take(&mut *self.shared.revived.lock());
+        if self.shared.unnoted.load(Relaxed) == 0 {
+            revived.into_iter().for_each(|text| self.shared.trace.wrong(text));
+        }
         Ok(())
+    }
+
+    /// What a server still stores must be right, and be gone when all is removed.
+    fn look_at_pages(&mut self, number: usize) -> Result<(), String> {
+        let shared = self.shared.clone();
+        let Some(server) = shared.servers[number].running.lock().clone() else {
+            return Err(format!("s{number} does not run at the end"));
+        };
+        shared.count_forgotten(&server);
+        self.evicted += server.census().engine.counters.evicted_pages;
+        let corrupt = server.verify();
+        if corrupt > 0 && !shared.plan.tears() {
+            shared.trace.wrong(format!("s{number} has {corrupt} pages with wrong bytes"));
+        }
+        server.clear();
+        let until = self.now_ms + if shared.plan.drives.is_some() { DRIVES_MS } else { 0 };
+        loop {
+            let engine = server.census().engine;
+            if (engine.pages, engine.used_slot_bytes) == (0, 0) {
+                return Ok(());
+            }
+            if self.now_ms >= until {
+                shared.trace.wrong(format!("s{number} has no pages and holds slots: {engine:?}"));
+                return Ok(());
+            }
+            self.step()?;
+        }
     }
 
     /// Which servers hold what clients should have given back.
@@ -351,117 +479,5 @@ impl Driver {
             wrong: shared.trace.violations(),
             last: shared.trace.last(),
         }
-    }
-}
-
-/// What faults do, and how they end.
-impl Driver {
-    fn apply(&mut self, begins: bool, window: &Window) {
-        let word = if begins { "begins" } else { "ends" };
-        self.shared.trace.note(&format!("s{}: {:?} {word}", window.server, window.fault));
-        let server = window.server;
-        let name = format!("s{server}");
-        match window.fault {
-            Fault::Frozen => self.hold(&name, None, begins),
-            Fault::Loss { client } => self.hold(&name, Some(client), begins),
-            Fault::Cut { client, way } => self.cut(&name, client, way, begins),
-            Fault::Slow { client, ms } => {
-                let ms = if begins { ms } else { self.shared.plan.latency_ms };
-                for client in self.clients(client) {
-                    self.sim.set_link_max_message_latency(
-                        name.as_str(),
-                        client.as_str(),
-                        Duration::from_millis(ms),
-                    );
-                }
-            }
-            Fault::Resets => self.shared.net.reset_some(self.sim.lookup(name.as_str())),
-            Fault::Flips { permille } => {
-                let permille = if begins { permille } else { 0 };
-                self.shared.net.flip(self.sim.lookup(name.as_str()), permille);
-            }
-            Fault::Crash { memory } if begins => self.crash(server, memory),
-            Fault::Crash { .. } => self.sim.bounce(name.as_str()),
-            Fault::Restart if begins => self.shared.servers[server].stop.notify_one(),
-            Fault::Restart => {
-                let memory = if self.shared.plan.durable { Memory::Kept } else { Memory::Lost };
-                self.crash(server, memory);
-                self.sim.bounce(name.as_str());
-            }
-            Fault::Left => self.set_weight(server, (!begins).then_some(100)),
-            Fault::Weight(weight) => self.set_weight(server, Some(if begins { weight } else { 100 })),
-            Fault::ClockJump { ms } => {
-                let own = self.shared.plan.skews_ms[server];
-                self.shared.trace.set_skew_ms(server, own + if begins { ms } else { 0 });
-            }
-        }
-    }
-
-    /// One client's name, or all.
-    fn clients(&self, client: Option<usize>) -> Vec<String> {
-        let all = 0..self.shared.plan.clients;
-        all.filter(|number| client.is_none_or(|one| one == *number))
-            .map(|number| format!("c{number}"))
-            .collect()
-    }
-
-    fn hold(&self, server: &str, client: Option<usize>, begins: bool) {
-        for client in self.clients(client) {
-            if begins {
-                self.sim.hold(server, client.as_str());
-            } else {
-                self.sim.release(server, client.as_str());
-            }
-        }
-    }
-
-    fn cut(&self, server: &str, client: Option<usize>, way: Way, begins: bool) {
-        let to = self.sim.lookup(server);
-        for client in self.clients(client) {
-            let from = self.sim.lookup(client.as_str());
-            if !begins {
-                self.sim.repair(server, client.as_str());
-                self.shared.net.heal(from, to);
-                continue;
-            }
-            if way != Way::FromServer {
-                self.sim.partition_oneway(client.as_str(), server);
-                self.shared.net.cut(from, to);
-            }
-            if way != Way::ToServer {
-                self.sim.partition_oneway(server, client.as_str());
-                self.shared.net.cut(to, from);
-            }
-        }
-    }
-
-    fn crash(&mut self, server: usize, memory: Memory) {
-        self.sim.crash(format!("s{server}"));
-        let place = &self.shared.servers[server];
-        place.running.lock().take();
-        let done = match memory {
-            Memory::Kept => Ok(()),
-            Memory::Lost => disk::lose(&place.folder),
-            Memory::Torn => disk::tear(&place.folder, &mut self.rng),
-        };
-        if let Err(error) = done {
-            self.shared.trace.wrong(format!("cannot work on {}: {error}", place.folder.display()));
-        }
-    }
-
-    /// Changes the member list; `None` takes the server out of it. The last one stays.
-    fn set_weight(&mut self, server: usize, weight: Option<u32>) {
-        let mut members = self.shared.members.lock();
-        let mut list: Vec<_> = std::mem::take(&mut members.1);
-        let id = format!("s{server}");
-        list.retain(|member| member.id != id);
-        if let Some(weight) = weight {
-            list.push(ServerAddress { weight, ..member(server) });
-        }
-        if list.is_empty() {
-            list.push(member(server));
-        }
-        list.sort_by(|a, b| a.id.cmp(&b.id));
-        *members = (members.0 + 1, list);
     }
 }

@@ -5,9 +5,9 @@
 //! looked at as often as one likes.
 //!
 //! - [`plan`]: what happens in a run;
-//! - [`cluster`]: carries it out, and looks at what is left;
+//! - [`cluster`]: carries it out, with the [`faults`], and looks at what is left;
 //! - [`work`]: the clients, and [`book`]: what they may find;
-//! - [`net`]: the network; [`disk`]: files of servers that died;
+//! - [`net`]: the network; [`disk`]: files of servers that died; [`source`]: who the members are;
 //! - [`sealed`]: the machine's randomness and clocks, replaced; [`trace`]: the events and their digest;
 //! - [`runner`]: many seeds, each in a process of its own.
 //!
@@ -19,12 +19,14 @@
 mod book;
 mod cluster;
 mod disk;
+mod faults;
 mod net;
 mod plan;
 mod rng;
 mod runner;
 #[allow(unsafe_code, reason = "defines functions of the C library, whose arguments are addresses")]
 mod sealed;
+mod source;
 mod trace;
 mod work;
 

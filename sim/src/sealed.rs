@@ -50,6 +50,11 @@ pub(crate) fn set_skew_ms(skew_ms: i64) {
     SKEW_NS.set(skew_ms * 1_000_000);
 }
 
+/// What a right clock says so long after the start, in milliseconds.
+pub(crate) fn unix_ms(now_ms: u64) -> u64 {
+    START_S as u64 * 1000 + now_ms
+}
+
 fn next_random() -> u64 {
     let state = RANDOM.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
     RANDOM.set(state);

@@ -4,6 +4,7 @@ use crate::book::{PAGES, Page, SPACES};
 use crate::cluster::{Phase, Shared};
 use crate::net::Port;
 use crate::rng::Rng;
+use crate::source::Simulated;
 use memkv_client::{
     AuthKey, Client, Config, ErrorKind, PageOutcome, ServerState, Space, SpaceDescription, Transport,
 };
@@ -32,8 +33,7 @@ fn now() -> u64 {
 /// One client host, from its start to the end of the run.
 pub(crate) async fn run(shared: Arc<Shared>, me: usize) {
     let (client, spaces) = connect(&shared, me).await;
-    let follower =
-        tokio::spawn(follow(shared.clone(), client.clone(), Rng::new(shared.seed, 500 + me as u64)));
+    client.follow_members(Box::new(Simulated::new(shared.clone(), me))).await;
     let mut workers = Vec::new();
     for worker in 0..WORKERS {
         let rng = Rng::new(shared.seed, 1000 + me as u64 * 10 + worker);
@@ -56,7 +56,6 @@ pub(crate) async fn run(shared: Arc<Shared>, me: usize) {
     while shared.phase() != Phase::Closing {
         sleep(Duration::from_millis(10)).await;
     }
-    follower.abort();
     drop((last, spaces));
     client.close().await;
     shared.closed.fetch_add(1, Relaxed);
@@ -65,13 +64,15 @@ pub(crate) async fn run(shared: Arc<Shared>, me: usize) {
 
 async fn connect(shared: &Arc<Shared>, me: usize) -> (Client, Vec<Space>) {
     let config = Config {
-        servers: shared.members.lock().1.clone(),
+        servers: shared.members.lock().1.iter().map(|(member, _)| member.clone()).collect(),
         auth_key: Some(key()),
         transport: if shared.plan.grpc[me] { Transport::Grpc } else { Transport::Tcp },
         connect_timeout: Duration::from_millis(800),
         op_timeout: Duration::from_millis(shared.plan.op_timeout_ms),
         client_name: format!("c{me}"),
         replicas: shared.plan.replicas,
+        member_ramp: Duration::from_millis(shared.plan.member_ramp_ms),
+        member_grace: Duration::from_millis(shared.plan.member_grace_ms),
         ..Config::default()
     };
     // Servers were there first.
@@ -108,27 +109,11 @@ fn tell_odd(shared: &Shared, what: &str, kind: ErrorKind, text: &str) {
     }
 }
 
-/// Takes over new member lists, each after a while of its own.
-async fn follow(shared: Arc<Shared>, client: Client, mut rng: Rng) {
-    let mut known = 0;
-    loop {
-        sleep(Duration::from_millis(rng.range(5, 200))).await;
-        let (epoch, list) = shared.members.lock().clone();
-        if epoch != known {
-            known = epoch;
-            shared.trace.note(&format!("adopts member list {epoch}"));
-            if let Err(error) = client.adopt_members(&list) {
-                shared.trace.wrong(format!("a member list was refused: {error}"));
-            }
-        }
-    }
-}
-
 /// Waits until the client sees every member ready.
 async fn settle(shared: &Shared, client: &Client, me: usize) {
     let until = Instant::now() + Duration::from_secs(25);
     loop {
-        let wanted: Vec<_> = shared.members.lock().1.iter().map(|member| member.id.clone()).collect();
+        let wanted: Vec<_> = shared.members.lock().1.iter().map(|(member, _)| member.id.clone()).collect();
         let seen = client.servers();
         let ids: Vec<_> = seen.iter().map(|server| server.address.id.clone()).collect();
         if ids == wanted && seen.iter().all(|server| server.state == ServerState::Ready) {
@@ -233,15 +218,21 @@ impl Worker {
     /// Checks that the page could be there.
     fn check_hit(&self, page: Page, begun: u64) {
         self.shared.hits.fetch_add(1, Relaxed);
-        let wrong = self.shared.book.lock().hit(page, begun);
-        if let Some(text) = wrong {
-            self.shared.trace.wrong(format!("c{}: {text}", self.me));
+        let mut book = self.shared.book.lock();
+        if !book.was_put(page) {
+            self.shared.trace.wrong(format!("c{}: {page:?} was hit and nobody ever put it", self.me));
+        }
+        if let Some(text) = book.revived(page, begun) {
+            self.shared.trace.note(&format!("revived: {text}"));
+            self.shared.revived.lock().push(format!("c{}: {text}", self.me));
         }
     }
 
     fn check_miss(&self, page: Page, begun: u64) {
         let ended = now();
-        if self.shared.plan.is_calm() && self.shared.book.lock().must_be_there(page, begun, ended) {
+        let plan = &self.shared.plan;
+        if (plan.is_calm() || plan.is_durable()) && self.shared.book.lock().must_be_there(page, begun, ended)
+        {
             self.shared.lost.lock().push(format!("c{}: {page:?} was lost", self.me));
         }
     }
@@ -265,8 +256,10 @@ impl Worker {
         }
         let ended = now();
         for ((page, put), outcome) in pages.iter().zip(puts).zip(out) {
+            // That the page was there already says nothing of the drive that another put may still wait for.
+            let promised = outcome == PageOutcome::Stored || !self.shared.plan.is_durable();
             if outcome.is_success() {
-                self.shared.book.lock().end_put(*page, put, ended);
+                self.shared.book.lock().end_put(*page, put, ended, promised);
             }
             self.check_calm("put", *page, outcome);
         }

@@ -84,6 +84,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "memkv-client",
             "memkv-core",
+            "memkv-discovery",
             "memkv-memory",
             "memkv-proto",
             "memkv-server",

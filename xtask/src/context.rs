@@ -28,6 +28,8 @@ pub(crate) enum Profile {
     Dev,
     /// Fast to run; for the demo and measurements.
     Release,
+    /// Fast to run, with every assertion; for long runs of the simulation.
+    Sim,
 }
 
 impl Profile {
@@ -36,6 +38,7 @@ impl Profile {
         match self {
             Self::Dev => "dev",
             Self::Release => "release",
+            Self::Sim => "sim",
         }
     }
 
@@ -44,6 +47,7 @@ impl Profile {
         match self {
             Self::Dev => "debug",
             Self::Release => "release",
+            Self::Sim => "sim",
         }
     }
 }

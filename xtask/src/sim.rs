@@ -18,10 +18,21 @@ pub(crate) fn run(context: &Context, args: &[String]) -> Result<()> {
     }
 }
 
+/// More seeds than this are worth a build that runs them fast.
+const FAST_FROM: u64 = 2000;
+
+/// The profile for a choice of seeds. Both give the same events for a seed.
+fn profile(args: &[String]) -> Profile {
+    let count = args.iter().position(|arg| arg == "--seeds").and_then(|at| args.get(at + 1));
+    let many = count.and_then(|count| count.parse().ok()).is_some_and(|count: u64| count > FAST_FROM);
+    if many { Profile::Sim } else { Profile::Dev }
+}
+
 fn seeds(context: &Context, args: &[String]) -> Result<()> {
-    let build = context.cargo(&["build", "--package", "memkv-sim"]);
+    let profile = profile(args);
+    let build = context.cargo(&["build", "--package", "memkv-sim", "--profile", profile.name()]);
     step(context, "build memkv-sim", "build-sim", build)?;
-    let mut command = context.command(context.binary(Profile::Dev, "memkv-sim"));
+    let mut command = context.command(context.binary(profile, "memkv-sim"));
     let status = command.args(args).status().context("start memkv-sim")?;
     if status.success() { Ok(()) } else { bail!("memkv-sim ended with {status}") }
 }

@@ -43,6 +43,9 @@ pub struct LogConfig {
     /// Faults to have, for tests.
     #[cfg(any(test, feature = "testing"))]
     pub faults: Option<std::sync::Arc<crate::FaultPlan>>,
+    /// No threads: whoever has the log calls [`Log::turn`](crate::Log::turn).
+    #[cfg(any(test, feature = "sim"))]
+    pub by_hand: bool,
 }
 
 impl LogConfig {
@@ -59,7 +62,18 @@ impl LogConfig {
             backlog_bytes: 256 << 20,
             #[cfg(any(test, feature = "testing"))]
             faults: None,
+            #[cfg(any(test, feature = "sim"))]
+            by_hand: false,
         }
+    }
+
+    /// Whether whoever has the log moves it on, and no thread does.
+    #[must_use]
+    pub fn is_by_hand(&self) -> bool {
+        #[cfg(any(test, feature = "sim"))]
+        return self.by_hand;
+        #[cfg(not(any(test, feature = "sim")))]
+        false
     }
 }
 

@@ -185,7 +185,10 @@ impl DiskFile {
     /// Writes whole blocks.
     pub(crate) fn write(&self, buffer: &Buffer, offset: u64) -> io::Result<()> {
         match self.faults.meet(Kind::Write, buffer.len() as u64) {
-            Verdict::Go | Verdict::Part(_) => self.file.write_all_at(buffer, offset),
+            Verdict::Go | Verdict::Part(_) => {
+                self.faults.writes(&self.file, offset, buffer.len())?;
+                self.file.write_all_at(buffer, offset)
+            }
             Verdict::Fail(reason) => Err(reason),
             Verdict::Crash(bytes) => {
                 self.file.write_all_at(&Buffer::copy_of(buffer)[..whole(bytes, buffer.len())], offset)?;
@@ -197,7 +200,8 @@ impl DiskFile {
     /// Waits until the drive has the file's bytes and all that is needed to find them.
     pub(crate) fn sync(&self) -> io::Result<()> {
         self.faults.check(Kind::Sync, 0)?;
-        self.file.sync_data()
+        self.file.sync_data()?;
+        self.faults.synced(&self.file)
     }
 }
 

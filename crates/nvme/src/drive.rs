@@ -9,7 +9,7 @@ use crate::io::bell::Bell;
 use crate::keeper::Tasks;
 use crate::members::Members;
 use crate::segment::Segment;
-use crate::{DriveState, DriveStatus, Dropped, DroppedCounts, Extent, Owner};
+use crate::{DriveState, DriveStatus, Dropped, DroppedCounts, Extent, Owner, Ticket};
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -95,6 +95,9 @@ pub(crate) struct Drive {
     pub(crate) stop: AtomicBool,
     pub(crate) tasks: Mutex<Tasks>,
     pub(crate) work: Condvar,
+    /// What a thread would do, in a log without threads.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) hands: crate::hands::Hands,
 }
 
 #[derive(Default)]
@@ -156,6 +159,8 @@ impl Drive {
             stop: AtomicBool::new(false),
             tasks: Mutex::default(),
             work: Condvar::new(),
+            #[cfg(any(test, feature = "sim"))]
+            hands: crate::hands::Hands::default(),
         })
     }
 
@@ -209,6 +214,22 @@ impl Drive {
         let rest = std::mem::take(&mut inbox.messages);
         drop(inbox);
         drop(rest);
+    }
+
+    /// Waits for the results of pages that this drive was given.
+    pub(crate) fn results(&self, ticket: Ticket) -> Vec<Result<Extent, Dropped>> {
+        #[cfg(any(test, feature = "sim"))]
+        if self.is_by_hand() {
+            let mut ticket = std::pin::pin!(ticket);
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            loop {
+                if let std::task::Poll::Ready(results) = ticket.as_mut().poll(&mut context) {
+                    return results;
+                }
+                self.write_turn();
+            }
+        }
+        ticket.wait()
     }
 
     pub(crate) fn is_failed(&self) -> bool {

@@ -37,6 +37,7 @@ pub(crate) enum Verdict {
 #[cfg(not(any(test, feature = "testing")))]
 mod none {
     use super::{Kind, Verdict};
+    use std::fs::File;
     use std::io;
 
     /// No faults.
@@ -56,6 +57,14 @@ mod none {
         pub(crate) fn check(&self, _: Kind, _: u64) -> io::Result<()> {
             Ok(())
         }
+
+        pub(crate) fn writes(&self, _: &File, _: u64, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        pub(crate) fn synced(&self, _: &File) -> io::Result<()> {
+            Ok(())
+        }
     }
 }
 
@@ -65,10 +74,16 @@ pub(crate) use none::Faults;
 #[cfg(any(test, feature = "testing"))]
 mod plan {
     use super::{Kind, Verdict};
+    use crate::buffer::Buffer;
     use parking_lot::{Condvar, Mutex};
     use rustix::io::Errno;
+    use std::fs::File;
     use std::io;
+    use std::os::unix::fs::{FileExt as _, MetadataExt as _};
     use std::sync::Arc;
+
+    /// What a drive writes at once.
+    const SECTOR: usize = 512;
 
     /// What goes wrong.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +118,51 @@ mod plan {
         /// Writes wait while this is set.
         held: bool,
         met: u64,
+        /// What was written and not synced, in order; `None`: nobody keeps it.
+        unsynced: Option<Vec<Written>>,
+    }
+
+    /// A part of a file as it was before it was written to.
+    struct Written {
+        file: File,
+        offset: u64,
+        before: Buffer,
+    }
+
+    impl std::fmt::Debug for Written {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "{} bytes at {}", self.before.len(), self.offset)
+        }
+    }
+
+    impl Written {
+        fn new(file: &File, offset: u64, len: usize) -> io::Result<Self> {
+            let mut before = Buffer::zeroed(len);
+            let _short = file.read_at(&mut before, offset)?;
+            Ok(Self { file: file.try_clone()?, offset, before })
+        }
+
+        /// Takes some of the sectors back.
+        fn lose(&self, choose: &mut dyn FnMut() -> u64) -> io::Result<()> {
+            let mut now = Buffer::zeroed(self.before.len());
+            let there = self.file.read_at(&mut now, self.offset)?;
+            // A file that was cut meanwhile stays so.
+            let (sectors, way) = (there / SECTOR, choose() % 4);
+            let kept = choose() as usize % (sectors + 1);
+            for sector in 0..sectors {
+                let lost = match way {
+                    0 => false,
+                    1 => true,
+                    2 => sector >= kept,
+                    _ => choose().is_multiple_of(2),
+                };
+                let bytes = sector * SECTOR..(sector + 1) * SECTOR;
+                if lost {
+                    now[bytes.clone()].copy_from_slice(&self.before[bytes]);
+                }
+            }
+            self.file.write_all_at(&now[..there], self.offset)
+        }
     }
 
     /// Faults to have. Shared by a log and the test that injects them.
@@ -139,6 +199,24 @@ mod plan {
         pub fn crash(&self) {
             self.state.lock().crashed = true;
             self.released.notify_all();
+        }
+
+        /// From now on it is known what was written and not synced, as far as threads or hands wrote it, and not a ring.
+        pub fn keep_unsynced(&self) {
+            self.state.lock().unsynced.get_or_insert_default();
+        }
+
+        /// The power goes: of what was written and not synced, some sectors are on the drives and others are as before, as
+        /// `choose` says. For when no log has the drives. Returns how many writes there were.
+        ///
+        /// # Errors
+        ///
+        /// The system's.
+        pub fn lose_power(&self, choose: &mut dyn FnMut() -> u64) -> io::Result<usize> {
+            let lost = self.state.lock().unsynced.replace(Vec::new()).unwrap_or_default();
+            // The last one first, so that what was written twice goes back step by step.
+            lost.iter().rev().try_for_each(|written| written.lose(choose))?;
+            Ok(lost.len())
         }
 
         /// Whether a torn write has happened, or [`FaultPlan::crash`] was called.
@@ -224,6 +302,33 @@ mod plan {
                 Verdict::Fail(reason) => Err(reason),
                 Verdict::Crash(_) => Err(io::Error::from(Errno::IO)),
             }
+        }
+
+        /// So many bytes of a file are about to be written.
+        pub(crate) fn writes(&self, file: &File, offset: u64, len: usize) -> io::Result<()> {
+            let Some(plan) = &self.plan else { return Ok(()) };
+            if let Some(unsynced) = &mut plan.state.lock().unsynced {
+                unsynced.push(Written::new(file, offset, len)?);
+            }
+            Ok(())
+        }
+
+        /// All of a file is on the drive.
+        pub(crate) fn synced(&self, file: &File) -> io::Result<()> {
+            let Some(plan) = &self.plan else { return Ok(()) };
+            let mut state = plan.state.lock();
+            let Some(unsynced) = state.unsynced.as_mut().filter(|unsynced| !unsynced.is_empty()) else {
+                return Ok(());
+            };
+            let own = file.metadata()?.ino();
+            let mut kept = Vec::with_capacity(unsynced.len());
+            for written in unsynced.drain(..) {
+                if written.file.metadata()?.ino() != own {
+                    kept.push(written);
+                }
+            }
+            *unsynced = kept;
+            Ok(())
         }
     }
 }

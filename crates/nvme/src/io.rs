@@ -4,6 +4,8 @@
 //! no buffer is ever freed, or used otherwise, while a device may touch it. [`Io`] runs many at once for one drive.
 
 pub(crate) mod bell;
+#[cfg(any(test, feature = "sim"))]
+pub(crate) mod here;
 pub(crate) mod threads;
 pub(crate) mod uring;
 
@@ -80,6 +82,8 @@ impl Op {
                 file.read_at(&mut bytes[..len], offset)
             }
             Body::Write(batch) => {
+                let most = batch.bytes() - self.done;
+                self.segment.file.faults.writes(file, offset, most.min(bytes_max))?;
                 let mut left = bytes_max;
                 let mut pieces = Vec::with_capacity(PIECES_MAX);
                 batch.pieces_from(self.done, &mut |piece| {
@@ -91,37 +95,36 @@ impl Op {
                 });
                 Ok(rustix::io::pwritev(file, &pieces, offset)?)
             }
-            Body::Sync(_) => file.sync_data().map(|()| 0),
+            Body::Sync(_) => {
+                file.sync_data()?;
+                self.segment.file.faults.synced(file)?;
+                Ok(0)
+            }
         }
     }
 }
 
-/// Runs operations for one drive.
-pub(crate) enum Io {
-    Uring(Box<uring::Uring>),
-    Threads(threads::Threads),
-}
-
-impl Io {
+/// Runs operations for one drive, many at once.
+pub(crate) trait Device {
     /// Operations that may be submitted now.
-    pub(crate) fn room(&self) -> usize {
-        match self {
-            Self::Uring(uring) => uring.room(),
-            Self::Threads(threads) => threads.room(),
-        }
-    }
+    fn room(&self) -> usize;
 
-    /// Starts an operation. There must be room.
-    pub(crate) fn submit(&mut self, mut op: Op, ended: &mut Vec<Ended>) {
+    /// Starts an operation for which there is room.
+    fn push(&mut self, op: Op);
+
+    /// Waits until an operation is over or the bell has rung, unless some are in `ended` already, and adds what is over.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, if it does not run operations any more. Those in flight stay in flight.
+    fn wait(&mut self, ended: &mut Vec<Ended>) -> io::Result<()>;
+
+    /// Starts an operation, unless a plan of faults has something else in mind. There must be room.
+    fn submit(&mut self, mut op: Op, ended: &mut Vec<Ended>) {
         let left = op.bytes() - op.done;
         let verdict = op.segment.file.faults.meet(op.kind(), left as u64);
         let end = match verdict {
-            Verdict::Go => {
-                return match self {
-                    Self::Uring(uring) => uring.submit(op),
-                    Self::Threads(threads) => threads.submit(op),
-                };
-            }
+            Verdict::Go => return self.push(op),
             Verdict::Fail(reason) => Err(reason),
             Verdict::Part(bytes) => op.run(whole(bytes, left).max(512).min(left)),
             Verdict::Crash(bytes) => {
@@ -132,13 +135,30 @@ impl Io {
         };
         ended.push((op, end));
     }
+}
 
-    /// Waits until an operation is over or the bell has rung, unless some are in `ended` already, and adds what is over.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's, if it does not run operations any more. Those in flight stay in flight.
-    pub(crate) fn wait(&mut self, ended: &mut Vec<Ended>) -> io::Result<()> {
+/// What a log runs its operations with.
+pub(crate) enum Io {
+    Uring(Box<uring::Uring>),
+    Threads(threads::Threads),
+}
+
+impl Device for Io {
+    fn room(&self) -> usize {
+        match self {
+            Self::Uring(uring) => uring.room(),
+            Self::Threads(threads) => threads.room(),
+        }
+    }
+
+    fn push(&mut self, op: Op) {
+        match self {
+            Self::Uring(uring) => uring.submit(op),
+            Self::Threads(threads) => threads.submit(op),
+        }
+    }
+
+    fn wait(&mut self, ended: &mut Vec<Ended>) -> io::Result<()> {
         match self {
             Self::Uring(uring) => uring.wait(ended),
             Self::Threads(threads) => threads.wait(ended),

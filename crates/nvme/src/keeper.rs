@@ -102,18 +102,38 @@ pub(crate) fn remove_spares(drive: &Drive) {
 
 /// Runs until the log is closed or dropped.
 pub(crate) fn run(drive: &Drive) {
+    while carry_out(drive, next(drive)) {}
+}
+
+/// Does one thing. Whether there may be others.
+fn carry_out(drive: &Drive, task: Task) -> bool {
+    match task {
+        Task::End => return false,
+        Task::Seal(segment) => {
+            seal(drive, &segment);
+            drive.tasks.lock().rest = false;
+        }
+        Task::Spare => provide(drive),
+        Task::Look => {
+            look(drive);
+            drive.tasks.lock().rest = false;
+        }
+    }
+    true
+}
+
+/// Does all that is due, and if asked looks after the drive. Whether there may be more some other time.
+#[cfg(any(test, feature = "sim"))]
+pub(crate) fn turn(drive: &Drive, look: bool) -> bool {
+    if look && !carry_out(drive, Task::Look) {
+        return false;
+    }
     loop {
-        match next(drive) {
-            Task::End => return,
-            Task::Seal(segment) => {
-                seal(drive, &segment);
-                drive.tasks.lock().rest = false;
-            }
-            Task::Spare => provide(drive),
-            Task::Look => {
-                look(drive);
-                drive.tasks.lock().rest = false;
-            }
+        let due = due(drive, &mut drive.tasks.lock());
+        match due.map(|task| carry_out(drive, task)) {
+            None => return true,
+            Some(true) => {}
+            Some(false) => return false,
         }
     }
 }
@@ -121,22 +141,27 @@ pub(crate) fn run(drive: &Drive) {
 fn next(drive: &Drive) -> Task {
     let mut tasks = drive.tasks.lock();
     loop {
-        if drive.stop.load(Ordering::SeqCst) {
-            return Task::End;
-        }
-        if let Some(segment) = tasks.seals.pop_front() {
-            return Task::Seal(segment);
-        }
-        if tasks.end {
-            return Task::End;
-        }
-        if tasks.spares > 0 && !tasks.rest && !drive.is_failed() {
-            return Task::Spare;
+        if let Some(task) = due(drive, &mut tasks) {
+            return task;
         }
         if drive.work.wait_for(&mut tasks, LOOK_EVERY).timed_out() {
             return Task::Look;
         }
     }
+}
+
+/// What is to be done now, if anything is.
+fn due(drive: &Drive, tasks: &mut Tasks) -> Option<Task> {
+    if drive.stop.load(Ordering::SeqCst) {
+        return Some(Task::End);
+    }
+    if let Some(segment) = tasks.seals.pop_front() {
+        return Some(Task::Seal(segment));
+    }
+    if tasks.end {
+        return Some(Task::End);
+    }
+    (tasks.spares > 0 && !tasks.rest && !drive.is_failed()).then_some(Task::Spare)
 }
 
 /// Makes a spare segment and hands it over.

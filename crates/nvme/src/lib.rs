@@ -60,6 +60,8 @@ mod format;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(any(test, feature = "sim"))]
+mod hands;
 mod head;
 mod io;
 mod keeper;

@@ -76,7 +76,7 @@ pub trait Owner: Send + Sync {
 
 /// An open log. Dropping it ends its threads without sealing anything, as the end of the process would.
 pub struct Log {
-    drives: Vec<Arc<Drive>>,
+    pub(crate) drives: Vec<Arc<Drive>>,
     /// The thread that writes and the one that keeps, for each drive that works.
     threads: Mutex<Vec<Pair>>,
     spaces: Mutex<BTreeMap<SpaceId, SpaceDescription>>,
@@ -344,6 +344,8 @@ impl Log {
         }
         let (writers, keepers): (Vec<_>, Vec<_>) = self.threads.lock().drain(..).unzip();
         writers.into_iter().for_each(join);
+        #[cfg(any(test, feature = "sim"))]
+        self.drives.iter().filter(|drive| drive.is_by_hand()).for_each(|drive| drive.close_by_hand());
         // All seals have been asked for.
         self.drives.iter().for_each(|drive| drive.end_keeper());
         keepers.into_iter().for_each(join);
@@ -362,6 +364,8 @@ fn join(thread: JoinHandle<()>) {
 impl Drop for Log {
     fn drop(&mut self) {
         self.drives.iter().for_each(|drive| drive.stop());
+        #[cfg(any(test, feature = "sim"))]
+        self.drives.iter().for_each(|drive| drive.drop_hands());
         for (writer, keeper) in self.threads.get_mut().drain(..) {
             join(writer);
             join(keeper);

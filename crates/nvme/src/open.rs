@@ -328,6 +328,11 @@ fn start(config: &LogConfig, drives: &[Arc<Drive>], rings: &mut Rings) -> Result
     let depth = config.queue_depth as usize;
     let mut threads = Vec::new();
     for drive in drives.iter().filter(|drive| !drive.is_failed()) {
+        #[cfg(any(test, feature = "sim"))]
+        if config.by_hand {
+            crate::hands::start(drive, depth);
+            continue;
+        }
         let number = drive.shape.number;
         let system = |reason| LogError::System { what: "a thread", reason };
         let ring = rings.rings.as_mut().and_then(Vec::pop);

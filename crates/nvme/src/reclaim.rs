@@ -115,7 +115,7 @@ fn write_again(drive: &Drive, owner: &dyn Owner, round: Vec<Hot>) {
     // Pages that are not taken are dropped, and their results say so.
     drive.post_all(messages);
     drop(tally);
-    for ((head, old), result) in old.into_iter().zip(ticket.wait()) {
+    for ((head, old), result) in old.into_iter().zip(drive.results(ticket)) {
         let head = head.as_head();
         match result {
             Ok(new) if owner.moved(&head, old, new) => {

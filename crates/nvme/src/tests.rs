@@ -4,6 +4,7 @@ mod basic;
 mod bed;
 mod damage;
 mod faults;
+mod hands;
 mod members;
 mod model;
 mod reclaim;

@@ -6,7 +6,7 @@
 use crate::batch::{Batch, Item, Mark, PageJob, batch_blocks};
 use crate::drive::{Drive, Message};
 use crate::format::{BLOCK, FIRST_BLOCK, record_bytes as record_bytes_of};
-use crate::io::{Body, Ended, Io, Op, ReadJob};
+use crate::io::{Body, Device, Ended, Op, ReadJob};
 use crate::segment::Segment;
 use crate::{Dropped, Extent, OwnedHead, ReadError, SegmentState};
 use memkv_core::SpaceId;
@@ -34,9 +34,11 @@ struct Active {
 }
 
 /// The state of a drive's thread.
-pub(crate) struct Writer {
+pub(crate) struct Writer<D> {
     drive: Arc<Drive>,
-    io: Io,
+    io: D,
+    /// Operations that are over and were not looked at yet.
+    ended: Vec<Ended>,
     /// Places that reads leave to writes.
     reserve: usize,
     messages: VecDeque<Message>,
@@ -67,12 +69,13 @@ impl Active {
     }
 }
 
-impl Writer {
-    pub(crate) fn new(drive: Arc<Drive>, io: Io) -> Self {
+impl<D: Device> Writer<D> {
+    pub(crate) fn new(drive: Arc<Drive>, io: D) -> Self {
         let reserve = (io.room() / 8).max(1);
         Self {
             drive,
             io,
+            ended: Vec::new(),
             reserve,
             messages: VecDeque::new(),
             reads: VecDeque::new(),
@@ -93,24 +96,33 @@ impl Writer {
 
     /// Runs until the log is closed or dropped.
     pub(crate) fn run(mut self) {
-        let mut ended = Vec::new();
-        loop {
-            self.take_messages();
-            if self.drive.is_failed() || self.drive.stop.load(Ordering::SeqCst) {
-                self.give_up(Dropped::DriveFailed);
-            }
-            self.start(&mut ended);
-            if self.is_over() {
-                break;
-            }
-            if let Err(reason) = self.io.wait(&mut ended) {
-                self.drive.fail(&format!("the kernel runs no operations: {reason}"));
-                break;
-            }
-            for end in std::mem::take(&mut ended) {
-                self.finish(end, &mut ended);
-            }
+        while !self.turn() {}
+        self.end();
+    }
+
+    /// Takes what came, starts what may start, and ends what is over. Whether this was the last turn.
+    pub(crate) fn turn(&mut self) -> bool {
+        self.take_messages();
+        if self.drive.is_failed() || self.drive.stop.load(Ordering::SeqCst) {
+            self.give_up(Dropped::DriveFailed);
         }
+        let mut ended = std::mem::take(&mut self.ended);
+        self.start(&mut ended);
+        if self.is_over() {
+            return true;
+        }
+        if let Err(reason) = self.io.wait(&mut ended) {
+            self.drive.fail(&format!("the kernel runs no operations: {reason}"));
+            return true;
+        }
+        let mut again = Vec::new();
+        ended.drain(..).for_each(|end| self.finish(end, &mut again));
+        self.ended = again;
+        false
+    }
+
+    /// Takes nothing any more, and answers all that waits.
+    pub(crate) fn end(&mut self) {
         self.drive.close_inbox();
         self.give_up(Dropped::DriveFailed);
     }

@@ -39,6 +39,8 @@ impl Engine {
     /// process as whole. Afterwards nothing is stored any more and pages on drives are misses. Blocks.
     pub fn close(&self) {
         self.state.close();
+        #[cfg(feature = "sim")]
+        self.end_writes_by_hand();
         self.end_writes();
         if let Some(drives) = &self.state.drives {
             drives.log.close();

@@ -32,6 +32,8 @@ mod durable;
 mod engine;
 mod evict;
 mod get;
+#[cfg(feature = "sim")]
+mod hands;
 mod index;
 mod keep;
 mod keys;
@@ -66,6 +68,8 @@ pub use memkv_nvme::{
     DriveConfig, DriveState, DriveStatus, DroppedCounts, IoBackend, IoChoice, LogStatus, SegmentState,
     SegmentStatus,
 };
+#[cfg(feature = "sim")]
+pub use memkv_nvme::{FaultPlan, Kind as FaultKind};
 pub use page::{Corrupt, Filling, PagePin, Published, Refusal, Sealed};
 pub use peek::{NoPeek, Peeked};
 pub use quarantine::QuarantinedInfo;

@@ -254,15 +254,16 @@ pub(crate) fn start(
         Some(nvme) => {
             let mut log_config = log_config(nvme, arena.page_bytes_max());
             tune(&mut log_config);
+            let by_hand = log_config.is_by_hand();
             let (log, found) = Log::open(log_config, &mut |record| builder.record(&record))?;
             builder.report.nvme_segments = found.sealed_segments + found.scanned_segments;
             known.extend(log.spaces().into_iter().map(|description| (description.id(), description)));
-            Some((log, nvme))
+            Some((log, nvme, by_hand))
         }
     };
     builder.drop_unknown(&known);
     let Builder { index, spaces, mut report, contradicted, left, .. } = builder;
-    if let Some((log, _)) = &log {
+    if let Some((log, ..)) = &log {
         left.into_iter().for_each(|extent| log.release(extent));
         let gone: Vec<_> = contradicted.iter().map(|&(space, digest)| Gone { space, digest }).collect();
         // If that cannot be recorded, the next start finds the contradiction again.
@@ -272,7 +273,7 @@ pub(crate) fn start(
     let spaces = Spaces::recovered(config.spaces_max, spaces, known);
     let kept = Kept::new(config.kept_bytes_max(arena.capacity_bytes()));
     let sizes = (arena.capacity_bytes(), arena.page_bytes_max());
-    let drives = log.map(|(log, nvme)| Drives::new(log, nvme, sizes));
+    let drives = log.map(|(log, nvme, by_hand)| Drives::new(log, nvme, sizes, by_hand));
     let policy = policy::build(config.policy, arena.capacity_bytes());
     let state = Arc::new(State::new(arena, index, (marks, spaces, kept), drives, policy));
     let finisher = start_drives(&state)?;
@@ -284,6 +285,9 @@ pub(crate) fn start(
 fn start_drives(state: &Arc<State>) -> Result<Option<JoinHandle<()>>, EngineError> {
     let Some(drives) = &state.drives else { return Ok(None) };
     drives.log.start(Arc::new(LogOwner::new(state)));
+    if drives.writes.is_by_hand() {
+        return Ok(None);
+    }
     let (writes, weak) = (Arc::clone(&drives.writes), Arc::downgrade(state));
     let thread = std::thread::Builder::new().name("memkv-demoter".to_owned());
     Ok(Some(thread.spawn(move || writes.run_finisher(&weak)).map_err(EngineError::Thread)?))

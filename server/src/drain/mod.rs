@@ -324,10 +324,22 @@ impl Job {
 
     /// Sends the pages of one class. `again` if they may have been looked at before.
     async fn one_class(self: &Arc<Self>, scan: scan::Scan, again: bool) {
-        let (out, mut chunks) = mpsc::channel(CHUNKS);
+        let (out, chunks) = mpsc::channel(CHUNKS);
         let node = Arc::clone(&self.node);
         // Ends when nobody reads any more.
-        tokio::task::spawn_blocking(move || scan.run(&node.engine, &out));
+        let scan = move || scan.run(&node.engine, &out);
+        #[cfg(feature = "sim")]
+        if self.node.net.get().is_some() {
+            // There are no threads, and no more pages than fit one chunk.
+            scan();
+            return self.send_all(chunks, again).await;
+        }
+        tokio::task::spawn_blocking(scan);
+        self.send_all(chunks, again).await;
+    }
+
+    /// Sends pages as they come out of `chunks`.
+    async fn send_all(self: &Arc<Self>, mut chunks: mpsc::Receiver<Vec<Found>>, again: bool) {
         let places = Arc::new(Semaphore::new(BATCHES));
         let mut sending = JoinSet::new();
         while let Some(chunk) = chunks.recv().await {

@@ -11,6 +11,7 @@ use memkv_storage::{Engine, KeyInfo, Space};
 use std::cmp::Reverse;
 use std::sync::Arc;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 /// Pages of a chunk, and of one piece of the engine's list.
 const CHUNK_PAGES: usize = 1 << 16;
@@ -99,7 +100,11 @@ fn class_of(begun_ms: u64, used_ms: u64) -> Option<u32> {
 
 fn send(chunk: &mut Vec<Found>, out: &mpsc::Sender<Vec<Found>>) -> Option<()> {
     chunk.sort_unstable_by_key(|page| (page.position, Reverse(page.last_access_ms)));
-    out.blocking_send(std::mem::take(chunk)).ok()
+    match out.try_send(std::mem::take(chunk)) {
+        Ok(()) => Some(()),
+        Err(TrySendError::Closed(_)) => None,
+        Err(TrySendError::Full(chunk)) => out.blocking_send(chunk).ok(),
+    }
 }
 
 fn found(space: &Arc<Space>, info: KeyInfo) -> Found {

@@ -79,6 +79,10 @@ impl Target {
         let endpoint = Endpoint::from_shared(format!("http://{host}:{port}"));
         let connect = |endpoint: Endpoint| {
             let endpoint = endpoint.connect_timeout(CALL_TIME).tcp_nodelay(true).http2_adaptive_window(true);
+            #[cfg(feature = "sim")]
+            if let Some(net) = node.net.get() {
+                return crate::sim::channel(&endpoint, Arc::clone(net), name, port);
+            }
             match tls {
                 Some(tls) => secure::channel(&endpoint, Arc::clone(tls), name, port),
                 None => endpoint.connect_lazy(),

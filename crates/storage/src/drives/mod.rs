@@ -85,14 +85,19 @@ impl Removals {
 }
 
 impl Drives {
-    pub(crate) fn new(log: Arc<Log>, config: &NvmeConfig, (dram_bytes, page_bytes_max): (u64, u32)) -> Self {
+    pub(crate) fn new(
+        log: Arc<Log>,
+        config: &NvmeConfig,
+        (dram_bytes, page_bytes_max): (u64, u32),
+        by_hand: bool,
+    ) -> Self {
         let drives = u64::try_from(config.drives.len()).unwrap_or(1);
         Self {
             log,
             mode: config.mode,
             admit_unread: config.admit_unread,
             order: RwLock::new(()),
-            writes: Arc::new(write::Writes::new(dram_bytes, page_bytes_max, drives)),
+            writes: Arc::new(write::Writes::new(dram_bytes, page_bytes_max, drives, by_hand)),
             reads: read::Reads::new(dram_bytes, page_bytes_max),
             removals: Removals::default(),
         }

@@ -109,6 +109,8 @@ pub(crate) struct Writes {
     signal: Arc<Signal>,
     /// The most bytes in flight, but for one append of each writer.
     bytes_max: u64,
+    /// Nobody ends writes while somebody waits: a thread that waited for room would wait in vain.
+    by_hand: bool,
 }
 
 /// Wakes the finisher.
@@ -140,10 +142,15 @@ impl Signal {
 }
 
 impl Writes {
-    pub(crate) fn new(dram_bytes: u64, page_bytes_max: u32, drives: u64) -> Self {
+    pub(crate) fn new(dram_bytes: u64, page_bytes_max: u32, drives: u64, by_hand: bool) -> Self {
         // Enough to keep the drives busy; not so much that a small store is all in flight.
         let bytes_max = (drives * (64 << 20)).min(dram_bytes / 8).max(u64::from(page_bytes_max));
-        Self { queue: Mutex::default(), room: Condvar::new(), signal: Arc::default(), bytes_max }
+        Self { queue: Mutex::default(), room: Condvar::new(), signal: Arc::default(), bytes_max, by_hand }
+    }
+
+    /// Whether no thread ends writes.
+    pub(crate) fn is_by_hand(&self) -> bool {
+        self.by_hand
     }
 
     /// Bytes in flight.
@@ -168,6 +175,9 @@ impl Writes {
 
     /// Waits a moment for room; whether there is some.
     fn wait_room(&self) -> bool {
+        if self.by_hand {
+            return false;
+        }
         let mut queue = self.queue.lock();
         let full = |queue: &mut Queue| queue.bytes >= self.bytes_max && !queue.closed;
         let waited = self.room.wait_while_for(&mut queue, full, PATIENCE);
@@ -236,23 +246,44 @@ impl Writes {
         loop {
             waiting.append(&mut self.queue.lock().tickets);
             let Some(state) = state.upgrade() else { return };
-            let mut at = 0;
-            while at < waiting.len() {
-                match Pin::new(&mut waiting[at].0).poll(&mut context) {
-                    Poll::Pending => at += 1,
-                    Poll::Ready(results) => {
-                        let (_, jobs) = waiting.swap_remove(at);
-                        finish_all(&state, jobs, &results);
-                    }
-                }
-            }
+            finish_ready(&state, &mut waiting, &mut context);
             drop(state);
-            let queue = self.queue.lock();
-            if queue.closed && queue.flying.is_empty() {
+            if self.is_over() {
                 return;
             }
-            drop(queue);
             self.signal.wait();
+        }
+    }
+
+    /// Whether the engine is closed and nothing is in flight.
+    fn is_over(&self) -> bool {
+        let queue = self.queue.lock();
+        queue.closed && queue.flying.is_empty()
+    }
+
+    /// Finishes what is over. Whether the engine is closed and nothing is in flight any more.
+    #[cfg(feature = "sim")]
+    pub(crate) fn finish_by_hand(&self, state: &State) -> bool {
+        let mut waiting = std::mem::take(&mut self.queue.lock().tickets);
+        finish_ready(state, &mut waiting, &mut Context::from_waker(Waker::noop()));
+        let mut queue = self.queue.lock();
+        waiting.append(&mut queue.tickets);
+        queue.tickets = waiting;
+        drop(queue);
+        self.is_over()
+    }
+}
+
+/// Finishes the jobs of appends that are over.
+fn finish_ready(state: &State, waiting: &mut Vec<(Ticket, Vec<Job>)>, context: &mut Context<'_>) {
+    let mut at = 0;
+    while at < waiting.len() {
+        match Pin::new(&mut waiting[at].0).poll(context) {
+            Poll::Pending => at += 1,
+            Poll::Ready(results) => {
+                let (_, jobs) = waiting.swap_remove(at);
+                finish_all(state, jobs, &results);
+            }
         }
     }
 }
