@@ -31,7 +31,7 @@ pub(crate) fn build(context: &Context, venv: &Venv, profile: Profile, with_rdma:
     // One directory for each profile: the wheel's name does not tell how it was built.
     let out = match profile {
         Profile::Release => context.target.join("wheels"),
-        Profile::Dev => context.target.join("wheels-dev"),
+        Profile::Dev | Profile::Sim => context.target.join("wheels-dev"),
     };
     if out.exists() {
         std::fs::remove_dir_all(&out).context("remove old wheels")?;
