@@ -310,3 +310,41 @@ impl Engine {
         drives.forget(space.id(), &[key]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::{Tiered, delete, demote, fetch, hashed, in_dram, put, space};
+
+    /// The bytes that a read brings may be those of a page that went meanwhile.
+    #[test]
+    fn what_was_read_of_an_earlier_page_does_not_become_the_page_that_was_put_again() {
+        let (old, new) = (vec![1; 20_000], vec![2; 20_000]);
+        let tiered = Tiered::new();
+        let engine = tiered.open();
+        let (space, state) = (space(&engine, "a"), &engine.state);
+        let key = hashed(&space, b"k");
+        let read = |bytes: &[u8]| {
+            put(&engine, &space, b"k", bytes).unwrap();
+            let Some(Place::Dram(slot)) = state.index.shard_for(key.digest).find(&space, key) else {
+                panic!("it was just put")
+            };
+            let meta = crate::state::drive_meta(&state.arena.page(slot).unwrap());
+            demote(&engine, &space, b"k");
+            let (mut slot, _) = state.arena.reserve(meta.meta.len).unwrap();
+            slot.bytes_mut().copy_from_slice(bytes);
+            (meta, slot)
+        };
+        let (old_meta, old_slot) = read(&old);
+        assert!(delete(&engine, &space, b"k"));
+        let (new_meta, new_slot) = read(&new);
+        let outcome = engine.promote(&space, key, &old_meta, old_slot, 5);
+        assert!(matches!(outcome, Outcome::Again), "the page is to be looked up again");
+        assert_eq!(in_dram(&engine, &space, b"k"), Some(false));
+        assert_eq!(engine.status().counters.promoted_pages, 0);
+        // What was read of the page that is there does.
+        let outcome = engine.promote(&space, key, &new_meta, new_slot, 6);
+        assert!(matches!(outcome, Outcome::Pinned(pin) if pin[..] == new));
+        assert_eq!(fetch(&engine, &space, b"k").unwrap()[..], new);
+    }
+}

@@ -248,3 +248,39 @@ fn pages_on_their_way_to_a_drive_count_as_free_already() {
     assert!(first > before && first - before < (8 << 20) / 10, "{before} to {first}");
     assert_eq!(second, first, "the next one knows that the room is on its way");
 }
+
+/// A removal takes a page out of the index and has the log note it while no append can slip in between.
+#[test]
+fn a_removal_holds_off_appends_from_the_index_to_its_note() {
+    type Remove = fn(&Engine, &Arc<Space>);
+    let removals: [Remove; 3] = [
+        |engine, space| assert!(delete(engine, space, b"k")),
+        |engine, space| assert_eq!(engine.clear(space).pages, 1),
+        |engine, space| engine.quarantine(space, hashed(space, b"k")),
+    ];
+    for remove in removals {
+        let tiered = Tiered::new();
+        let engine = tiered.open();
+        let space = space(&engine, "a");
+        put(&engine, &space, b"k", &page(1)).unwrap();
+        let order = &engine.state.drives.as_ref().unwrap().order;
+        // The removal cannot look at the index while this shard is locked.
+        let shard = engine.state.index.shard_for(hashed(&space, b"k").digest);
+        std::thread::scope(|scope| {
+            let removal = scope.spawn(|| remove(&engine, &space));
+            let holds_off = comes_true(|| order.is_locked_exclusive());
+            assert!(!removal.is_finished(), "it waits for the shard");
+            drop(shard);
+            assert!(holds_off, "the index is changed while an append may be looking at it");
+        });
+        assert!(!exists(&engine, &space, b"k"));
+    }
+}
+
+/// Whether something comes true within ten seconds.
+fn comes_true(is: impl Fn() -> bool) -> bool {
+    (0..10_000).any(|_| {
+        std::thread::park_timeout(std::time::Duration::from_millis(1));
+        is()
+    })
+}
