@@ -186,6 +186,11 @@ impl SimServer {
         drop(self.node.drain.cancel().await);
     }
 
+    /// To be called when the server is at its end, and its tasks are gone or have ended: nothing holds it any more.
+    pub fn let_go(&self) {
+        self.node.drain.forget();
+    }
+
     /// Whether it has a page, by the name of its space and its key.
     #[must_use]
     pub fn has(&self, space: &str, key: &[u8]) -> bool {

@@ -269,6 +269,7 @@ async fn serve(shared: Arc<Shared>, server: usize) -> turmoil::Result {
     shared.trace.note("stops");
     running.stop().await;
     shared.count_forgotten(&running);
+    running.let_go();
     place.running.lock().take();
     drop(running);
     shared.trace.note("stopped");

@@ -119,6 +119,7 @@ impl Driver {
         let running = place.running.lock().take();
         if let Some(running) = running {
             shared.count_forgotten(&running);
+            running.let_go();
         }
         if let Err(error) = self.damage(place, memory, power) {
             shared.trace.wrong(format!("cannot work on {}: {error}", place.folder.display()));

@@ -137,6 +137,13 @@ impl Drain {
         self.job.lock().clone()
     }
 
+    /// Forgets the last drain, which holds the server as the server holds it. For one that ends before its process.
+    #[cfg(feature = "sim")]
+    pub(crate) fn forget(&self) {
+        let job = self.job.lock().take();
+        drop(job);
+    }
+
     /// Begins a drain, or joins the one that is running.
     pub(crate) async fn start(node: &Arc<Node>, asked: Asked) -> Result<Arc<Job>, NoDrain> {
         let drain = &node.drain;
