@@ -35,10 +35,15 @@ pub(crate) struct ChildArgs {
 ///
 /// If this program's own file is not known.
 pub(crate) fn kept(command: &Command) -> anyhow::Result<Command> {
-    let own = std::env::current_exe().context("find this program")?;
-    let mut kept = Command::new(own);
-    kept.args(["child", &std::process::id().to_string(), "--"]);
-    kept.arg(command.get_program()).args(command.get_args());
+    // The program of the unit tests has no commands.
+    let mut kept = if cfg!(test) {
+        Command::new(command.get_program())
+    } else {
+        let mut own = Command::new(std::env::current_exe().context("find this program")?);
+        own.args(["child", &std::process::id().to_string(), "--"]).arg(command.get_program());
+        own
+    };
+    kept.args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
             Some(value) => kept.env(name, value),

@@ -299,7 +299,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
     let direct = [3, 2, 1, 0, 2, 0, 1, 1, 0, 0, 1, 1, 0, 0];
     let near = [3, 0, 2, 0, 2, 1, 0, 2, 1, 1, 0, 0, 4, 3, 0, 0, 4, 5, 0, 0, 0, 0];
     let small = [3, 0, 0, 0, 0, 2, 0, 0, 1, 0, 2, 0, 0, 0, 4, 0, 0, 0, 0, 0, 4, 0, 16, 0];
-    let refused = [3, 0, 0, 0, 2, 0, 0, 0, 6, 4, 0, 0];
+    let refused = [3, 0, 0, 0, 2, 0, 0, 0, 6, 6, 0, 0];
     let any = [3, 3, 0, 0, 2, 0, 0, 0, 7, 3, 1, 0, 0, 4, 1, 2, 3, 4, 4, 3, 9, 9, 9, 5, 1, 0, 0, 0, 2];
     let pong = Header::reply_to(&Header::request(Op::Ping, u64::MAX, SpaceId::default(), 0), Code::Ok, 0);
     let meta = records::shm_bound(ShmBound { memory_bytes: 1 << 20, reads_client: true, reads_stage: true });

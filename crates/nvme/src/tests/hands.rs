@@ -70,6 +70,7 @@ fn turns_write_read_seal_and_give_back_without_threads() {
     let mut slot = turned(&log, log.read(extent, bed.slot(head.meta.len))).unwrap();
     assert_eq!(slot.bytes_mut(), content(last, 20_000));
     log.close();
+    drop(log);
     assert!(found(&mut bed, &[last])[0]);
 }
 
