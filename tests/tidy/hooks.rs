@@ -16,7 +16,7 @@ const SHIPPED: [(&str, &str); 4] = [
     ("memkv-sglang", "extension-module,rdma"),
 ];
 /// Profiles whose builds have hooks: for tests and for the fuzzer.
-const WITH_ASSERTIONS: [&str; 2] = ["dev", "fuzz"];
+const WITH_ASSERTIONS: [&str; 3] = ["dev", "fuzz", "sim"];
 
 /// Whether a file is part of what is shipped.
 fn is_shipped(path: &str) -> bool {
