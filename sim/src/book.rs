@@ -49,7 +49,7 @@ impl Page {
     }
 }
 
-/// When an op ran, in microseconds; `None`: nobody heard of its end.
+/// When an op ran, in moments of the run; `None`: nobody heard of its end.
 #[derive(Clone, Copy, Debug)]
 struct Span {
     begun: u64,
@@ -134,7 +134,7 @@ impl Book {
         let removal = history.removals.iter().filter(before).max_by_key(|span| span.begun)?;
         let stored_since = history.puts.iter().any(|put| put.ended.is_none_or(|end| end >= removal.begun));
         (removals && !stored_since)
-            .then(|| format!("{page:?} was hit at {begun} us, though it was removed: {history:?}"))
+            .then(|| format!("{page:?} was hit at {begun}, though it was removed: {history:?}"))
     }
 
     /// Whether the page was, or may have been, removed at `since` or later.

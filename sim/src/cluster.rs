@@ -67,6 +67,7 @@ pub(crate) struct Shared {
     recovered: AtomicU64,
     /// Pages that stores gave up by themselves.
     forgotten: AtomicU64,
+    moments: AtomicU64,
     /// Removals that stores could not note on their drives.
     unnoted: AtomicU64,
     phase: AtomicU8,
@@ -117,6 +118,11 @@ impl Shared {
         }
         self.forgotten.fetch_add(gone, Relaxed);
         self.unnoted.fetch_add(status.nvme.as_ref().map_or(0, |nvme| nvme.removals_failed), Relaxed);
+    }
+
+    /// A number that is greater each time. What orders ops: the clocks of two hosts differ by up to a step.
+    pub(crate) fn moment(&self) -> u64 {
+        self.moments.fetch_add(1, Relaxed)
     }
 
     fn enter(&self, phase: Phase) {
@@ -178,6 +184,7 @@ fn share(seed: u64, plan: Plan, trace: Arc<Trace>, folder: &Path) -> Arc<Shared>
         members: Mutex::new((1, (0..plan.servers).map(|server| (member(server), 0)).collect())),
         lost: Mutex::default(),
         revived: Mutex::default(),
+        moments: AtomicU64::new(1),
         unnoted: AtomicU64::new(0),
         settled: AtomicUsize::new(0),
         closed: AtomicUsize::new(0),

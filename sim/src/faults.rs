@@ -13,7 +13,7 @@ const ENOSPC: i32 = 28;
 
 /// A drain, from its begin.
 pub(crate) struct Draining {
-    begun_us: u64,
+    begun: u64,
     /// Each server's number of lives, and a number that changes when it forgets pages.
     others: Vec<(u64, u64)>,
 }
@@ -183,7 +183,7 @@ impl Driver {
         let members: Vec<_> = self.shared.members.lock().1.clone();
         let id = format!("s{server}");
         let others = members.into_iter().map(|(member, _)| member).filter(|member| member.id != id).collect();
-        self.draining[server] = Some(Draining { begun_us: self.now_ms * 1000, others: self.others() });
+        self.draining[server] = Some(Draining { begun: self.shared.moment(), others: self.others() });
         self.order(server, Order::Drain(others));
     }
 
@@ -223,7 +223,7 @@ impl Driver {
             for number in 0..PAGES {
                 let page = Page { space, number };
                 let elsewhere = (0..running.len()).any(|other| other != server && has(other, page));
-                let removed = shared.book.lock().removed_since(page, draining.begun_us);
+                let removed = shared.book.lock().removed_since(page, draining.begun);
                 if has(server, page) && !elsewhere && !removed {
                     shared.trace.wrong(format!("s{server} is drained, and {page:?} is nowhere else"));
                 }

@@ -25,11 +25,6 @@ pub(crate) fn key() -> AuthKey {
     AuthKey::from_bytes([7; 32])
 }
 
-/// Simulated time, in microseconds.
-fn now() -> u64 {
-    turmoil::sim_elapsed().map_or(0, |elapsed| elapsed.as_micros() as u64)
-}
-
 /// One client host, from its start to the end of the run.
 pub(crate) async fn run(shared: Arc<Shared>, me: usize) {
     let (client, spaces) = connect(&shared, me).await;
@@ -229,7 +224,7 @@ impl Worker {
     }
 
     fn check_miss(&self, page: Page, begun: u64) {
-        let ended = now();
+        let ended = self.shared.moment();
         let plan = &self.shared.plan;
         if (plan.is_calm() || plan.is_durable()) && self.shared.book.lock().must_be_there(page, begun, ended)
         {
@@ -238,7 +233,7 @@ impl Worker {
     }
 
     async fn put(&mut self, pages: &[Page], patience_ms: Option<u64>) {
-        let (space, begun, began) = (self.space(pages), Instant::now(), now());
+        let (space, begun, began) = (self.space(pages), Instant::now(), self.shared.moment());
         let keys: Vec<_> = pages.iter().map(|page| page.key()).collect();
         let (values, puts): (Vec<_>, Vec<_>) = {
             let mut book = self.shared.book.lock();
@@ -254,7 +249,7 @@ impl Worker {
         if let Err(error) = result {
             return self.shared.trace.wrong(format!("a put is an error: {error}"));
         }
-        let ended = now();
+        let ended = self.shared.moment();
         for ((page, put), outcome) in pages.iter().zip(puts).zip(out) {
             // That the page was there already says nothing of the drive that another put may still wait for.
             let promised = outcome == PageOutcome::Stored || !self.shared.plan.is_durable();
@@ -266,7 +261,7 @@ impl Worker {
     }
 
     async fn get(&mut self, pages: &[Page], patience_ms: Option<u64>) {
-        let (space, begun, began) = (self.space(pages), Instant::now(), now());
+        let (space, begun, began) = (self.space(pages), Instant::now(), self.shared.moment());
         let keys: Vec<_> = pages.iter().map(|page| page.key()).collect();
         let values: Vec<_> = pages.iter().map(|page| self.shared.book.lock().bytes(*page).to_vec()).collect();
         let mut rooms: Vec<_> = values.iter().map(|value| vec![0xEE; value.len()]).collect();
@@ -292,7 +287,7 @@ impl Worker {
     }
 
     async fn get_one(&mut self, page: Page) {
-        let (space, begun, began) = (self.space(&[page]), Instant::now(), now());
+        let (space, begun, began) = (self.space(&[page]), Instant::now(), self.shared.moment());
         let result = space.get(page.key().as_bytes()).await;
         let len = result.as_ref().ok().map(|found| found.as_ref().map(Vec::len));
         self.tell("look", &[page], &len, begun, LOOKS);
@@ -318,7 +313,7 @@ impl Worker {
     }
 
     async fn exists(&mut self, pages: &[Page]) {
-        let (space, begun, began) = (self.space(pages), Instant::now(), now());
+        let (space, begun, began) = (self.space(pages), Instant::now(), self.shared.moment());
         let keys: Vec<_> = pages.iter().map(|page| page.key()).collect();
         let mut found = vec![false; pages.len()];
         if self.rng.permille(400) {
@@ -338,7 +333,7 @@ impl Worker {
     }
 
     async fn touch(&mut self, pages: &[Page]) {
-        let (space, begun, began) = (self.space(pages), Instant::now(), now());
+        let (space, begun, began) = (self.space(pages), Instant::now(), self.shared.moment());
         let keys: Vec<_> = pages.iter().map(|page| page.key()).collect();
         let mut found = vec![false; pages.len()];
         let report = space.touch(&keys, &mut found).await;
@@ -352,7 +347,7 @@ impl Worker {
     }
 
     async fn delete(&mut self, pages: &[Page]) {
-        let (space, begun, began) = (self.space(pages), Instant::now(), now());
+        let (space, begun, began) = (self.space(pages), Instant::now(), self.shared.moment());
         let keys: Vec<_> = pages.iter().map(|page| page.key()).collect();
         let mut gone = vec![false; pages.len()];
         let removals: Vec<_> =
@@ -362,7 +357,7 @@ impl Worker {
         let Ok(report) = report else {
             return self.shared.trace.wrong(format!("a delete is an error: {report:?}"));
         };
-        let ended = now();
+        let ended = self.shared.moment();
         for ((page, gone), removal) in pages.iter().zip(gone).zip(removals) {
             // Without a failure, a page that was not there is known not to be there.
             if gone || report.failed == 0 {
