@@ -37,7 +37,6 @@ mod hedge;
 mod hot;
 mod link;
 mod members;
-#[allow(dead_code, reason = "not bound yet")]
 mod mover;
 mod ops;
 mod outcome;
@@ -56,10 +55,8 @@ mod space;
 mod spin;
 mod spread;
 mod stats;
-#[allow(dead_code, reason = "shown by inspect soon")]
 mod tls;
 mod way;
-#[allow(dead_code, reason = "not opened yet")]
 mod wire;
 
 pub use address::{BadAddress, DEFAULT_PORT, DEFAULT_WEIGHT, ServerAddress};

@@ -14,12 +14,10 @@ mod aside;
 mod connection;
 mod desk;
 mod inbox;
-#[allow(dead_code, reason = "not bound yet")]
 mod movers;
 mod offers;
 mod shed;
 mod transfer;
-#[allow(dead_code, reason = "not accepted yet")]
 mod wire;
 
 use crate::metrics::Metrics;
