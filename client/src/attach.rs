@@ -148,7 +148,7 @@ impl Attacher {
         stream.write_all(&frame).await.map_err(broken)?;
         let mut reply = [0; HEADER_BYTES];
         stream.read_exact(&mut reply).await.map_err(broken)?;
-        bound(&reply)?;
+        bound(&reply, mover)?;
         stream.into_wire().map_err(broken)
     }
 
@@ -217,11 +217,11 @@ pub(crate) fn pong(reply: &[u8; HEADER_BYTES]) -> Result<(), Error> {
 }
 
 /// Reads the reply to a bind that passes nothing back.
-pub(crate) fn bound(reply: &[u8; HEADER_BYTES]) -> Result<(), Error> {
+pub(crate) fn bound(reply: &[u8; HEADER_BYTES], mover: Mover) -> Result<(), Error> {
     let header = Header::decode(reply).map_err(|error| protocol(&error.to_string()))?;
     let fits = header.meta_len == 0 && header.verify(reply, &[]).is_ok();
     if !fits || header.op != Op::Bind || header.status != Code::Ok {
-        let text = "the server does not move pages by this mover on this connection";
+        let text = format!("the server does not move pages by {mover:?} on this connection");
         return Err(Error::new(ErrorKind::Unavailable, text));
     }
     Ok(())

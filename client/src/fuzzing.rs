@@ -17,7 +17,7 @@ use memkv_core::page::key_digest;
 use memkv_core::{Key, Limits, SpaceId};
 use memkv_proto::v1;
 use memkv_shm::View;
-use memkv_transport::frame::{FLAG_EXACT, HEADER_BYTES, Op};
+use memkv_transport::frame::{FLAG_EXACT, HEADER_BYTES, Mover, Op};
 use memkv_transport::records::SHM_BOUND_BYTES;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use std::io::{Read as _, Write as _};
@@ -206,7 +206,7 @@ pub fn reads_pong(reply: &[u8; HEADER_BYTES]) -> bool {
 /// Reads the reply to a bind by RDMA; whether it says yes.
 #[must_use]
 pub fn reads_bound(reply: &[u8; HEADER_BYTES]) -> bool {
-    attach::bound(reply).is_ok()
+    attach::bound(reply, Mover::Rdma).is_ok()
 }
 
 /// Reads the reply to a bind by shared memory; the bytes that the server announces.
