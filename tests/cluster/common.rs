@@ -21,15 +21,20 @@ pub(crate) fn named_servers(daemons: &[Daemon], except: &[usize]) -> String {
 
 /// A client of these servers.
 pub(crate) fn client_of(servers: &str) -> Client {
-    let config = Config::builder()
+    client_with(&[("servers", servers)])
+}
+
+/// A client with these options.
+pub(crate) fn client_with(options: &[(&str, &str)]) -> Client {
+    let mut config = Config::builder()
         .without_environment()
-        .servers(servers)
         .auth_key_hex(KEY)
         .transport(Transport::Tcp)
-        .op_timeout(Duration::from_secs(5))
-        .build()
-        .unwrap();
-    Client::connect(config).unwrap()
+        .op_timeout(Duration::from_secs(5));
+    for (name, value) in options {
+        config = config.set(*name, *value);
+    }
+    Client::connect(config.build().unwrap()).unwrap()
 }
 
 /// The client's space with this name.

@@ -1,29 +1,17 @@
 //! Pages with several places: replicas, servers that fail, missing copies, hot pages, and members that come and go.
 
-use crate::common::{PATIENCE, assert_all, assert_hits, exists, get, named_servers, put, space_of};
+use crate::common::{
+    PATIENCE, assert_all, assert_hits, client_with, exists, get, named_servers, put, space_of,
+};
 use crate::names::{Names, a, srv};
 use memkv_client::blocking::{Client, Space};
-use memkv_client::{Config, CopyStats, PageOutcome, Transport};
-use memkv_tests::daemon::{Daemon, KEY, Setup};
+use memkv_client::{CopyStats, PageOutcome};
+use memkv_tests::daemon::{Daemon, Setup};
 use memkv_tests::pages::{keys, page, pages};
 use memkv_tests::wait_for;
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 const LEN: usize = 5000;
-
-/// A client with these options.
-fn client(options: &[(&str, &str)]) -> Client {
-    let mut config = Config::builder()
-        .without_environment()
-        .auth_key_hex(KEY)
-        .transport(Transport::Tcp)
-        .op_timeout(Duration::from_secs(5));
-    for (name, value) in options {
-        config = config.set(*name, *value);
-    }
-    Client::connect(config.build().unwrap()).unwrap()
-}
 
 fn daemons(count: usize, args: &[&str]) -> Vec<Daemon> {
     let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
@@ -61,7 +49,7 @@ fn homes(client: &Client, space: &Space, key: &[u8]) -> BTreeSet<String> {
 fn every_server_but_one_may_die() {
     let mut daemons = daemons(3, &[]);
     let servers = named_servers(&daemons, &[]);
-    let client = client(&[("servers", &servers), ("replicas", "3")]);
+    let client = client_with(&[("servers", &servers), ("replicas", "3")]);
     let space = space_of(&client, "copies");
     let (keys, more) = (keys("page", 60), keys("later", 20));
     assert_all(&put(&space, &keys, &pages(&keys, LEN)), PageOutcome::Stored);
@@ -86,7 +74,7 @@ fn every_server_but_one_may_die() {
 fn two_replicas_are_on_two_servers_and_gone_from_both_after_a_delete() {
     let daemons = daemons(3, &[]);
     let servers = named_servers(&daemons, &[]);
-    let client = client(&[("servers", &servers), ("replicas", "2")]);
+    let client = client_with(&[("servers", &servers), ("replicas", "2")]);
     let space = space_of(&client, "copies");
     let keys = keys("page", 30);
     assert_all(&put(&space, &keys, &pages(&keys, LEN)), PageOutcome::Stored);
@@ -105,7 +93,7 @@ fn two_replicas_are_on_two_servers_and_gone_from_both_after_a_delete() {
 fn a_missing_copy_is_filled_from_the_one_that_is_there() {
     let mut daemons = daemons(2, &[]);
     let servers = named_servers(&daemons, &[]);
-    let client = client(&[("servers", &servers), ("replicas", "2")]);
+    let client = client_with(&[("servers", &servers), ("replicas", "2")]);
     let space = space_of(&client, "copies");
     let keys = keys("page", 40);
     assert_all(&put(&space, &keys, &pages(&keys, LEN)), PageOutcome::Stored);
@@ -126,7 +114,7 @@ fn a_missing_copy_is_filled_from_the_one_that_is_there() {
         copies.filled == lost.len() as u64 && copies.pending == 0
     });
     assert_eq!((done.found_elsewhere, done.moved, done.failed_write), (lost.len() as u64, 0, 0));
-    let alone = self::client(&[("servers", &format!("kv-1={}", daemons[1].addr()))]);
+    let alone = client_with(&[("servers", &format!("kv-1={}", daemons[1].addr()))]);
     assert_hits(&space_of(&alone, "copies"), &lost, LEN);
 }
 
@@ -134,7 +122,7 @@ fn a_missing_copy_is_filled_from_the_one_that_is_there() {
 fn a_read_leaves_a_frozen_server_and_its_memory_stays_as_it_is() {
     let daemons = daemons(2, &[]);
     let servers = named_servers(&daemons, &[]);
-    let client = client(&[("servers", &servers), ("replicas", "2"), ("hedge", "20ms")]);
+    let client = client_with(&[("servers", &servers), ("replicas", "2"), ("hedge", "20ms")]);
     let space = space_of(&client, "copies");
     let keys = keys("page", 64);
     assert_all(&put(&space, &keys, &pages(&keys, LEN)), PageOutcome::Stored);
@@ -160,7 +148,7 @@ fn a_read_leaves_a_frozen_server_and_its_memory_stays_as_it_is() {
 fn hot_pages_get_copies_and_lose_them() {
     let daemons = daemons(3, &["--hot-reads", "20", "--limits-ping-interval", "200ms"]);
     let servers = named_servers(&daemons, &[]);
-    let client = client(&[("servers", &servers), ("hot_copies", "3")]);
+    let client = client_with(&[("servers", &servers), ("hot_copies", "3")]);
     let space = space_of(&client, "copies");
     let (keys, cold) = (keys("hot", 4), keys("cold", 20));
     assert_all(&put(&space, &keys, &pages(&keys, LEN)), PageOutcome::Stored);
@@ -192,8 +180,8 @@ fn hot_pages_get_copies_and_lose_them() {
 fn without_leave_for_copies_hot_pages_stay_where_they_are() {
     let daemons = daemons(2, &["--hot-reads", "20", "--limits-ping-interval", "100ms"]);
     let servers = named_servers(&daemons, &[]);
-    let listening = client(&[("servers", &servers)]);
-    let deaf = client(&[("servers", &servers), ("hot_copies", "1")]);
+    let listening = client_with(&[("servers", &servers)]);
+    let deaf = client_with(&[("servers", &servers), ("hot_copies", "1")]);
     let space = space_of(&deaf, "copies");
     let keys = keys("hot", 1);
     assert_all(&put(&space, &keys, &pages(&keys, LEN)), PageOutcome::Stored);
@@ -232,7 +220,7 @@ fn after_a_join_and_a_leave_pages_are_found_where_they_were_and_move() {
     let location = names.location("srv://_memkv._tcp.kv.example.");
     tell(&names, &[&daemons[0], &daemons[1]]);
     let options = [("discovery", &location[..]), ("member_ramp", "off"), ("member_grace", "1s")];
-    let client = client(&options);
+    let client = client_with(&options);
     wait_for_servers(&client, 2);
     let space = space_of(&client, "copies");
     let keys = keys("page", 120);

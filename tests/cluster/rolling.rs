@@ -3,11 +3,11 @@
 //! What keeps the pages is another thing in each test: memory that outlives the process, drives, or both.
 
 use crate::common::{
-    PATIENCE, StopAtEnd, assert_all, assert_hits, client_of, get, named_servers, put, space_of,
+    PATIENCE, StopAtEnd, assert_all, assert_hits, client_of, client_with, get, named_servers, put, space_of,
 };
 use memkv_client::blocking::{Client, Space};
-use memkv_client::{Config, PageOutcome, ServerState, Transport};
-use memkv_tests::daemon::{Daemon, KEY, Setup};
+use memkv_client::{PageOutcome, ServerState};
+use memkv_tests::daemon::{Daemon, Setup};
 use memkv_tests::pages::{keys, page, pages};
 use memkv_tests::wait_for;
 use std::collections::HashSet;
@@ -41,18 +41,6 @@ fn with_drive(_: &Path, drive: &Path) -> Daemon {
 fn with_both(memory: &Path, drive: &Path) -> Daemon {
     let (backing, path) = (memory.display().to_string(), format!("{}:128MiB", drive.display()));
     start(&["--memory-backing", &backing, "--nvme-paths", &path, "--nvme-segment", "16MiB"])
-}
-
-/// A client that keeps two copies of its pages.
-fn client_with_replicas(servers: &str) -> Client {
-    let config = Config::builder()
-        .without_environment()
-        .servers(servers)
-        .auth_key_hex(KEY)
-        .transport(Transport::Tcp)
-        .op_timeout(Duration::from_secs(5))
-        .set("replicas", "2");
-    Client::connect(config.build().unwrap()).unwrap()
 }
 
 fn wait_until_ready(client: &Client) {
@@ -103,7 +91,7 @@ fn roll(start: Start) {
     let folders = memory.iter().zip(&drives);
     let mut daemons: Vec<_> = folders.map(|(memory, drive)| start(memory.path(), drive.path())).collect();
     let servers = named_servers(&daemons, &[]);
-    let (client, careful) = (client_of(&servers), client_with_replicas(&servers));
+    let (client, careful) = (client_of(&servers), client_with(&[("servers", &servers), ("replicas", "2")]));
     let (space, twice) = (space_of(&client, "rolling"), space_of(&careful, "rolling, twice"));
     let old = keys("old", OLD);
     assert_all(&put(&space, &old, &pages(&old, LEN)), PageOutcome::Stored);
