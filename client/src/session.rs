@@ -476,3 +476,30 @@ impl Work<'_> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_does_not_say_how_much_memory_its_replies_take() {
+        let said = v1::ServerLimits {
+            page_bytes_max: 1 << 20,
+            batch_keys_max: 100,
+            frame_meta_bytes_max: u32::MAX,
+            session_connections_max: 2,
+            request_ms_max: 1000,
+        };
+        let own = Limits::default().frame_meta_bytes_max;
+        assert_eq!(limits_of(said).unwrap().frame_meta_bytes_max, own);
+        let less = v1::ServerLimits { frame_meta_bytes_max: 1000, ..said };
+        assert_eq!(limits_of(less).unwrap().frame_meta_bytes_max, 1000);
+        for none in [
+            v1::ServerLimits { batch_keys_max: 0, ..said },
+            v1::ServerLimits { session_connections_max: 0, ..said },
+            v1::ServerLimits { request_ms_max: 0, ..said },
+        ] {
+            assert!(limits_of(none).is_err());
+        }
+    }
+}
