@@ -315,13 +315,16 @@ fn pages_on_drives_are_drained_without_being_brought_into_memory() {
     }
     let before = control.status().unwrap().nvme.unwrap();
     assert!(before.fill.as_ref().unwrap().pages > 100, "{before:?}");
+    let (ok, done) = drain(&named_servers(&daemons, &[]), &["kv-0"]);
+    assert!(ok && done["state"] == "drained", "{done}");
+    // Pages that the last puts pushed out may go for good until the drain is under way, so what counts is what the
+    // server holds after it: all of that was copied, and all that was copied can be read.
     let held = control.block_on(async {
         let request = control.request("/memkv.v1.Admin/ListSpaces", v1::ListSpacesRequest {});
         control.admin().list_spaces(request).await.unwrap().into_inner().spaces[0].pages
     });
-    let (ok, done) = drain(&named_servers(&daemons, &[]), &["kv-0"]);
-    assert!(ok && done["state"] == "drained", "{done}");
-    assert_eq!(number(&done, "moved_pages"), held, "{done}");
+    let moved = number(&done, "moved_pages");
+    assert!(held > 300 && moved >= held, "{held} are held: {done}");
     let after = control.status().unwrap().nvme.unwrap();
     assert_eq!(after.promoted, before.promoted, "a drain does not use pages");
     let later = client_of(&named_servers(&daemons, &[0]));
@@ -330,6 +333,6 @@ fn pages_on_drives_are_drained_without_being_brought_into_memory() {
     let hits = hits.iter().zip(&all).filter(|((outcome, page), key)| {
         *outcome == PageOutcome::Hit && *page == memkv_tests::pages::page(key, page_bytes)
     });
-    assert_eq!(hits.count() as u64, held);
+    assert_eq!(hits.count() as u64, moved);
     later.close();
 }
