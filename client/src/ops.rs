@@ -187,6 +187,9 @@ impl<'a> Run<'a> {
         if self.rounds > 0 && left.is_zero() {
             return false;
         }
+        if self.rounds > 0 {
+            self.scratch.look(&self.members);
+        }
         let (pages, more) = self.scratch.next_round(self.call.outcomes);
         if pages == 0 {
             return false;

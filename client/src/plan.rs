@@ -44,6 +44,8 @@ pub(crate) struct Lookup {
     pub(crate) candidates: Candidates,
     /// The candidate that was asked last, plus one; 0 before the first round.
     pub(crate) asked: u8,
+    /// Bit `i`: candidate `i` was asked.
+    tried: u16,
     /// Bit `i`: candidate `i` said that it does not have the page.
     pub(crate) missed: u16,
     /// The outcome of the rounds before this one.
@@ -149,8 +151,7 @@ impl Scratch {
     /// is the first of pages that many read depends on it.
     pub(crate) fn plan_reads(&mut self, members: &Members, turn: u64) {
         let reach = &members.reach;
-        self.available.clear();
-        self.available.extend(reach.iter().map(|server| server.is_available()));
+        self.look(members);
         self.lookups.clear();
         self.spread.begin(reach.len(), turn);
         for &digest in &self.digests {
@@ -168,8 +169,14 @@ impl Scratch {
         self.spread.end(|server| &reach[server].read_cost);
     }
 
-    /// Groups the pages that are not settled by their next candidates. Returns how many there are, and how many of them
-    /// have yet another candidate after this one.
+    /// Looks who can be asked now. Before each round: while one server was asked, another may have come back.
+    pub(crate) fn look(&mut self, members: &Members) {
+        self.available.clear();
+        self.available.extend(members.reach.iter().map(|server| server.is_available()));
+    }
+
+    /// Groups the pages that are not settled by their next candidates: the first that can be asked and was not. Returns
+    /// how many there are, and how many of them have yet another candidate.
     pub(crate) fn next_round(&mut self, outcomes: &mut [PageOutcome]) -> (usize, usize) {
         self.owners.clear();
         let (mut pages, mut more) = (0, 0);
@@ -177,15 +184,17 @@ impl Scratch {
             let mut owner = NOBODY;
             if lookup.asked == 0 || goes_on(*outcome) {
                 let list = lookup.candidates.as_slice();
-                let available = |at: &usize| self.available[list[*at] as usize];
-                let next = (usize::from(lookup.asked)..list.len()).find(available);
-                if let Some(at) = next {
+                let tried = lookup.tried;
+                let free = |at: &usize| tried >> at & 1 == 0 && self.available[list[*at] as usize];
+                let mut untried = (0..list.len()).filter(free);
+                if let Some(at) = untried.next() {
                     owner = list[at];
                     lookup.before = if lookup.asked == 0 { PageOutcome::Unavailable } else { *outcome };
                     lookup.asked = at as u8 + 1;
+                    lookup.tried |= 1 << at;
                     *outcome = PageOutcome::Unavailable;
                     pages += 1;
-                    more += usize::from((at + 1..list.len()).any(|at| available(&at)));
+                    more += usize::from(untried.next().is_some());
                 }
             }
             self.owners.push(owner);
@@ -243,7 +252,7 @@ impl Scratch {
 impl Lookup {
     fn new() -> Self {
         let before = PageOutcome::Unavailable;
-        Self { candidates: Candidates::default(), asked: 0, missed: 0, before }
+        Self { candidates: Candidates::default(), asked: 0, tried: 0, missed: 0, before }
     }
 }
 

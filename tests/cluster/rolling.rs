@@ -3,7 +3,7 @@
 //! What keeps the pages is another thing in each test: memory that outlives the process, drives, or both.
 
 use crate::common::{
-    PATIENCE, StopAtEnd, assert_all, assert_hits, client_of, client_with, get, named_servers, put, space_of,
+    PATIENCE, StopAtEnd, assert_all, assert_hits, client_with, get, named_servers, put, space_of,
 };
 use memkv_client::blocking::{Client, Space};
 use memkv_client::{PageOutcome, ServerState};
@@ -91,7 +91,10 @@ fn roll(start: Start) {
     let folders = memory.iter().zip(&drives);
     let mut daemons: Vec<_> = folders.map(|(memory, drive)| start(memory.path(), drive.path())).collect();
     let servers = named_servers(&daemons, &[]);
-    let (client, careful) = (client_of(&servers), client_with(&[("servers", &servers), ("replicas", "2")]));
+    // What is read may have to come from a drive that others keep busy.
+    let patient = [("servers", &*servers), ("op_timeout", "30s")];
+    let client = client_with(&patient);
+    let careful = client_with(&[&patient[..], &[("replicas", "2")]].concat());
     let (space, twice) = (space_of(&client, "rolling"), space_of(&careful, "rolling, twice"));
     let old = keys("old", OLD);
     assert_all(&put(&space, &old, &pages(&old, LEN)), PageOutcome::Stored);

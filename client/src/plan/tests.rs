@@ -143,6 +143,35 @@ fn a_read_asks_one_after_another_until_the_page_is_there() {
 }
 
 #[test]
+fn who_comes_back_while_another_is_asked_is_asked_too() {
+    let members = Cluster::new(5).members(3);
+    let mut scratch = Scratch::default();
+    scratch.plan(&members, Op::Get, SPACE, &&["page"][..]).unwrap();
+    scratch.plan_reads(&members, 0);
+    let list = scratch.lookups[0].candidates.as_slice().to_vec();
+    let mut outcomes = [PageOutcome::Busy];
+    let mut asked = |available: [bool; 3], says: PageOutcome, more: usize| {
+        for (server, open) in scratch.available.iter_mut().enumerate() {
+            *open = list.iter().position(|&place| place as usize == server).is_some_and(|at| available[at]);
+        }
+        let round = scratch.next_round(&mut outcomes);
+        if round.0 == 0 {
+            return (outcomes[0], None);
+        }
+        assert_eq!(round, (1, more));
+        outcomes[0] = says;
+        scratch.end_round(&mut outcomes, &members);
+        (outcomes[0], Some(scratch.lookups[0].asked))
+    };
+    // The first is away; the second goes away while it is asked; the first is there again.
+    assert_eq!(asked([false, true, false], PageOutcome::Unavailable, 0), (PageOutcome::Unavailable, Some(2)));
+    assert_eq!(asked([true, true, true], PageOutcome::Miss, 1), (PageOutcome::Miss, Some(1)));
+    assert_eq!(asked([true, true, true], PageOutcome::TimedOut, 0), (PageOutcome::Miss, Some(3)));
+    assert_eq!(asked([true, true, true], PageOutcome::Hit, 0), (PageOutcome::Miss, None), "nobody twice");
+    assert_eq!(scratch.lookups[0].missed, 0b001);
+}
+
+#[test]
 fn hot_pages_are_read_from_all_their_homes() {
     let digest = key_digest(SPACE, Key::new(b"page").unwrap());
     let members = Cluster::new(4).members(1).with_hot(crate::hot::tests::pages(&[(digest, 3)]));
