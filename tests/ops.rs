@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// How long a test waits for something that must happen.
 #[allow(dead_code, reason = "one binary has its own")]
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Puts pages of any lengths; returns every page's outcome.
 pub(crate) fn put(space: &Space, keys: &[Vec<u8>], pages: &[Vec<u8>]) -> Vec<PageOutcome> {

@@ -11,7 +11,7 @@ use memkv_tests::pages::page;
 use memkv_tests::wait_for;
 use std::time::Duration;
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a record outlives its server in these tests, seconds.
 const TTL: u32 = 2;
 

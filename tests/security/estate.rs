@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tempfile::TempDir;
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The key that a number stands for.
 pub(crate) fn auth_key(number: u8) -> AuthKey {

@@ -21,7 +21,7 @@ use tempfile::TempDir;
 pub const KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
 /// How long a daemon may take to start or stop on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// What to start.
 #[derive(Clone, Debug)]

@@ -12,7 +12,7 @@ use std::time::Duration;
 ///
 /// If the server cannot be reached or does not answer with HTTP within five seconds.
 pub fn get(addr: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
-    let patience = Duration::from_secs(5);
+    let patience = Duration::from_secs(30);
     let mut stream = TcpStream::connect_timeout(&addr, patience).context("connect to the admin port")?;
     stream.set_read_timeout(Some(patience)).context("set the read timeout")?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n");

@@ -225,5 +225,5 @@ fn all_servers_gone_is_all_misses(rig: &Rig) {
     }
     let start = Instant::now();
     client.close();
-    assert!(start.elapsed() < PATIENCE, "close waits for the dead");
+    assert!(start.elapsed() < Duration::from_secs(20), "close waits for the dead");
 }

@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn wait_for_metric(daemon: &Daemon, name: &str, least: f64) {
     wait_for(name, PATIENCE, || (daemon.metrics().unwrap().sum(name, &[]) >= least).then_some(())).unwrap();
