@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use anyhow::Context as _;
+use anyhow::anyhow;
 use memkv_server::config::{Config, Loaded, command};
 use memkv_server::{Server, Stopped, cores, logging};
 use std::io::Write as _;
@@ -35,14 +35,15 @@ fn main() -> ExitCode {
     match run(config) {
         Ok(Stopped::Gracefully) => ExitCode::SUCCESS,
         Ok(Stopped::Aborted) => ExitCode::FAILURE,
-        Err(error) => fail(1, &format!("{error:#}")),
+        // Each error's text has its cause's already.
+        Err(error) => fail(1, &error.to_string()),
     }
 }
 
 fn run(config: Config) -> anyhow::Result<Stopped> {
     let server = Server::start(config)?;
     let [mut terminate, mut interrupt, mut hangup] =
-        server.block_on(async { signals() }).context("listen for signals")?;
+        server.block_on(async { signals() }).map_err(|error| anyhow!("cannot listen for signals: {error}"))?;
     if server.address().ip().is_loopback() {
         announce(&server);
     }

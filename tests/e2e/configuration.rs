@@ -118,6 +118,18 @@ fn a_client_names_what_it_cannot_read() {
 }
 
 #[test]
+fn a_server_that_cannot_start_says_why_once() {
+    let cases = [
+        (["--dram", "1KiB", "--listen", "127.0.0.1:0"], "are too few"),
+        (["--tls-cert", "/no/such.pem", "--tls-key", "/no/such.key"], "cannot read /no/such.pem"),
+    ];
+    for (args, why) in cases {
+        let (status, text) = run_server(&args, &[]).unwrap();
+        assert_eq!((status.code(), text.matches(why).count()), (Some(1), 1), "{text}");
+    }
+}
+
+#[test]
 fn rdma_where_there_is_none_is_refused_with_its_reason_and_the_fix() {
     let config = Config::builder().without_environment().servers("127.0.0.1:9").transport(Transport::Rdma);
     // With a device there is nothing to refuse: only the server is absent, and may come later.
