@@ -68,7 +68,9 @@ class Plugin:
         buffer = self.pool.kv_buffer
         flat = buffer.view(torch.int16)
         flat.copy_(torch.randint(-(2**15), 2**15, flat.shape, dtype=torch.int16))
-        self.source = buffer.clone()
+        # The pool has room for more tokens than asked for: [K and V, tokens, layers, heads, dimensions].
+        self.used = buffer[:, : pages * PAGE_TOKENS].view(torch.int16)
+        self.source = self.used.clone()
         self.batches = [
             torch.arange(first * PAGE_TOKENS, (first + BATCH) * PAGE_TOKENS) for first in range(0, pages, BATCH)
         ]
@@ -85,7 +87,7 @@ class Plugin:
         put = self._timed(self.backend.batch_set_v1, keys)
         self.pool.kv_buffer.zero_()
         get = self._timed(self.backend.batch_get_v1, keys)
-        if not torch.equal(self.pool.kv_buffer.view(torch.int16), self.source.view(torch.int16)):
+        if not torch.equal(self.used, self.source):
             raise SystemExit("the plugin read other bytes than it wrote")
         return put, get
 
@@ -103,6 +105,8 @@ def crate(bench: str, server: Daemon, transport: str, op: str, pages: int) -> fl
     args = ["load", "--op", op, "--page", "1MiB", "--batch", str(BATCH), "--working-set", f"{pages}MiB", "--json"]
     args += ["--seconds", "1", "--transport", transport, "--servers", server.address]
     environment = {**os.environ, "MEMKV_AUTH_KEY": AUTH_KEY}
+    # It asks the daemon that runs, and starts none.
+    environment.pop("MEMKV_SERVER_BIN", None)
     output = subprocess.run([bench, *args], env=environment, capture_output=True, text=True, check=False)
     if output.returncode != 0:
         raise SystemExit(f"memkv-bench load: {output.stderr.strip()}")
