@@ -337,6 +337,9 @@ impl Inner {
         // From here on, an early return shuts the runtime down in `Drop`.
         inner.adopt(&inner.shared.config.servers)?;
         inner.handle.spawn(fill::run(inner.shared.clone()));
+        if let Some(context) = &inner.shared.rdma {
+            inner.handle.spawn(rdma::watch(Arc::downgrade(context)));
+        }
         Ok(inner)
     }
 

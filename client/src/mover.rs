@@ -22,4 +22,12 @@ impl Bound {
             Self::Rdma(_) => Way::Rdma,
         }
     }
+
+    /// Whether pages still go this way, as far as is known without asking the server.
+    pub(crate) fn is_usable(&self) -> bool {
+        match self {
+            Self::None | Self::Shm(_) => true,
+            Self::Rdma(pair) => pair.is_usable(),
+        }
+    }
 }

@@ -99,7 +99,7 @@ impl Pool {
         let mut state = self.state.lock();
         let current = link.generation == state.generation;
         let mut lesser = None;
-        if state.ready && current && link.mover.way() >= state.best {
+        if state.ready && current && link.mover.way() >= state.best && link.mover.is_usable() {
             state.idle.push(link);
         } else {
             state.total = state.total.saturating_sub(u32::from(current));
@@ -198,6 +198,21 @@ impl Pool {
         state.total = state.total.saturating_sub(idle.len() as u32);
         drop(state);
         drop(idle);
+    }
+
+    /// Closes idle connections whose pages have no way any more.
+    pub(crate) fn drop_unusable(&self) {
+        let mut state = self.state.lock();
+        let idle = std::mem::take(&mut state.idle);
+        let (good, bad): (Vec<_>, Vec<_>) = idle.into_iter().partition(|link| link.mover.is_usable());
+        state.idle = good;
+        state.total = state.total.saturating_sub(bad.len() as u32);
+        let none = state.total == 0;
+        drop(state);
+        drop(bad);
+        if none {
+            self.wake_all();
+        }
     }
 
     /// Adds an opened connection, unless there are enough by now. Idle ones of a lesser way make room for it.

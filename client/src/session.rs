@@ -10,6 +10,7 @@ use crate::control;
 use crate::link::Link;
 use crate::rdma::RdmaSession;
 use crate::server::{Attempt, Server};
+use crate::way::Way;
 use crate::{Error, ErrorKind};
 use memkv_core::Limits;
 use memkv_proto::{VERSIONS, v1};
@@ -18,7 +19,7 @@ use memkv_transport::frame::{CAPABILITY_DIRECT, CAPABILITY_RDMA, CAPABILITY_SHM}
 use memkv_transport::tenant::ClientSecret;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio::time::{sleep, timeout};
@@ -294,6 +295,17 @@ async fn next(hear: &mut Streaming<v1::ServerMessage>) -> Result<Option<Heard>, 
     Ok(message.message)
 }
 
+/// Resolves when a NIC stopped working or works again; never without NICs.
+async fn changed(nics: &mut Option<watch::Receiver<u64>>) {
+    let ended = match nics {
+        Some(nics) => nics.changed().await.is_err(),
+        None => true,
+    };
+    if ended {
+        std::future::pending().await
+    }
+}
+
 /// Serves a session until it ends; returns why.
 async fn serve(shared: &Shared, server: &Arc<Server>, mut session: Session) -> Error {
     let mut work = Work {
@@ -308,6 +320,7 @@ async fn serve(shared: &Shared, server: &Arc<Server>, mut session: Session) -> E
     let mut ping = tokio::time::interval(session.ping_interval);
     ping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut sequence, mut answered) = (0_u64, Instant::now());
+    let mut nics = work.attacher.rdma.as_ref().map(|rdma| rdma.context().nic_changes());
     loop {
         work.begin();
         let timer = work.next_timer();
@@ -334,6 +347,10 @@ async fn serve(shared: &Shared, server: &Arc<Server>, mut session: Session) -> E
                     return protocol("the server sent a message that has no place in an open session");
                 }
             },
+            () = changed(&mut nics) => {
+                server.pool.drop_unusable();
+                server.ways.again(Way::Rdma);
+            }
             _ = ping.tick() => {
                 if answered.elapsed() > session.ping_interval * SILENT_INTERVALS + Duration::from_secs(1) {
                     return Error::new(ErrorKind::Timeout, "the server no longer answers pings");

@@ -124,6 +124,11 @@ impl Ways {
         news
     }
 
+    /// Something has changed: a way may be tried again at once.
+    pub(crate) fn again(&self, way: Way) {
+        self.entries.lock()[way as usize].until = None;
+    }
+
     /// A session begins: everything may be tried again.
     pub(crate) fn begin_session(&self) {
         self.entries.lock().iter_mut().for_each(|entry| entry.until = None);

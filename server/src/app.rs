@@ -21,6 +21,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
@@ -44,6 +45,8 @@ const FAREWELL: Duration = Duration::from_millis(200);
 const CLOSING: Duration = Duration::from_secs(1);
 /// How often recorded times are folded into histograms.
 const UPKEEP: Duration = Duration::from_secs(5);
+/// How often RDMA devices are asked whether they still work.
+const NIC_LOOK: Duration = Duration::from_millis(200);
 /// How long a runtime's threads may take to end.
 const RUNTIME_END: Duration = Duration::from_millis(500);
 
@@ -184,6 +187,7 @@ impl Server {
         watched.serving(&node);
         control.spawn(upkeep(Arc::clone(&node)));
         control.spawn(sweep(Arc::clone(&node)));
+        control.spawn(watch_nics(Arc::clone(&node)));
         control.spawn(tls::follow(Arc::clone(&node)));
         membership::join(&node, control.handle(), address);
         control.spawn(tenants::watch(Arc::clone(&node)));
@@ -358,6 +362,16 @@ async fn sweep(node: Arc<Node>) {
     loop {
         ticks.tick().await;
         node.guests.sweep();
+    }
+}
+
+/// Looks after the RDMA devices.
+async fn watch_nics(node: Arc<Node>) {
+    let Some(nics) = &node.rdma else { return };
+    let mut ticks = tokio::time::interval(NIC_LOOK);
+    loop {
+        ticks.tick().await;
+        node.metrics.rdma_nics_down.store(nics.look(), Ordering::Relaxed);
     }
 }
 

@@ -28,6 +28,9 @@ AUTH_KEY = "5e" * 32
 TRANSPORT = os.environ.get("MEMKV_TEST_TRANSPORT")
 """How pages must move in every test that does not say it itself: ``tcp``, ``shm``, ``rdma`` or ``grpc``."""
 
+SMALL = bool(os.environ.get("MEMKV_TEST_SMALL"))
+"""Whether this machine is slow: then daemons and clients have little memory, because every page of it is touched."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # Settings of the machine must not steer the tests.
@@ -35,6 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
         del os.environ[name]
     if TRANSPORT:
         os.environ["MEMKV_TRANSPORT"] = TRANSPORT
+    if SMALL:
+        os.environ["MEMKV_RDMA_BOUNCE"] = "1MiB"
+        os.environ["MEMKV_CONNECT_TIMEOUT"] = os.environ["MEMKV_OP_TIMEOUT"] = "30s"
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -53,7 +59,7 @@ def server_binary() -> str:
 class Daemon:
     """One ``memkv-server`` on loopback."""
 
-    def __init__(self, directory: Path, *, auth_key: str | None = AUTH_KEY, dram: str = "512MiB") -> None:
+    def __init__(self, directory: Path, *, auth_key: str | None = AUTH_KEY, dram: str = "128MiB" if SMALL else "512MiB") -> None:
         self.port = _free_port_pair()
         self.address = f"127.0.0.1:{self.port}"
         self._log = directory / f"memkv-server-{self.port}.log"

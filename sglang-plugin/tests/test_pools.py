@@ -13,7 +13,7 @@ import torch
 from sglang.srt.mem_cache.hicache_storage import PoolName, PoolTransfer
 
 import host_pools
-from conftest import Daemon
+from conftest import TRANSPORT, Daemon
 from host_pools import CASES, Case
 from rig import attach, keys
 
@@ -33,6 +33,21 @@ def check_moved(pool: Any, before: list[list[bytes]]) -> None:
         assert not any(any(part) for part in host_pools.page_bytes(pool, page))
 
 
+def check_not_copied(case: Case, backend: Any) -> None:
+    """Over RDMA the pages of a pool with addresses move between its own tensors and the server: none is copied on this
+    side, and none goes through a socket. The pages of any other pool are copied, and counted as copied."""
+    if TRANSPORT != "rdma":
+        return
+    moved = backend._client.stats()["rdma"]
+    copied = moved["bounced_pages"] + moved["framed_pages"]
+    if case.how == "addressed":
+        assert moved["direct_pages"] >= len(WRITTEN), moved
+        assert moved["direct_bytes"] > 0, moved
+        assert copied == 0, moved
+    else:
+        assert copied >= len(WRITTEN), moved
+
+
 def filled(case: Case) -> tuple[Any, list[list[bytes]]]:
     pool = case.make()
     host_pools.fill(pool, seed=hash(case.id) % 2**31)
@@ -45,11 +60,13 @@ def test_v1(case: Case, cluster: list[Daemon], unique: str) -> None:
     names = keys(len(WRITTEN))
     writer = attach(cluster, unique, pool)
     assert writer.batch_set_v1(names, host_pools.slots(pool, WRITTEN)) == [True] * len(names)
+    check_not_copied(case, writer)
     writer.close()
     host_pools.wipe(pool)
     reader = attach(cluster, unique, pool)
     assert reader.batch_exists(names) == len(names)
     assert reader.batch_get_v1(names, host_pools.slots(pool, READ)) == [True] * len(names)
+    check_not_copied(case, reader)
     reader.close()
     check_moved(pool, before)
 
@@ -65,10 +82,12 @@ def test_v2(case: Case, cluster: list[Daemon], unique: str) -> None:
 
     writer = attach(cluster, unique, anchor, {PoolName.SWA: pool})
     assert writer.batch_set_v2(transfer(WRITTEN)) == {PoolName.SWA: [True] * len(names)}
+    check_not_copied(case, writer)
     writer.close()
     host_pools.wipe(pool)
     reader = attach(cluster, unique, anchor, {PoolName.SWA: pool})
     assert reader.batch_get_v2(transfer(READ)) == {PoolName.SWA: [True] * len(names)}
+    check_not_copied(case, reader)
     reader.close()
     check_moved(pool, before)
 

@@ -13,3 +13,4 @@ mod hostile;
 mod late;
 mod leaks;
 mod moving;
+mod nics;

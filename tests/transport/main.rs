@@ -4,6 +4,7 @@
 //!
 //! - `MEMKV_TEST_TRANSPORT`: the transports to test, separated by commas; one that does not work here fails. Without
 //!   it all are tested, and one that this build or this machine does not have is ignored with its reason.
+//! - `MEMKV_TEST_PORTS=1`: only the tests that take the ports of RDMA devices down, which nothing else may use meanwhile;
 //! - `MEMKV_TEST_SMALL=1`: fewer and smaller pages and longer deadlines, for slow machines such as an emulated one.
 //!
 //! Deliberately absent: how bytes look on the way. That is different for each transport, and tested beside each.
@@ -22,6 +23,7 @@ mod ops;
 mod outages;
 #[allow(unsafe_code, reason = "memory known by address can only be handed over by unsafe calls")]
 mod pieces;
+mod ports;
 mod presence;
 mod rig;
 mod round_trips;
@@ -99,6 +101,9 @@ fn named(list: &str) -> Result<Vec<Over>, String> {
 fn trials() -> Result<Vec<Trial>, String> {
     let list = std::env::var("MEMKV_TEST_TRANSPORT").unwrap_or_default();
     let mut trials = Vec::new();
+    if std::env::var_os(ports::VARIABLE).is_some() {
+        return Ok(trials_in(Over::Plain(Transport::Auto), &[("ports", ports::TESTS)]).collect());
+    }
     if !list.is_empty() {
         named(&list)?.into_iter().for_each(|over| trials.extend(trials_of(over)));
         return Ok(trials);
@@ -115,7 +120,13 @@ fn trials() -> Result<Vec<Trial>, String> {
 }
 
 fn trials_of(over: Over) -> impl Iterator<Item = Trial> {
-    let all = MODULES.into_iter().flat_map(|(module, tests)| tests.iter().map(move |test| (module, *test)));
+    trials_in(over, &MODULES)
+}
+
+fn trials_in(over: Over, modules: &[(&'static str, &'static [Test])]) -> impl Iterator<Item = Trial> + use<> {
+    let all = modules.iter().flat_map(|&(module, tests)| tests.iter().map(move |test| (module, *test)));
+    let all: Vec<_> = all.collect();
+    let all = all.into_iter();
     all.map(move |(module, (name, test))| {
         Trial::test(format!("{}::{module}::{name}", over.name()), move || {
             test(&over.rig());

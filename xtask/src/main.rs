@@ -60,8 +60,8 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "rdma",
-        usage: "rdma [--keep] [FILTER] | -- COMMAND …",
-        about: "The tests on real RDMA verbs, or COMMAND, in a VM",
+        usage: "rdma [--keep] [FILTER] | --figures | -- COMMAND …",
+        about: "The tests on real RDMA verbs, figures, or COMMAND, in a VM",
         run: rdma::run,
     },
     Command {

@@ -1,9 +1,12 @@
 //! `cargo xtask rdma`: the tests that need RDMA devices, in a VM that has two (`xtask/rdma-vm`).
 //!
-//! One boot runs all of [`JOBS`]. The programs are built here and run there at the same paths, on a read-only view of
-//! this machine's files.
+//! One boot runs all of [`JOBS`] and the tensor tests of the plugin ([`tensors`]). Programs and the Python environment
+//! are made here and run there at the same paths, on a read-only view of this machine's files. [`figures`] measures there.
 //!
 //! Where the VM is impossible the level is skipped with its reason; with `MEMKV_REQUIRE_RDMA` set that is a failure.
+
+mod figures;
+mod tensors;
 
 use crate::context::{Context, Profile, SELECTION};
 use crate::process::{capture, probe, show_tail, step, watch};
@@ -23,6 +26,8 @@ pub(crate) const REQUIRED: &str = "MEMKV_REQUIRE_RDMA";
 const PACKAGES: [&str; 4] = ["cmake", "make", "libclang-dev", "gcc"];
 /// Seconds that all jobs together may take in the VM, also on a busy machine without KVM.
 const TIMEOUT_S: &str = "1200";
+/// Memory of the VM in MiB: PyTorch and SGLang take the better part.
+const MEMORY_MIB: &str = "4096";
 /// How `run.sh` says that the VM itself failed.
 const VM_FAILED: i32 = 125;
 
@@ -36,6 +41,15 @@ struct Job {
     filter: &'static str,
     /// Variables that it runs with.
     variables: &'static [(&'static str, &'static str)],
+    /// Whether it runs when all others have ended, and only if asked for, because it takes the devices away from them.
+    alone: bool,
+}
+
+impl Job {
+    /// What takes the devices away runs only when it is asked for.
+    fn is_selected(&self, filter: Option<&str>) -> bool {
+        !self.alone || filter.is_some_and(|filter| self.filter.contains(filter))
+    }
 }
 
 const JOBS: &[Job] = &[
@@ -44,16 +58,25 @@ const JOBS: &[Job] = &[
         package: "memkv-rdma",
         filter: "verbs::",
         variables: &[("MEMKV_TEST_RDMA", "required")],
+        alone: false,
     },
     Job {
         test: "transport",
         package: "memkv-tests",
         filter: "rdma::",
         variables: &[("MEMKV_TEST_TRANSPORT", "rdma"), ("MEMKV_TEST_SMALL", "1")],
+        alone: false,
+    },
+    Job {
+        test: "transport",
+        package: "memkv-tests",
+        filter: "ports::",
+        variables: &[("MEMKV_TEST_PORTS", "1"), ("MEMKV_TEST_SMALL", "1")],
+        alone: true,
     },
 ];
 
-/// `cargo xtask rdma [--keep] [FILTER]`, or `cargo xtask rdma -- COMMAND …` for any command.
+/// `cargo xtask rdma [--keep] [FILTER]`, `cargo xtask rdma --figures`, or `cargo xtask rdma -- COMMAND …` for any command.
 pub(crate) fn run(context: &Context, args: &[String]) -> Result<()> {
     if let Some((first, command)) = args.split_first()
         && first == "--"
@@ -64,15 +87,19 @@ pub(crate) fn run(context: &Context, args: &[String]) -> Result<()> {
     }
     let (keep, filter) = match args {
         [] => (false, None),
+        [flag] if flag == "--figures" => return figures::run(context),
         [flag] if flag == "--keep" => (true, None),
         [filter] => (false, Some(filter.as_str())),
         [flag, filter] if flag == "--keep" => (true, Some(filter.as_str())),
-        _ => bail!("usage: cargo xtask rdma [--keep] [FILTER], or cargo xtask rdma -- COMMAND …"),
+        _ => bail!("usage: cargo xtask rdma [--keep] [FILTER] | --figures | -- COMMAND …"),
     };
     install_tools(context)?;
     let mut build = context.cargo(&["build", "--bins"]);
     build.args(SELECTION).args(FEATURES);
     step(context, "build programs with RDMA", "rdma-build", build)?;
+    if tensors::is_selected(filter) {
+        tensors::install(context)?;
+    }
     let suites = run_jobs(context, filter, keep)?;
     say(&format!("\n{}\n{}", table(&suites), closing_line(&suites)));
     let (passed, failed) =
@@ -82,7 +109,8 @@ pub(crate) fn run(context: &Context, args: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The level of `cargo xtask test`. Programs and tests have been built, with RDMA unless `missing` says why not.
+/// The level of `cargo xtask test`. Programs, tests and the plugin have been built, with RDMA unless `missing` says why
+/// not.
 pub(crate) fn level(context: &Context, filter: Option<&str>, missing: Option<&str>) -> Result<Vec<Suite>> {
     let reason = match missing {
         Some(reason) => reason.to_owned(),
@@ -105,14 +133,23 @@ fn prepare(context: &Context) -> Result<()> {
 
 fn vm(context: &Context, options: &[&str]) -> Command {
     let mut command = context.command(context.root.join("xtask/rdma-vm/run.sh"));
-    command.args(["--timeout", TIMEOUT_S]).args(options);
+    command.args(["--timeout", TIMEOUT_S, "--memory", MEMORY_MIB]).args(options);
     command
 }
 
 fn run_jobs(context: &Context, filter: Option<&str>, keep: bool) -> Result<Vec<Suite>> {
     let mut text = String::from("# Runs in the VM; made by `cargo xtask rdma`.\nstatus=0\n");
-    for job in JOBS {
-        text.push_str(&script(job, &executable(context, job)?, filter));
+    let mut tensors = tensors::Reader::new(tensors::is_selected(filter));
+    let (begin, end) =
+        if tensors.is_expected() { tensors::script(&tensors::python(context)?) } else { (String::new(), "") };
+    text.push_str(&begin);
+    for alone in [false, true] {
+        for job in JOBS.iter().filter(|job| job.alone == alone && job.is_selected(filter)) {
+            text.push_str(&script(job, &executable(context, job)?, filter));
+        }
+        if !alone {
+            text.push_str(end);
+        }
     }
     text.push_str("exit $status\n");
     let path = context.logs.join("rdma-jobs.sh");
@@ -125,13 +162,17 @@ fn run_jobs(context: &Context, filter: Option<&str>, keep: bool) -> Result<Vec<S
     let mut reader = CargoReader::default();
     let mut lines = Vec::new();
     let status = watch(context, "run the RDMA tests in a VM", &log, command, |line| {
-        reader.line(line);
-        lines.push(line.to_owned());
+        if !tensors.line(line) {
+            reader.line(line);
+            lines.push(line.to_owned());
+        }
     })?;
     let mut suites = reader.finish();
     for suite in &mut suites {
         suite.name = suite.name.replace("tests:", "rdma:");
     }
+    let (tensors, show) = tensors.finish();
+    suites.extend(tensors);
     let failed = suites.iter().any(|suite| suite.failed > 0);
     if status.code() == Some(VM_FAILED) || (!status.success() && !failed) {
         show_tail(&log)?;
@@ -139,6 +180,7 @@ fn run_jobs(context: &Context, filter: Option<&str>, keep: bool) -> Result<Vec<S
     }
     if failed {
         lines.iter().skip_while(|line| !line.starts_with("failures:")).for_each(|line| say(line));
+        show.iter().for_each(|line| say(line));
     }
     Ok(suites)
 }

@@ -64,7 +64,11 @@ fn findings(verbs: &dyn Verbs, wish: &Wish) -> Vec<Finding> {
     match choose(&nics, &wish.devices, wish.gid_index) {
         Ok(places) => {
             let names: Vec<String> = places.iter().map(name_of).collect();
-            findings.push(ok("choice", format!("{} would be used, in this order", names.join(", "))));
+            let near = match verbs.home_node() {
+                Some(node) if wish.devices.is_empty() => format!("; near NUMA node {node} first"),
+                Some(_) | None => String::new(),
+            };
+            findings.push(ok("choice", format!("{} would be used, in this order{near}", names.join(", "))));
             findings.extend(places.iter().map(|place| trial(verbs, place)));
         }
         Err(error) => findings.push(failed("choice", &error)),
@@ -187,6 +191,17 @@ mod tests {
         assert_eq!(findings[1].text, "active, Ethernet, MTU 4096; GIDs: 0 = 10.0.0.1 (RoCE v2)");
         assert_eq!(findings[4].text, "fake1:1 with GID 0 would be used, in this order");
         assert!(findings[5].text.starts_with("1.0 MiB written in "), "{}", findings[5].text);
+    }
+
+    #[test]
+    fn devices_near_the_process_are_told_to_come_first_unless_some_are_named() {
+        let fabric = Fabric::new(2).at_node(1);
+        let choice = |wish: &Wish| {
+            let findings = findings(&fabric, wish);
+            findings.into_iter().find(|finding| finding.check == "choice").unwrap().text
+        };
+        assert!(choice(&Wish::default()).ends_with("in this order; near NUMA node 1 first"));
+        assert!(choice(&wish(&["fake0"])).ends_with("in this order"));
     }
 
     #[test]

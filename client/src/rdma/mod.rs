@@ -3,6 +3,7 @@
 //! - [`Context`]: the NICs of this process and what is registered with them, for all servers;
 //! - [`memory`]: registered memory, the caller's and the bounce buffer;
 //! - [`session`]: what one server has been told, and where its queue pairs come from;
+//! - [`rails`]: which NICs a new queue pair connects;
 //! - [`QueuePair`]: bound to one data connection.
 //!
 //! Invariants:
@@ -18,6 +19,7 @@
     reason = "registers memory by address, and copies from and to memory that a peer may write"
 )]
 mod memory;
+mod rails;
 mod session;
 mod table;
 
@@ -35,9 +37,11 @@ use memkv_rdma::{Address, Link as LinkKind, Nic, RdmaError, Timing, Verbs};
 use memkv_transport::frame::Mover;
 use memory::Registered;
 use parking_lot::Mutex;
+use rails::{Rail, Rails};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// The region of the bounce buffer; its first bytes are where servers try the way.
@@ -46,6 +50,10 @@ pub(crate) const BOUNCE_REGION: u32 = 0;
 const NICS_MAX: usize = 16;
 /// Work requests that a client's queue pair has room for: it posts none.
 const DEPTH: u32 = 1;
+/// How often NICs are asked whether they still work.
+const LOOK: Duration = Duration::from_millis(200);
+/// The most pairs of NICs that are tried for one connection.
+const TRIES: usize = 3;
 
 /// What moved by RDMA, and what had to be copied for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,13 +92,15 @@ pub(crate) struct Context {
     known: Mutex<Known>,
     bounce: Bounce,
     nics: Vec<Arc<dyn Nic>>,
+    rails: Rails,
     /// Counts changes of `known`.
     version: watch::Sender<u64>,
+    /// Counts changes of NICs between working and not.
+    changes: watch::Sender<u64>,
     sessions: Mutex<Vec<Weak<RdmaSession>>>,
     /// Notified when a server has answered.
     answered: Event,
     pub(crate) counters: Counters,
-    next: AtomicUsize,
     pid: u32,
 }
 
@@ -110,21 +120,36 @@ impl Context {
         let verbs = verbs.map_or_else(memkv_rdma::system, Ok)?;
         let infos = verbs.nics()?;
         let places = memkv_rdma::choose(&infos, &config.rdma_devices, config.rdma_gid_index)?;
-        let mut nics = Vec::new();
+        let (mut nics, mut failed) = (Vec::new(), None);
         for place in places.iter().take(NICS_MAX) {
-            nics.push(verbs.open(place)?);
+            match verbs.open(place) {
+                Ok(nic) => nics.push(nic),
+                // One bad NIC of several is not used; the others are.
+                Err(error) => {
+                    tracing::warn!(nic = place.nic, %error, fix = error.fix(), "rdma device not used");
+                    failed = failed.or(Some(error));
+                }
+            }
+        }
+        if let Some(error) = failed.filter(|_| nics.is_empty()) {
+            return Err(error);
         }
         let (bounce, registered) = Bounce::new(&nics, config.rdma_bounce_bytes)?;
         let regions = BTreeMap::from([(BOUNCE_REGION, registered)]);
+        // Who names NICs wants all of them.
+        let home = verbs.home_node().filter(|_| config.rdma_devices.is_empty());
+        let near = memkv_rdma::near(&nics.iter().map(|nic| nic.info().numa).collect::<Vec<_>>(), home);
+        let rails = nics.iter().zip(near).map(|(nic, near)| Rail::new(is_ethernet(nic), near)).collect();
         Ok(Arc::new(Self {
+            rails: Rails::new(rails),
             nics,
             bounce,
             known: Mutex::new(Known { next: BOUNCE_REGION + 1, regions }),
             version: watch::Sender::new(0),
+            changes: watch::Sender::new(0),
             sessions: Mutex::default(),
             answered: Event::new(),
             counters: Counters::default(),
-            next: AtomicUsize::new(0),
             pid: std::process::id(),
         }))
     }
@@ -192,27 +217,62 @@ impl Context {
         }
     }
 
-    /// A NIC of ours and one of the server's that can reach each other; another pair each time, as far as there are.
-    fn pair_of_nics(&self, offer: &memkv_proto::v1::RdmaOffer) -> Option<(usize, u32)> {
-        let is_ethernet = |nic: &Arc<dyn Nic>| {
-            nic.info().port(nic.place().port).is_none_or(|port| port.link == LinkKind::Ethernet)
-        };
-        let fits =
-            |&(own, other): &(usize, usize)| is_ethernet(&self.nics[own]) == offer.nics[other].ethernet;
-        let turn = self.next.fetch_add(1, Relaxed);
-        let (own, others) = (self.nics.len(), offer.nics.len());
-        // Both sides move on at once, so that two rails are used as two; the inner loop finds the rest.
-        let pairs = (0..own * others).map(|step| ((turn + step) % own, (turn + step + step / own) % others));
-        let found = pairs.into_iter().find(fits)?;
-        Some((found.0, u32::try_from(found.1).ok()?))
+    /// Asks every NIC whether it works, and says so once when that changes.
+    fn look(&self) {
+        for (place, nic) in self.nics.iter().enumerate() {
+            let (health, name) = (nic.health(), &nic.info().name);
+            if !self.rails.set_down(place, health.is_err()) {
+                continue;
+            }
+            match health {
+                Ok(()) => tracing::info!(nic = name, "the rdma device works again"),
+                Err(error) => tracing::warn!(nic = name, %error, fix = error.fix(), "rdma device not used"),
+            }
+            self.changes.send_modify(|changes| *changes += 1);
+        }
     }
+
+    /// Tells when a NIC stops working or works again.
+    pub(crate) fn nic_changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Why no queue pair can be made: what the first NIC that is down says.
+    fn trouble(&self) -> Option<Error> {
+        self.nics.iter().find_map(|nic| nic.health().err()).map(|error| rdma_error(&error))
+    }
+}
+
+/// Looks after the NICs as long as they are used. A connection by a NIC that is down is not used any more, and no new one
+/// is made by it.
+pub(crate) async fn watch(context: Weak<Context>) {
+    let mut ticks = tokio::time::interval(LOOK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(context) = context.upgrade() else { return };
+        context.look();
+    }
+}
+
+fn is_ethernet(nic: &Arc<dyn Nic>) -> bool {
+    nic.info().port(nic.place().port).is_none_or(|port| port.link == LinkKind::Ethernet)
 }
 
 /// The queue pair of one connection. Dropping it destroys it: no NIC reaches memory through it after that.
 pub(crate) struct QueuePair {
     // Nobody reads it: it is there to be dropped.
     _pair: Box<dyn memkv_rdma::QueuePair>,
+    /// The place of its NIC.
+    nic: usize,
     pub(crate) session: Arc<RdmaSession>,
+}
+
+impl QueuePair {
+    /// Whether its NIC works, as far as is known.
+    pub(crate) fn is_usable(&self) -> bool {
+        !self.session.context().rails.is_down(self.nic)
+    }
 }
 
 impl Drop for QueuePair {
@@ -252,16 +312,34 @@ pub(crate) async fn attach(attacher: &Attacher) -> Result<Box<Link>, Error> {
     };
     session.settled().await?;
     let context = session.context().clone();
-    let Some((own, other)) = context.pair_of_nics(session.offer()) else {
+    let pairs = context.rails.pairs(session.offer());
+    let mut last = context.trouble().unwrap_or_else(|| {
         let text = "rdma: no NIC here is on a network of one of the server's (InfiniBand, Ethernet)";
-        return Err(Error::new(ErrorKind::NotSupported, text));
-    };
+        Error::new(ErrorKind::NotSupported, text)
+    });
+    for (own, other) in pairs.into_iter().take(TRIES) {
+        match attach_by(attacher, &session, own, other).await {
+            Ok(link) => return Ok(link),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Opens a connection with a queue pair between two NICs.
+async fn attach_by(
+    attacher: &Attacher,
+    session: &Arc<RdmaSession>,
+    own: usize,
+    other: u32,
+) -> Result<Box<Link>, Error> {
+    let context = session.context();
     let nic = context.nics[own].clone();
     let mut pair = in_background(move || nic.queue_pair(DEPTH, memkv_rdma::Access::REMOTE)).await?;
     let (peer, token): (Address, [u8; 16]) = session.connect(own, other, &pair.address()).await?;
     let pair = in_background(move || pair.connect(&peer, Timing::default()).map(|()| pair)).await?;
     context.counters.queue_pairs.fetch_add(1, Relaxed);
-    let pair = QueuePair { _pair: pair, session };
+    let pair = QueuePair { _pair: pair, nic: own, session: session.clone() };
     let stream = attacher.bound(Mover::Rdma, &token).await?;
     Ok(attacher.link(stream, Bound::Rdma(pair)))
 }

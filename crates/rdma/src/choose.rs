@@ -29,16 +29,13 @@ pub fn choose(nics: &[NicInfo], wanted: &[String], gid_index: Option<u32>) -> Re
     if places.is_empty() { Err(reason.unwrap_or(RdmaError::NoDevice)) } else { Ok(places) }
 }
 
-/// The places of one NIC: those at `node` first, the others after them, each in their order. Where nothing is known
-/// of a NIC's node, or `node` is not known, the order stays.
+/// Which of several NICs are near a process on NUMA node `home`, given the node of each. Where a NIC's node or `home` is
+/// not known, the NIC counts as near; and where none is near, all are equally far, and so near.
 #[must_use]
-pub fn nearest_first(places: &[Place], nics: &[NicInfo], node: Option<u32>) -> Vec<Place> {
-    let is_near = |place: &&Place| {
-        let numa = nics.iter().find(|nic| nic.name == place.nic).and_then(|nic| nic.numa);
-        node.is_some() && numa == node
-    };
-    let (near, far): (Vec<&Place>, Vec<&Place>) = places.iter().partition(is_near);
-    near.into_iter().chain(far).cloned().collect()
+pub fn near(nics: &[Option<u32>], home: Option<u32>) -> Vec<bool> {
+    let is_near = |nic: &Option<u32>| nic.is_none() || home.is_none() || *nic == home;
+    let any = nics.iter().any(is_near);
+    nics.iter().map(|nic| !any || is_near(nic)).collect()
 }
 
 fn all_ports(nics: &[NicInfo]) -> Vec<(&NicInfo, &PortInfo)> {
@@ -205,15 +202,12 @@ mod tests {
     }
 
     #[test]
-    fn a_near_nic_comes_first_where_nodes_are_known() {
-        let gids = || roce("::ffff:10.0.0.1");
-        let one = |name, numa| nic(name, numa, vec![port(1, true, gids())]);
-        let nics = [one("a", Some(0)), one("b", Some(1)), one("c", None), one("d", Some(1))];
-        let places = choose(&nics, &[], None).unwrap();
-        let order = |node| names(&nearest_first(&places, &nics, node)).join(" ").replace(":1/3", "");
-        assert_eq!(order(Some(1)), "b d a c");
-        assert_eq!(order(Some(0)), "a b c d");
-        assert_eq!(order(None), "a b c d");
-        assert_eq!(order(Some(9)), "a b c d");
+    fn nics_of_the_own_node_are_near_and_so_are_those_of_which_nothing_is_known() {
+        let nodes = [Some(0), Some(1), None, Some(1)];
+        assert_eq!(near(&nodes, Some(1)), [false, true, true, true]);
+        assert_eq!(near(&nodes, Some(0)), [true, false, true, false]);
+        assert_eq!(near(&nodes, None), [true; 4]);
+        assert_eq!(near(&[Some(0), Some(1)], Some(7)), [true; 2], "where none is near, none is left out");
+        assert_eq!(near(&[], Some(0)), [false; 0]);
     }
 }

@@ -22,6 +22,7 @@
 mod choose;
 mod error;
 pub mod fake;
+mod home;
 mod info;
 #[allow(unsafe_code, reason = "declares what is unsafe to call")]
 mod nic;
@@ -30,8 +31,9 @@ mod self_test;
 #[cfg(feature = "verbs")]
 mod verbs;
 
-pub use choose::{choose, nearest_first};
+pub use choose::{choose, near};
 pub use error::{Errno, RdmaError};
+pub use home::home_node;
 pub use info::{GidInfo, GidKind, Link, NicInfo, NicLimits, Place, PortInfo};
 pub use nic::{
     Access, Address, Completion, Nic, QueuePair, Region, Timing, Verbs, Work, WorkError, WorkKind,

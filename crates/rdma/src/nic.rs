@@ -16,6 +16,11 @@ pub trait Verbs: Send + Sync + Debug {
     /// When the system does not answer.
     fn nics(&self) -> Result<Vec<NicInfo>, RdmaError>;
 
+    /// The NUMA node that this process runs on, if it runs on one of several.
+    fn home_node(&self) -> Option<u32> {
+        crate::home_node()
+    }
+
     /// Opens a NIC with a protection domain of its own: regions and queue pairs of different calls do not mix.
     ///
     /// # Errors

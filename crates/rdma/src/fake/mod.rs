@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Clone, Debug)]
 pub struct Fabric {
     shared: Arc<Shared>,
+    home: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -82,7 +83,25 @@ impl Fabric {
     /// A network with these NICs. Each has at least one port, with a GID that no other has.
     #[must_use]
     pub fn with(nics: Vec<NicInfo>) -> Self {
-        Self { shared: Arc::new(Shared { state: Mutex::new(State::new(nics)) }) }
+        Self { shared: Arc::new(Shared { state: Mutex::new(State::new(nics)) }), home: None }
+    }
+
+    /// The same network, seen by a process on this NUMA node.
+    #[must_use]
+    pub fn at_node(&self, node: u32) -> Self {
+        Self { home: Some(node), ..self.clone() }
+    }
+
+    /// Takes a NIC's port down, or up again. While it is down, nothing gets to or from the NIC, and what is under way
+    /// waits: here nobody counts attempts.
+    pub fn set_port(&self, nic: &str, up: bool) {
+        self.shared.lock().set_port(nic, up);
+    }
+
+    /// How many queue pairs a NIC has.
+    #[must_use]
+    pub fn queue_pairs_of(&self, nic: &str) -> usize {
+        self.shared.lock().queue_pairs_of(nic)
     }
 
     /// Sets what is held back from now on. [`Hold::Nothing`] delivers everything that was.
@@ -164,6 +183,10 @@ impl Verbs for Fabric {
         Ok(nics)
     }
 
+    fn home_node(&self) -> Option<u32> {
+        self.home
+    }
+
     fn open(&self, place: &Place) -> Result<Arc<dyn Nic>, RdmaError> {
         let mut state = self.shared.lock();
         let found = state.nics.iter().position(|nic| nic.present && nic.info.name == place.nic);
@@ -204,7 +227,7 @@ impl Nic for FakeNic {
     }
 
     fn health(&self) -> Result<(), RdmaError> {
-        self.shared.lock().check_present(self.index)
+        self.shared.lock().check_usable(self.index)
     }
 
     unsafe fn register(

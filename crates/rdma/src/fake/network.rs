@@ -114,6 +114,17 @@ impl State {
         if nic.present { Ok(()) } else { Err(RdmaError::Gone { nic: nic.info.name.clone() }) }
     }
 
+    /// Whether queue pairs of this NIC can reach others.
+    pub(super) fn check_usable(&self, nic: usize) -> Result<(), RdmaError> {
+        self.check_present(nic)?;
+        let info = &self.nics[nic].info;
+        let port = &info.ports[0];
+        if port.active {
+            return Ok(());
+        }
+        Err(RdmaError::PortDown { nic: info.name.clone(), port: port.number })
+    }
+
     pub(super) fn register(
         &mut self,
         nic: usize,
@@ -145,7 +156,7 @@ impl State {
     }
 
     pub(super) fn add_pair(&mut self, new: NewPair) -> Result<Address, RdmaError> {
-        self.check_present(new.nic)?;
+        self.check_usable(new.nic)?;
         let info = &self.nics[new.nic].info;
         let (limits, port) = (info.limits, &info.ports[0]);
         let wanted = u64::from(new.depth);
@@ -231,6 +242,7 @@ impl State {
     fn run(&mut self, qpn: u32) {
         match self.hold {
             Hold::Transfers => {}
+            _ if self.is_cut_off(self.pair(qpn)) => {}
             Hold::Nothing => while self.finish_first(qpn) {},
             Hold::Completions => {
                 for index in 0..self.pair(qpn).flight.len() {
@@ -238,6 +250,12 @@ impl State {
                 }
             }
         }
+    }
+
+    /// Whether a port on the way of a queue pair is down.
+    fn is_cut_off(&self, pair: &Pair) -> bool {
+        let is_down = |pair: &Pair| !self.nics[pair.nic].info.ports[0].active;
+        is_down(pair) || self.peer_of(pair).is_some_and(is_down)
     }
 
     /// Moves the bytes of one piece of work, if that has not happened, and if all before it succeeded.
@@ -358,7 +376,8 @@ impl State {
 
     pub(super) fn deliver(&mut self, most: usize, order: Order) -> usize {
         for delivered in 0..most {
-            let firsts = self.pairs.values().filter_map(|pair| Some((pair.flight.front()?.ticket, pair)));
+            let free = self.pairs.values().filter(|pair| !self.is_cut_off(pair));
+            let firsts = free.filter_map(|pair| Some((pair.flight.front()?.ticket, pair)));
             let next = match order {
                 Order::Oldest => firsts.min_by_key(|(ticket, _)| *ticket),
                 Order::Newest => firsts.max_by_key(|(ticket, _)| *ticket),
@@ -391,6 +410,18 @@ impl State {
                 pair.fail();
             }
         }
+    }
+
+    pub(super) fn set_port(&mut self, name: &str, up: bool) {
+        for nic in self.nics.iter_mut().filter(|nic| nic.info.name == name) {
+            nic.info.ports[0].active = up;
+        }
+        let waiting: Vec<u32> = self.pairs.keys().copied().collect();
+        waiting.into_iter().for_each(|qpn| self.run(qpn));
+    }
+
+    pub(super) fn queue_pairs_of(&self, name: &str) -> usize {
+        self.pairs.values().filter(|pair| self.nics[pair.nic].info.name == name).count()
     }
 
     pub(super) fn counts(&self) -> Counts {

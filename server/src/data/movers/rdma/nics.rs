@@ -10,8 +10,11 @@ use crate::config::rdma::{RdmaConfig, RdmaMode};
 use memkv_proto::v1;
 use memkv_rdma::{Access, Link, Nic, Place, QueuePair, RdmaError, Region, Verbs, register_all};
 use memkv_storage::Engine;
+use parking_lot::Mutex;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// The arena is registered in parts of so many bytes: a multiple of every chunk, so that no slot lies in two.
 const PART_BYTES: usize = 1 << 30;
@@ -19,6 +22,8 @@ const PART_BYTES: usize = 1 << 30;
 pub(crate) const TRIAL_BYTES: u32 = 4096;
 /// The most NICs that a server uses.
 const NICS_MAX: usize = 16;
+/// How often a long registration says how far it is.
+const PROGRESS: Duration = Duration::from_secs(1);
 
 /// One open NIC.
 #[derive(Debug)]
@@ -28,6 +33,7 @@ pub(crate) struct OpenNic {
     trial: Box<dyn Region>,
     parts: Vec<Part>,
     nic: Arc<dyn Nic>,
+    down: AtomicBool,
     trial_bytes: Box<[u8]>,
     _engine: Keep,
 }
@@ -46,8 +52,14 @@ impl OpenNic {
         let nic = verbs.open(place)?;
         let (start, bytes) = engine.memory();
         let name = nic.info().name.clone();
+        let (begun, said) = (Instant::now(), Mutex::new(Instant::now()));
         let progress = |done: u64, of: u64| {
-            tracing::debug!(nic = name, done, of, "registering memory");
+            let mut said = said.lock();
+            if said.elapsed() >= PROGRESS {
+                *said = Instant::now();
+                let seconds = begun.elapsed().as_secs();
+                tracing::info!(nic = name, registered = done, of, seconds, "registering memory for rdma");
+            }
         };
         // SAFETY: the engine keeps the memory mapped, and this value holds the engine until after the regions are
         // dropped. Slots are read and written through handles which queue pairs hold while their work is under way.
@@ -64,7 +76,8 @@ impl OpenNic {
             Part { start: begin + from as u64, bytes, key }
         };
         let parts = arena.iter().enumerate().map(|(index, region)| part(index, region.local_key())).collect();
-        Ok(Self { _arena: arena, trial, parts, nic, trial_bytes, _engine: Keep(Arc::clone(engine)) })
+        let (down, _engine) = (AtomicBool::new(false), Keep(Arc::clone(engine)));
+        Ok(Self { _arena: arena, trial, parts, nic, down, trial_bytes, _engine })
     }
 
     /// The memory for pages, as the NIC knows it.
@@ -89,6 +102,32 @@ impl OpenNic {
         &self.nic.info().name
     }
 
+    /// Whether it works.
+    ///
+    /// # Errors
+    ///
+    /// Why not.
+    pub(crate) fn health(&self) -> Result<(), RdmaError> {
+        self.nic.health()
+    }
+
+    /// Whether it did not work when that was last looked at.
+    pub(crate) fn is_down(&self) -> bool {
+        self.down.load(Ordering::Relaxed)
+    }
+
+    /// Looks whether it works, and says so once when that changes.
+    fn look(&self) {
+        let (health, name) = (self.nic.health(), self.name());
+        if self.down.swap(health.is_err(), Ordering::Relaxed) == health.is_err() {
+            return;
+        }
+        match health {
+            Ok(()) => tracing::info!(nic = name, "the rdma device works again"),
+            Err(error) => tracing::warn!(nic = name, %error, fix = error.fix(), "rdma device not used"),
+        }
+    }
+
     fn is_ethernet(&self) -> bool {
         let place = self.nic.place();
         self.nic.info().port(place.port).is_none_or(|port| port.link == Link::Ethernet)
@@ -99,6 +138,8 @@ impl OpenNic {
 #[derive(Debug)]
 pub(crate) struct Nics {
     open: Vec<Arc<OpenNic>>,
+    /// Which of them are near.
+    near: Vec<bool>,
     depth: u32,
 }
 
@@ -160,19 +201,33 @@ impl Nics {
         }
         match failed {
             Some(error) if open.is_empty() => Err(error),
-            _ => Ok(Self { open, depth: config.queue_depth }),
+            _ => {
+                // Who names NICs wants all of them.
+                let home = verbs.home_node().filter(|_| config.devices.is_empty());
+                let nodes: Vec<_> = open.iter().map(|nic| nic.nic.info().numa).collect();
+                Ok(Self { near: memkv_rdma::near(&nodes, home), open, depth: config.queue_depth })
+            }
         }
     }
 
     /// What clients are told.
     pub(crate) fn offer(&self) -> v1::RdmaOffer {
-        let nic =
-            |nic: &Arc<OpenNic>| v1::RdmaNic { name: nic.name().to_owned(), ethernet: nic.is_ethernet() };
+        let nic = |(nic, near): (&Arc<OpenNic>, &bool)| v1::RdmaNic {
+            name: nic.name().to_owned(),
+            ethernet: nic.is_ethernet(),
+            far: !near,
+        };
         v1::RdmaOffer {
-            nics: self.open.iter().map(nic).collect(),
+            nics: self.open.iter().zip(&self.near).map(nic).collect(),
             regions_max: super::regions::REGIONS_MAX,
             region_keys_max: super::regions::KEYS_MAX,
         }
+    }
+
+    /// Looks which NICs work. Returns how many do not.
+    pub(crate) fn look(&self) -> u64 {
+        self.open.iter().for_each(|nic| nic.look());
+        self.open.iter().filter(|nic| nic.is_down()).count() as u64
     }
 
     /// The NIC at a place of the offer.

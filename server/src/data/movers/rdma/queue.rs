@@ -1,7 +1,7 @@
 //! One connection's queue pair, and the memory of the work that is posted on it.
 //!
-//! Work goes out in chains with one doorbell each; only a chain's last piece makes a completion. At most `depth` pieces
-//! are under way. All memory of posted work is in [`Queue::lent`] until its completions have been seen, so a queue that
+//! Work goes out in chains with one doorbell each; a chain's last piece makes a completion, and of reads one every half MiB. At
+//! most `depth` pieces are under way. All memory of posted work is in [`Queue::lent`] until its completions have been seen, so a queue that
 //! is dropped in the middle first destroys the queue pair, after which the NIC touches nothing for it, and only then
 //! gives slots and pins back.
 //!
@@ -15,7 +15,7 @@ use super::session::{Counted, Prepared};
 use crate::data::offers::Held;
 use crate::data::wire::Wire;
 use crate::metrics::Metrics;
-use memkv_rdma::{Completion, QueuePair, RdmaError, WorkError, WorkKind};
+use memkv_rdma::{Completion, QueuePair, RdmaError, Work, WorkError, WorkKind};
 use memkv_storage::PagePin;
 use memkv_transport::records::Span;
 use std::os::fd::OwnedFd;
@@ -25,12 +25,28 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, timeout_at};
 
-/// Pieces of work with one doorbell, and one completion.
+/// Pieces of work with one doorbell.
 const CHAIN: usize = 32;
-/// How often a wait for completions looks whether the client is still there.
+/// Reads of about so many bytes have a completion of their own.
+const SIGNAL_BYTES: u64 = 512 << 10;
+/// How often a wait for completions looks whether the client is still there, and the NIC.
 const LOOK: Duration = Duration::from_millis(50);
 /// Pauses between looks at a queue pair that tells nothing by itself.
 const POLL: Duration = Duration::from_micros(100);
+
+/// Asks for completions: of the last piece, for the room of all before it, and of reads now and then, so that pages are
+/// judged while others are on their way.
+fn signal(chain: &mut [Work]) {
+    let last = chain.len() - 1;
+    let mut bytes = 0;
+    for (place, piece) in chain.iter_mut().enumerate() {
+        bytes += u64::from(piece.len);
+        piece.signaled = place == last || (piece.kind == WorkKind::Read && bytes >= SIGNAL_BYTES);
+        if piece.signaled {
+            bytes = 0;
+        }
+    }
+}
 
 /// Why pages did not move. The queue pair is of no use afterwards.
 #[derive(Debug, thiserror::Error)]
@@ -221,6 +237,9 @@ impl Queue {
         mut moved: impl FnMut(&mut Lent, usize),
     ) -> Result<(), Failed> {
         let (mut posted, mut done, mut page) = (0, 0, 0);
+        if self.nic.is_down() {
+            self.nic.health()?;
+        }
         loop {
             posted = self.post_from(posted, done)?;
             while self.plan.ends.get(page).is_some_and(|&end| end <= done) {
@@ -244,7 +263,7 @@ impl Queue {
                 break;
             }
             let work = &mut self.plan.work[posted..posted + chain];
-            work[chain - 1].signaled = true;
+            signal(work);
             // SAFETY: every piece names memory of a page that `lent` pins or reserves, or the NIC's own trial bytes.
             // `lent` is only emptied once all work of the plan has completed, else it is dropped after the pair. Until
             // then nobody writes a pinned page, and nobody touches a slot before `carry_out` has seen the completion.
@@ -282,6 +301,8 @@ impl Queue {
                 if watch.stream.is_closed_by_peer() {
                     return Err(Failed::Gone);
                 }
+                // Without a port nothing completes before the NIC has tried for seconds.
+                self.nic.health()?;
                 if Instant::now() >= watch.until {
                     return Err(Failed::Late);
                 }
@@ -299,5 +320,36 @@ impl Queue {
             done = done.max(usize::try_from(completion.id).unwrap_or(usize::MAX).saturating_add(1));
         }
         Ok(done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn signals(kind: WorkKind, lens: &[u32]) -> Vec<bool> {
+        let piece = |&len: &u32| Work {
+            id: 0,
+            kind,
+            local: 0,
+            local_key: 0,
+            len,
+            remote: 0,
+            remote_key: 0,
+            signaled: false,
+        };
+        let mut chain: Vec<Work> = lens.iter().map(piece).collect();
+        signal(&mut chain);
+        chain.iter().map(|piece| piece.signaled).collect()
+    }
+
+    #[test]
+    fn a_chain_has_one_completion_and_reads_have_more() {
+        let small = [200 << 10; 5];
+        assert_eq!(signals(WorkKind::Write, &small), [false, false, false, false, true]);
+        assert_eq!(signals(WorkKind::Read, &small), [false, false, true, false, true]);
+        assert_eq!(signals(WorkKind::Read, &[4 << 20; 3]), [true; 3]);
+        assert_eq!(signals(WorkKind::Write, &[4 << 20; 3]), [false, false, true]);
+        assert_eq!(signals(WorkKind::Read, &[1]), [true]);
     }
 }
