@@ -73,6 +73,8 @@ struct Session {
     hear: Streaming<v1::ServerMessage>,
     ping_interval: Duration,
     attacher: Attacher,
+    /// Tells of NICs that stop working or work again, from before the first attempt to use one.
+    nics: Option<watch::Receiver<u64>>,
     /// Tells the server of regions; ends with the session.
     _announcer: JoinSet<()>,
 }
@@ -218,6 +220,7 @@ async fn greet(shared: &Shared, server: &Arc<Server>) -> Result<Session, Error> 
     let direct = accepted.capabilities.iter().any(|name| name == CAPABILITY_DIRECT);
     server.accepted(&challenge.node_id, limits, direct);
     let connections = shared.config.connections_per_server.min(limits.session_connections_max);
+    let nics = shared.rdma.as_ref().map(|context| context.nic_changes());
     let generation = server.pool.begin_session(connections);
     server.ways.begin_session();
     let offer = accepted.rdma.zip(shared.rdma.as_ref()).filter(|(offer, _)| !offer.nics.is_empty());
@@ -243,7 +246,7 @@ async fn greet(shared: &Shared, server: &Arc<Server>) -> Result<Session, Error> 
         tls: shared.tls.get().cloned(),
     };
     let ping_interval = Duration::from_millis(u64::from(accepted.ping_interval_ms.clamp(100, 60_000)));
-    Ok(Session { say, hear, ping_interval, attacher, _announcer: announcer })
+    Ok(Session { say, hear, ping_interval, attacher, nics, _announcer: announcer })
 }
 
 /// Why the server does not answer a hello: what would be an unknown space later can only be its protocol version here.
@@ -320,7 +323,6 @@ async fn serve(shared: &Shared, server: &Arc<Server>, mut session: Session) -> E
     let mut ping = tokio::time::interval(session.ping_interval);
     ping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut sequence, mut answered) = (0_u64, Instant::now());
-    let mut nics = work.attacher.rdma.as_ref().map(|rdma| rdma.context().nic_changes());
     loop {
         work.begin();
         let timer = work.next_timer();
@@ -347,7 +349,7 @@ async fn serve(shared: &Shared, server: &Arc<Server>, mut session: Session) -> E
                     return protocol("the server sent a message that has no place in an open session");
                 }
             },
-            () = changed(&mut nics) => {
+            () = changed(&mut session.nics) => {
                 server.pool.drop_unusable();
                 server.ways.again(Way::Rdma);
             }
@@ -416,7 +418,7 @@ impl Work<'_> {
             // Nobody may use a connection to a suspected server, and opening some would only add to its troubles.
             return;
         }
-        if !self.climbing && self.next_climb().is_some_and(|at| at <= now) {
+        if !self.climbing && self.next_climb(now).is_some_and(|at| at <= now) {
             self.climbing = true;
             let attacher = self.attacher.clone();
             self.server.pool.reserve_one();
@@ -434,17 +436,18 @@ impl Work<'_> {
 
     /// When to look again without being woken.
     fn next_timer(&self) -> Instant {
-        let later = Instant::now() + Duration::from_secs(60);
+        let now = Instant::now();
+        let later = now + Duration::from_secs(60);
         let (due, allowed) = self.server.with_gates(|gates| (gates.next(), gates.server.allows()));
         // What is not begun while the server is suspected must not be waited for either.
-        let climb = if self.climbing || !allowed { None } else { self.next_climb() };
+        let climb = if self.climbing || !allowed { None } else { self.next_climb(now) };
         let pause = self.pause_until.filter(|_| allowed);
         [due, pause, climb].into_iter().flatten().fold(later, Instant::min)
     }
 
-    /// When a better way than the connections' is to be tried again.
-    fn next_climb(&self) -> Option<Instant> {
-        self.server.ways.next_climb(self.shared.config.transport, self.server.pool.best(), Instant::now())
+    /// When a better way than the connections' is to be tried again: `now` if it is time.
+    fn next_climb(&self, now: Instant) -> Option<Instant> {
+        self.server.ways.next_climb(self.shared.config.transport, self.server.pool.best(), now)
     }
 
     /// Takes a task's result; an error ends the session.

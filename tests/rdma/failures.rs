@@ -85,6 +85,7 @@ fn auto_falls_back_and_climbs_back() {
         (pieces.get(&space, &name) == [PageOutcome::Hit] && way(&client) != Transport::Rdma).then_some(())
     })
     .unwrap();
+    wait_for("the client knows why", PATIENCE, || (client.stats().rdma.nics == 0).then_some(())).unwrap();
     fabric.restore("fake0");
     wait_for("pages come by rdma again", PATIENCE, || {
         let direct = client.stats().rdma.direct_pages;

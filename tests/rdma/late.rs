@@ -21,6 +21,15 @@ fn wait_nothing_held(fabric: &Fabric) {
     wait_for("the work is gone", PATIENCE, || (fabric.counts().held == 0).then_some(())).unwrap();
 }
 
+/// Checks that a call of [`SHORT`] was given up while its work was held back. The server gives up at the same moment, and when
+/// its end of the connection is seen first, the pages are unavailable instead of late.
+fn assert_given_up(fabric: &Fabric, posted_before: u64, outcomes: &[PageOutcome]) {
+    let is_given_up =
+        |outcome: &PageOutcome| matches!(outcome, PageOutcome::TimedOut | PageOutcome::Unavailable);
+    assert!(outcomes.iter().all(is_given_up), "{outcomes:?}");
+    assert!(fabric.counts().posted > posted_before, "nothing was under way");
+}
+
 #[test]
 fn a_get_that_gave_up_leaves_the_memory_alone() {
     let fabric = Fabric::new(1);
@@ -35,9 +44,9 @@ fn a_get_that_gave_up_leaves_the_memory_alone() {
 
     let target = Memory::registered(&hasty, COUNT * LEN);
     let (space, wanted) = (space(&hasty), Pieces::pages(&target, COUNT, LEN));
+    let posted = fabric.counts().posted;
     fabric.hold(Hold::Transfers);
-    let got = wanted.get(&space, &names);
-    assert!(got.iter().all(|outcome| *outcome == PageOutcome::TimedOut), "{got:?}");
+    assert_given_up(&fabric, posted, &wanted.get(&space, &names));
     // From here on the memory is the caller's again.
     let own = vec![0xA5; COUNT * LEN];
     target.fill(0, &own);
@@ -45,7 +54,8 @@ fn a_get_that_gave_up_leaves_the_memory_alone() {
     fabric.hold(Hold::Nothing);
     wait_nothing_held(&fabric);
     assert!(target.read(0, COUNT * LEN) == own, "a late write changed the caller's memory");
-    assert_eq!(fabric.counts().moved_bytes, moved);
+    // Connections that are opened meanwhile are tried with less.
+    assert!(fabric.counts().moved_bytes - moved < LEN as u64, "pages moved");
     // And it is no end: the same call goes through afterwards.
     wait_for("the server is used again", PATIENCE, || {
         (wanted.get(&space, &names) == [PageOutcome::Hit; COUNT]).then_some(())
@@ -92,9 +102,9 @@ fn a_put_that_gave_up_stores_nothing_of_what_came_later() {
     let memory = Memory::registered(&hasty, COUNT * LEN);
     memory.fill(0, &pages(&names, LEN).concat());
     let used = metric(&server, "memkv_dram_used_bytes");
+    let posted = fabric.counts().posted;
     fabric.hold(Hold::Transfers);
-    let put = Pieces::pages(&memory, COUNT, LEN).put(&space, &names);
-    assert!(put.iter().all(|outcome| *outcome == PageOutcome::TimedOut), "{put:?}");
+    assert_given_up(&fabric, posted, &Pieces::pages(&memory, COUNT, LEN).put(&space, &names));
     memory.fill(0, &vec![9; COUNT * LEN]);
     fabric.hold(Hold::Nothing);
     wait_for("slots are given back", PATIENCE, || {

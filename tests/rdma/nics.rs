@@ -107,7 +107,10 @@ fn work_under_way_ends_when_the_port_of_the_server_goes_down() {
         (pieces.get(&space, &names) == [PageOutcome::Hit; COUNT]).then_some(())
     })
     .unwrap();
-    assert_eq!(metric(&server, "memkv_rdma_nics_down"), 0);
+    wait_for("the server sees that too", PATIENCE, || {
+        (metric(&server, "memkv_rdma_nics_down") == 0).then_some(())
+    })
+    .unwrap();
 }
 
 #[test]

@@ -33,6 +33,7 @@ use crate::link::Link;
 use crate::mover::Bound;
 use crate::{Config, Error, ErrorKind};
 use event_listener::Event;
+use memkv_proto::v1;
 use memkv_rdma::{Address, Link as LinkKind, Nic, RdmaError, Timing, Verbs};
 use memkv_transport::frame::Mover;
 use memory::Registered;
@@ -58,7 +59,7 @@ const TRIES: usize = 3;
 /// What moved by RDMA, and what had to be copied for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RdmaStats {
-    /// NICs in use; 0 if pages do not move by RDMA.
+    /// NICs that work; 0 if pages do not move by RDMA.
     pub nics: u32,
     /// Regions registered now, without the bounce buffer.
     pub regions: u32,
@@ -206,7 +207,7 @@ impl Context {
         let counters = &self.counters;
         let small = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         RdmaStats {
-            nics: small(self.nics.len()),
+            nics: small((0..self.nics.len()).filter(|&nic| !self.rails.is_down(nic)).count()),
             regions: small(self.known.lock().regions.len().saturating_sub(1)),
             queue_pairs: u32::try_from(counters.queue_pairs.load(Relaxed)).unwrap_or(u32::MAX),
             direct_pages: counters.direct_pages.load(Relaxed),
@@ -237,9 +238,14 @@ impl Context {
         self.changes.subscribe()
     }
 
-    /// Why no queue pair can be made: what the first NIC that is down says.
-    fn trouble(&self) -> Option<Error> {
-        self.nics.iter().find_map(|nic| nic.health().err()).map(|error| rdma_error(&error))
+    /// Why no queue pair can be made to a server. For good only where the networks differ: a NIC that is down comes back.
+    fn trouble(&self, offer: &v1::RdmaOffer) -> Error {
+        if !self.rails.reach(offer) {
+            let text = "rdma: no NIC here is on a network of one of the server's (InfiniBand, Ethernet)";
+            return Error::new(ErrorKind::NotSupported, text);
+        }
+        let trouble = self.nics.iter().find_map(|nic| nic.health().err()).map(|error| rdma_error(&error));
+        trouble.unwrap_or_else(|| Error::new(ErrorKind::Unavailable, "rdma: no NIC here worked a moment ago"))
     }
 }
 
@@ -313,17 +319,14 @@ pub(crate) async fn attach(attacher: &Attacher) -> Result<Box<Link>, Error> {
     session.settled().await?;
     let context = session.context().clone();
     let pairs = context.rails.pairs(session.offer());
-    let mut last = context.trouble().unwrap_or_else(|| {
-        let text = "rdma: no NIC here is on a network of one of the server's (InfiniBand, Ethernet)";
-        Error::new(ErrorKind::NotSupported, text)
-    });
+    let mut last = None;
     for (own, other) in pairs.into_iter().take(TRIES) {
         match attach_by(attacher, &session, own, other).await {
             Ok(link) => return Ok(link),
-            Err(error) => last = error,
+            Err(error) => last = Some(error),
         }
     }
-    Err(last)
+    Err(last.unwrap_or_else(|| context.trouble(session.offer())))
 }
 
 /// Opens a connection with a queue pair between two NICs.

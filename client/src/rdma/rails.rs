@@ -44,6 +44,11 @@ impl Rails {
         self.own[nic].down.load(Relaxed)
     }
 
+    /// Whether any NIC of ours, up or down, is on a network of one of the server's.
+    pub(super) fn reach(&self, offer: &v1::RdmaOffer) -> bool {
+        self.own.iter().any(|own| offer.nics.iter().any(|nic| nic.ethernet == own.ethernet))
+    }
+
     /// The pairs of NICs that can reach each other, best first: of ours and of the server's. Begins with another one each
     /// time, as far as there are equally good ones.
     pub(super) fn pairs(&self, offer: &v1::RdmaOffer) -> Vec<(usize, u32)> {
@@ -124,6 +129,7 @@ mod tests {
         assert_eq!(rails.pairs(&offer), [(1, 0)]);
         assert!(rails.set_down(1, true));
         assert_eq!(rails.pairs(&offer), []);
+        assert!(rails.reach(&offer), "once they are up");
         assert!(rails.set_down(0, false));
         assert_eq!(rails.pairs(&offer), [(0, 0)]);
     }
@@ -132,6 +138,7 @@ mod tests {
     fn networks_do_not_mix() {
         let (rails, offer) = (rails(&[(false, true), (true, false)]), offer(&[(true, true)]));
         assert_eq!(rails.pairs(&offer), [(1, 0)]);
+        assert!(rails.reach(&offer) && !rails.reach(&self::offer(&[])));
         assert_eq!(rails.pairs(&self::offer(&[])), []);
     }
 }
