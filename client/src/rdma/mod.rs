@@ -233,6 +233,15 @@ impl Context {
         }
     }
 
+    /// Waits until a NIC stops working.
+    async fn wait_down(&self, nic: usize) {
+        let mut changes = self.nic_changes();
+        while !self.rails.is_down(nic) {
+            // The sender lives in `self`, so there is always a next change to wait for.
+            let _changed = changes.changed().await;
+        }
+    }
+
     /// Tells when a NIC stops working or works again.
     pub(crate) fn nic_changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
@@ -321,7 +330,12 @@ pub(crate) async fn attach(attacher: &Attacher) -> Result<Box<Link>, Error> {
     let pairs = context.rails.pairs(session.offer());
     let mut last = None;
     for (own, other) in pairs.into_iter().take(TRIES) {
-        match attach_by(attacher, &session, own, other).await {
+        let attached = tokio::select! {
+            attached = attach_by(attacher, &session, own, other) => attached,
+            // The server would wait for an answer of this NIC as long as it may.
+            () = context.wait_down(own) => Err(context.trouble(session.offer())),
+        };
+        match attached {
             Ok(link) => return Ok(link),
             Err(error) => last = Some(error),
         }
