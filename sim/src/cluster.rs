@@ -56,8 +56,10 @@ pub(crate) struct Shared {
     pub(crate) book: Mutex<Book>,
     /// The member list and its number, and since when each is a member.
     pub(crate) members: Mutex<(u64, Vec<(ServerAddress, u64)>)>,
-    /// Pages that a run lost in which none may be.
+    /// Reads that missed pages in a run in which none may be lost.
     pub(crate) lost: Mutex<Vec<String>>,
+    /// Pages that were still not there in the end, however often they were read.
+    pub(crate) gone: Mutex<Vec<String>>,
     /// Pages that came back after their removal.
     pub(crate) revived: Mutex<Vec<String>>,
     pub(crate) settled: AtomicUsize,
@@ -70,6 +72,8 @@ pub(crate) struct Shared {
     moments: AtomicU64,
     /// Removals that stores could not note on their drives.
     unnoted: AtomicU64,
+    /// Reads of drives that missed because there was no room in memory.
+    busy: AtomicU64,
     phase: AtomicU8,
     pub(crate) servers: Vec<Place>,
 }
@@ -110,13 +114,13 @@ impl Shared {
         let mut gone = counters.demote_unread
             + counters.demote_dropped
             + counters.persist_dropped
-            + counters.promote_busy
             + counters.corrupt;
         for drive in status.nvme.iter().flat_map(|nvme| &nvme.log.drives) {
             let dropped = &drive.dropped;
             gone += drive.reclaimed_segments + dropped.full + dropped.drive_failed + dropped.backlog;
         }
         self.forgotten.fetch_add(gone, Relaxed);
+        self.busy.fetch_add(counters.promote_busy, Relaxed);
         self.unnoted.fetch_add(status.nvme.as_ref().map_or(0, |nvme| nvme.removals_failed), Relaxed);
     }
 
@@ -183,9 +187,11 @@ fn share(seed: u64, plan: Plan, trace: Arc<Trace>, folder: &Path) -> Arc<Shared>
         book: Mutex::new(Book::new(plan.keeps_removals())),
         members: Mutex::new((1, (0..plan.servers).map(|server| (member(server), 0)).collect())),
         lost: Mutex::default(),
+        gone: Mutex::default(),
         revived: Mutex::default(),
         moments: AtomicU64::new(1),
         unnoted: AtomicU64::new(0),
+        busy: AtomicU64::new(0),
         settled: AtomicUsize::new(0),
         closed: AtomicUsize::new(0),
         ops: AtomicU64::new(0),
@@ -409,13 +415,20 @@ impl Driver {
         for number in 0..self.shared.servers.len() {
             self.look_at_pages(number)?;
         }
-        let lost = std::mem::take(&mut *self.shared.lost.lock());
-        let may_lose = match self.shared.plan.is_durable() {
-            true => self.shared.forgotten.load(Relaxed) > 0,
-            false => self.evicted > 0,
+        let [lost, gone] = [&self.shared.lost, &self.shared.gone].map(|list| std::mem::take(&mut *list.lock()));
+        let (forgotten, busy) = (self.shared.forgotten.load(Relaxed), self.shared.busy.load(Relaxed));
+        let note = format!(
+            "reads missed {} times what was promised, and {} pages for good; {forgotten} were forgotten, {busy} reads found no room",
+            lost.len(),
+            gone.len(),
+        );
+        self.shared.trace.note(&note);
+        let (may_miss, may_lose) = match self.shared.plan.is_durable() {
+            true => (forgotten + busy > 0, forgotten > 0),
+            false => (self.evicted > 0, self.evicted > 0),
         };
-        if !may_lose {
-            lost.into_iter().for_each(|text| self.shared.trace.wrong(text));
+        for (may, list) in [(may_miss, lost), (may_lose, gone)] {
+            list.into_iter().filter(|_| !may).for_each(|text| self.shared.trace.wrong(text));
         }
         let revived = std::mem::take(&mut *self.shared.revived.lock());
         if self.shared.unnoted.load(Relaxed) == 0 {

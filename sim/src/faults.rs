@@ -210,11 +210,13 @@ impl Driver {
         self.shared.trace.note(&format!("s{server} has handed its pages over"));
         let steady = (self.others().into_iter().zip(&draining.others).enumerate())
             .all(|(number, (now, then))| number == server || now == *then);
-        if !steady || shared.plan.tears() || shared.plan.fails_drives() {
+        let running: Vec<_> = shared.servers.iter().map(|place| place.running.lock().clone()).collect();
+        let all_run = running.iter().all(Option::is_some);
+        if !steady || !all_run || shared.plan.tears() || shared.plan.fails_drives() {
             // Another server may have lost them again.
             return;
         }
-        let running: Vec<_> = shared.servers.iter().map(|place| place.running.lock().clone()).collect();
+        shared.trace.note("all of them are looked for");
         let has = |number: usize, page: Page| {
             let (space, key) = (format!("space-{}", page.space), page.key());
             running[number].as_ref().is_some_and(|server| server.has(&space, key.as_bytes()))

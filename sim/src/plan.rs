@@ -109,6 +109,8 @@ pub(crate) enum Kind {
     Durable,
     /// Slots change hands all the time while slow readers hold them, and bytes are damaged nowhere.
     Churn,
+    /// One server hands its pages over again and again, and the others lose none.
+    Handover,
 }
 
 /// One run, before it begins.
@@ -150,6 +152,7 @@ impl Plan {
             0..60 => Kind::Calm,
             60..140 => Kind::Durable,
             140..220 => Kind::Churn,
+            220..280 => Kind::Handover,
             _ => Kind::Mixed,
         };
         let servers = rng.range(1, 5) as usize;
@@ -205,6 +208,15 @@ impl Plan {
                 self.window_bytes = 12 << 10;
                 self.op_timeout_ms = rng.range(600, 1200);
             }
+            Kind::Handover => {
+                self.servers = self.servers.max(2);
+                self.replicas = self.replicas.min(2);
+                self.skews_ms.resize(self.servers + self.clients, 0);
+                self.dram_bytes = 48 << 20;
+                if let Some(drives) = &mut self.drives {
+                    drives.quota_bytes = 64 << 20;
+                }
+            }
         }
     }
 
@@ -234,9 +246,9 @@ impl Plan {
         self.keeps_owners() && !self.tears() && !self.fails_drives() && noted
     }
 
-    /// Whether bytes are damaged somewhere.
-    pub(crate) fn damages(&self) -> bool {
-        self.tears() || self.has(|fault| matches!(fault, Fault::Flips { .. }))
+    /// Whether bytes are damaged on their way. What a server has is compared with its checksum before it is sent.
+    pub(crate) fn flips(&self) -> bool {
+        self.has(|fault| matches!(fault, Fault::Flips { .. }))
     }
 
     /// Whether clocks jump.
@@ -270,6 +282,8 @@ impl Plan {
                 Kind::Churn => {
                     *rng.pick(&[Fault::Frozen, Fault::Resets, Fault::Slow { client: None, ms: 60 }])
                 }
+                Kind::Handover if server == 0 => Fault::Drain,
+                Kind::Handover => *rng.pick(&[Fault::Resets, Fault::Slow { client: None, ms: 60 }]),
             };
             match fault {
                 Fault::Loss { .. } => lasts = lasts.min(250),
@@ -385,6 +399,7 @@ mod tests {
             "Drain",
             "Durable",
             "Churn",
+            "Handover",
             "sync: true",
             "through: false",
         ];

@@ -339,6 +339,8 @@ impl Job {
         if self.node.net.get().is_some() {
             // There are no threads, and no more pages than fit one chunk.
             scan();
+            // With it goes the sender, whose end is the end of the chunks.
+            drop(scan);
             return self.send_all(chunks, again).await;
         }
         tokio::task::spawn_blocking(scan);
