@@ -352,6 +352,9 @@ async fn serve(shared: &Shared, server: &Arc<Server>, mut session: Session) -> E
             () = changed(&mut session.nics) => {
                 server.pool.drop_unusable();
                 server.ways.again(Way::Rdma);
+                if work.attacher.rdma.as_ref().is_some_and(|rdma| rdma.is_outdated()) {
+                    return Error::new(ErrorKind::Unavailable, "an rdma device is back, a session with it begins");
+                }
             }
             _ = ping.tick() => {
                 if answered.elapsed() > session.ping_interval * SILENT_INTERVALS + Duration::from_secs(1) {

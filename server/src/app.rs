@@ -369,9 +369,15 @@ async fn sweep(node: Arc<Node>) {
 async fn watch_nics(node: Arc<Node>) {
     let Some(nics) = &node.rdma else { return };
     let mut ticks = tokio::time::interval(NIC_LOOK);
+    let mut tending: Option<JoinHandle<()>> = None;
     loop {
         ticks.tick().await;
         node.metrics.rdma_nics_down.store(nics.look(), Ordering::Relaxed);
+        if tending.as_ref().is_none_or(JoinHandle::is_finished) && nics.is_needy() {
+            node.sessions.some(usize::MAX, |_| true).iter().for_each(|session| session.rdma.drop_unusable());
+            let node = Arc::clone(&node);
+            tending = Some(tokio::task::spawn_blocking(move || node.rdma.iter().for_each(Nics::tend)));
+        }
     }
 }
 

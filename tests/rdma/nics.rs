@@ -3,6 +3,7 @@
 use crate::rig::{
     Memory, PATIENCE, Pieces, SHORT, config, connect, metric, server, server_config, server_with, space,
 };
+use memkv_client::blocking::Space;
 use memkv_client::{PageOutcome, Transport};
 use memkv_rdma::fake::{Fabric, Hold};
 use memkv_server::config::rdma::RdmaConfig;
@@ -19,6 +20,14 @@ fn server_on(fabric: &Fabric, devices: &[&str]) -> memkv_server::Server {
     server_with(fabric, memkv_server::Config { rdma: own, ..server_config() })
 }
 
+/// Stores pages. A call of [`SHORT`] may be too short for a busy machine.
+fn store(pieces: &Pieces, space: &Space, names: &[Vec<u8>]) {
+    wait_for("pages are stored", PATIENCE, || {
+        pieces.put(space, names).iter().all(|outcome| outcome.is_success()).then_some(())
+    })
+    .unwrap();
+}
+
 #[test]
 fn near_nics_are_used_and_far_ones_only_when_no_near_one_works() {
     let fabric = Fabric::new(4);
@@ -30,7 +39,7 @@ fn near_nics_are_used_and_far_ones_only_when_no_near_one_works() {
     let memory = Memory::registered(&client, COUNT * LEN);
     memory.fill(0, &pages(&names, LEN).concat());
     let pieces = Pieces::pages(&memory, COUNT, LEN);
-    assert_eq!(pieces.put(&space, &names), [PageOutcome::Stored; COUNT]);
+    store(&pieces, &space, &names);
     wait_for("two connections", PATIENCE, || (of("fake1") >= 2 && of("fake2") >= 2).then_some(())).unwrap();
     assert_eq!((of("fake0"), of("fake3")), (0, 0), "the others are on other nodes");
     fabric.set_port("fake1", false);
@@ -60,7 +69,7 @@ fn a_port_of_the_client_that_goes_down_is_left_and_used_again() {
     let bytes = pages(&names, LEN).concat();
     memory.fill(0, &bytes);
     let pieces = Pieces::pages(&memory, COUNT, LEN);
-    assert_eq!(pieces.put(&space, &names), [PageOutcome::Stored; COUNT]);
+    store(&pieces, &space, &names);
     for (down, other) in [("fake0", "fake1"), ("fake1", "fake0"), ("fake0", "fake1")] {
         fabric.set_port(down, false);
         // What was on its way by it is missed; after that nothing goes there any more.
@@ -89,7 +98,7 @@ fn work_under_way_ends_when_the_port_of_the_server_goes_down() {
     let memory = Memory::registered(&client, COUNT * LEN);
     memory.fill(0, &pages(&names, LEN).concat());
     let pieces = Pieces::pages(&memory, COUNT, LEN);
-    assert_eq!(pieces.put(&space, &names), [PageOutcome::Stored; COUNT]);
+    store(&pieces, &space, &names);
     fabric.hold(Hold::Transfers);
     std::thread::scope(|scope| {
         let get = scope.spawn(|| Pieces::pages(&memory, COUNT, LEN).get(&space, &names));
@@ -130,4 +139,59 @@ fn a_queue_pair_that_one_nic_of_the_server_refuses_is_made_at_another() {
     }
     assert_eq!(fabric.queue_pairs_of("fake1"), 0);
     assert_eq!(client.stats().rdma.bounced_pages + client.stats().rdma.framed_pages, 0);
+}
+
+#[test]
+fn a_nic_that_is_removed_is_let_go_of_and_used_again_when_it_is_back() {
+    let fabric = Fabric::new(2);
+    let server = server_on(&fabric, &["fake1"]);
+    let client = connect(&fabric, config(&[&server]).op_timeout(SHORT).set("rdma_devices", "fake0"));
+    let space = space(&client);
+    let names = keys("back", COUNT);
+    let bytes = pages(&names, LEN).concat();
+    let mut memories = vec![Memory::registered(&client, COUNT * LEN)];
+    memories[0].fill(0, &bytes);
+    store(&Pieces::pages(&memories[0], COUNT, LEN), &space, &names);
+    let comes = |memory: &Memory| {
+        memory.fill(0, &vec![0; bytes.len()]);
+        let direct = client.stats().rdma.direct_pages;
+        let came = Pieces::pages(memory, COUNT, LEN).get(&space, &names) == [PageOutcome::Hit; COUNT];
+        assert!(!came || memory.read(0, bytes.len()) == bytes, "a hit of wrong bytes");
+        came && client.stats().rdma.direct_pages == direct + COUNT as u64
+    };
+    for removed in ["fake0", "fake1", "fake0", "fake1"] {
+        fabric.remove(removed);
+        // A removal ends when nobody has the device open any more, nor anything that was made of it.
+        wait_for("it is let go of", PATIENCE, || (fabric.openings_of(removed) == 0).then_some(()))
+            .unwrap_or_else(|late| panic!("{removed}: {late}"));
+        if removed == "fake0" {
+            // Memory may be registered all the same.
+            memories.push(Memory::registered(&client, COUNT * LEN));
+        }
+        fabric.restore(removed);
+        for memory in &memories {
+            wait_for("pages come by it, without a copy", PATIENCE, || comes(memory).then_some(()))
+                .unwrap_or_else(|late| panic!("{removed}: {late}"));
+        }
+        assert_eq!(fabric.openings_of(removed), 1);
+    }
+    let counts = fabric.counts();
+    // The client's regions and its bounce buffer; the server's memory for pages and its trial.
+    assert_eq!(counts.regions, memories.len() + 1 + 2);
+    wait_for("no queue pair is left over", PATIENCE, || {
+        let of_client = client.stats().rdma.queue_pairs as usize;
+        (fabric.counts().queue_pairs == 2 * of_client).then_some(())
+    })
+    .unwrap();
+    drop(memories);
+    drop(space);
+    drop(client);
+    drop(server);
+    // Their last tasks may end a moment later.
+    wait_for("nothing is open any more", PATIENCE, || {
+        let left = fabric.counts();
+        let openings = fabric.openings_of("fake0") + fabric.openings_of("fake1");
+        ((left.regions, left.queue_pairs, openings) == (0, 0, 0)).then_some(())
+    })
+    .unwrap();
 }

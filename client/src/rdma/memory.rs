@@ -8,6 +8,7 @@
 //! - a part of the bounce buffer belongs to one exchange at a time, which gives it back only after its connection's
 //!   queue pair is finished with it or destroyed.
 
+use super::nics::Opened;
 use super::{BOUNCE_REGION, Context};
 use crate::raw::Pieces;
 use crate::{Client, Error, ErrorKind, blocking};
@@ -29,22 +30,76 @@ const BLOCK_BYTES: usize = 64 << 10;
 /// The first bytes of the bounce buffer are where servers try the way; no page goes there.
 const TRIAL_BLOCKS: usize = 1;
 
-/// Memory that is registered with every NIC. Dropping it deregisters.
+/// Memory that is registered with every NIC that is open. Dropping it deregisters.
 pub(super) struct Registered {
     start: usize,
     bytes: usize,
-    /// By NIC, then by part.
-    regions: Vec<Vec<Box<dyn memkv_rdma::Region>>>,
+    /// Whether it may be registered. Locked while that is done, so that whoever ends it waits.
+    open: Mutex<bool>,
+    /// By NIC.
+    made: Mutex<Vec<Made>>,
+}
+
+/// What one NIC made of it: a region for each part, none if the NIC is gone.
+#[derive(Default)]
+struct Made {
+    parts: Vec<Box<dyn memkv_rdma::Region>>,
+    /// The life of the NIC that made it; 0 for none.
+    life: u64,
 }
 
 impl Registered {
-    /// Registers memory with every NIC.
+    /// Registers memory with these NICs.
     ///
     /// # Safety
     ///
-    /// The memory stays mapped until the result is dropped, and nothing relies on its bytes while an op that names it is
-    /// under way.
-    unsafe fn new(nics: &[Arc<dyn Nic>], start: NonNull<u8>, bytes: usize) -> Result<Self, RdmaError> {
+    /// The memory stays mapped until [`Registered::end`] has returned or the result is dropped, and nothing relies on its
+    /// bytes while an op that names it is under way.
+    unsafe fn new(nics: &[Option<Opened>], start: NonNull<u8>, bytes: usize) -> Result<Self, RdmaError> {
+        let made = nics.iter().map(|_| Made::default()).collect();
+        let start = start.as_ptr().expose_provenance();
+        let registered = Self { start, bytes, open: Mutex::new(true), made: Mutex::new(made) };
+        for (place, nic) in nics.iter().enumerate() {
+            registered.renew(place, nic.as_ref())?;
+        }
+        Ok(registered)
+    }
+
+    /// Registers the memory with a NIC in place of what was registered there before; with `None`, only deregisters that. A
+    /// NIC that goes away meanwhile counts as one without regions. Calls the driver, and returns when it is done.
+    pub(super) fn renew(&self, place: usize, nic: Option<&Opened>) -> Result<(), RdmaError> {
+        let open = self.open.lock();
+        let Some(start) = NonNull::new(std::ptr::with_exposed_provenance_mut(self.start)).filter(|_| *open)
+        else {
+            return Ok(());
+        };
+        let made = match nic {
+            None => Made::default(),
+            Some(Opened { nic, life }) => {
+                // SAFETY: the memory stays mapped until this is ended or dropped, by the promise of `new`. It is open, and
+                // ending it takes the lock that is held here and then drops what is made here.
+                let parts = unsafe { self.register(nic.as_ref(), start) };
+                match parts {
+                    Err(_) if matches!(nic.health(), Err(RdmaError::Gone { .. })) => {
+                        Made { parts: Vec::new(), life: *life }
+                    }
+                    parts => Made { parts: parts?, life: *life },
+                }
+            }
+        };
+        let before = std::mem::replace(&mut self.made.lock()[place], made);
+        drop(before);
+        Ok(())
+    }
+
+    /// # Safety
+    ///
+    /// As [`register_all`] for this memory.
+    unsafe fn register(
+        &self,
+        nic: &dyn Nic,
+        start: NonNull<u8>,
+    ) -> Result<Vec<Box<dyn memkv_rdma::Region>>, RdmaError> {
         let begun = Instant::now();
         let said = Mutex::new(begun);
         let progress = |done: u64, of: u64| {
@@ -55,14 +110,20 @@ impl Registered {
                 tracing::info!(registered = done, of, seconds, "registering memory for rdma");
             }
         };
-        let mut regions = Vec::new();
-        for nic in nics {
-            // SAFETY: this function's contract is that of `register_all`.
-            let parts =
-                unsafe { register_all(nic.as_ref(), start, bytes, Access::REMOTE, PART_BYTES, &progress) }?;
-            regions.push(parts);
-        }
-        Ok(Self { start: start.as_ptr().expose_provenance(), bytes, regions })
+        // SAFETY: this function's contract is that of `register_all`.
+        unsafe { register_all(nic, start, self.bytes, Access::REMOTE, PART_BYTES, &progress) }
+    }
+
+    /// Deregisters it for good.
+    pub(super) fn end(&self) {
+        *self.open.lock() = false;
+        let made = std::mem::take(&mut *self.made.lock());
+        drop(made);
+    }
+
+    /// The life of the NIC at a place that it is registered with; 0 for none.
+    pub(super) fn life(&self, place: usize) -> u64 {
+        self.made.lock().get(place).map_or(0, |made| made.life)
     }
 
     /// Address and bytes.
@@ -70,17 +131,17 @@ impl Registered {
         (self.start, self.bytes)
     }
 
-    /// What servers are told.
+    /// What servers are told. Keys of a NIC that is gone are 0: no queue pair exists where they would be used.
     pub(super) fn message(&self, id: u32) -> v1::RegisterRegion {
-        let keys = |parts: &Vec<Box<dyn memkv_rdma::Region>>| v1::RegionKeys {
-            keys: parts.iter().map(|part| part.remote_key()).collect(),
-        };
+        let parts = self.bytes.div_ceil(PART_BYTES);
+        let key = |made: &Made, part: usize| made.parts.get(part).map_or(0, |part| part.remote_key());
+        let keys = |made: &Made| v1::RegionKeys { keys: (0..parts).map(|part| key(made, part)).collect() };
         v1::RegisterRegion {
             region: id,
             bytes: self.bytes as u64,
             address: self.start as u64,
             part_bytes: PART_BYTES as u64,
-            nics: self.regions.iter().map(keys).collect(),
+            nics: self.made.lock().iter().map(keys).collect(),
         }
     }
 }
@@ -152,17 +213,17 @@ impl Client {
             return Err(Error::bad_input("a region has an address and at least one byte"));
         };
         let span = Span(start, len);
-        let nics = context.nics.clone();
-        let registered = self.inner.handle.spawn_blocking(move || {
-            let Span(start, len) = { span };
-            // SAFETY: the caller keeps the memory until the region is dropped, which drops this.
-            unsafe { Registered::new(&nics, start, len) }
+        let registering = context.clone();
+        // It comes back as a region, whose drop deregisters, also if this future is dropped meanwhile.
+        let region = self.inner.handle.spawn_blocking(move || {
+            let (context, Span(start, len)) = (registering, { span });
+            // SAFETY: the caller keeps the memory until the region is dropped, which ends this.
+            let registered = unsafe { Registered::new(&context.nics.all(), start, len) };
+            let id = context.add(registered.map_err(|error| super::rdma_error(&error))?)?;
+            Ok::<_, Error>(Region { context, id, bytes: len })
         });
-        let registered = registered.await.map_err(|_| crate::client::closed())?;
-        let registered = registered.map_err(|error| super::rdma_error(&error))?;
-        let id = context.add(registered)?;
-        // From here on the drop deregisters, also if this future is dropped.
-        let region = Region { context: context.clone(), id, bytes: len };
+        let region = region.await.map_err(|_| crate::client::closed())??;
+        let id = region.id;
         let deadline = Instant::now() + self.inner.shared.config.connect_timeout;
         loop {
             let listener = context.answered.listen();
@@ -205,7 +266,7 @@ unsafe impl Sync for Bounce {}
 
 impl Bounce {
     /// A buffer of about `bytes` bytes that is registered with every NIC.
-    pub(super) fn new(nics: &[Arc<dyn Nic>], bytes: usize) -> Result<(Self, Registered), RdmaError> {
+    pub(super) fn new(nics: &[Option<Opened>], bytes: usize) -> Result<(Self, Registered), RdmaError> {
         let blocks = bytes.div_ceil(BLOCK_BYTES) + TRIAL_BLOCKS;
         let zeroes = vec![0_u8; blocks * BLOCK_BYTES].into_boxed_slice();
         // SAFETY: a cell has the layout of what is in it, and the box is the only owner.

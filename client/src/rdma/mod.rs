@@ -1,6 +1,7 @@
 //! RDMA to and from the caller's registered memory, issued by the server.
 //!
 //! - [`Context`]: the NICs of this process and what is registered with them, for all servers;
+//! - [`nics`]: each NIC, open or gone;
 //! - [`memory`]: registered memory, the caller's and the bounce buffer;
 //! - [`session`]: what one server has been told, and where its queue pairs come from;
 //! - [`rails`]: which NICs a new queue pair connects;
@@ -19,6 +20,7 @@
     reason = "registers memory by address, and copies from and to memory that a peer may write"
 )]
 mod memory;
+mod nics;
 mod rails;
 mod session;
 mod table;
@@ -34,16 +36,19 @@ use crate::mover::Bound;
 use crate::{Config, Error, ErrorKind};
 use event_listener::Event;
 use memkv_proto::v1;
-use memkv_rdma::{Address, Link as LinkKind, Nic, RdmaError, Timing, Verbs};
+use memkv_rdma::{Address, RdmaError, Timing, Verbs};
 use memkv_transport::frame::Mover;
 use memory::Registered;
+use nics::{Nics, Opened};
 use parking_lot::Mutex;
 use rails::{Rail, Rails};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 /// The region of the bounce buffer; its first bytes are where servers try the way.
 pub(crate) const BOUNCE_REGION: u32 = 0;
@@ -92,12 +97,14 @@ pub(crate) struct Context {
     // Dropped first: registrations before the bounce buffer, which is registered too.
     known: Mutex<Known>,
     bounce: Bounce,
-    nics: Vec<Arc<dyn Nic>>,
+    nics: Nics,
     rails: Rails,
     /// Counts changes of `known`.
     version: watch::Sender<u64>,
     /// Counts changes of NICs between working and not.
     changes: watch::Sender<u64>,
+    /// Counts NICs that were opened again, each with keys that no session of before knows.
+    renewals: AtomicU64,
     sessions: Mutex<Vec<Weak<RdmaSession>>>,
     /// Notified when a server has answered.
     answered: Event,
@@ -108,7 +115,21 @@ pub(crate) struct Context {
 #[derive(Default)]
 struct Known {
     next: u32,
-    regions: BTreeMap<u32, Registered>,
+    regions: BTreeMap<u32, Arc<Registered>>,
+}
+
+impl Known {
+    /// Gives memory its number.
+    fn enter(&mut self, registered: Arc<Registered>) -> Result<u32, Error> {
+        let id = self.next;
+        // The last number means another thing over shared memory.
+        self.next = id.checked_add(1).filter(|&next| next < u32::MAX).ok_or_else(|| {
+            let text = "this client has registered as many regions as it can; make a new one";
+            Error::new(ErrorKind::Unavailable, text)
+        })?;
+        self.regions.insert(id, registered);
+        Ok(id)
+    }
 }
 
 impl Context {
@@ -119,28 +140,10 @@ impl Context {
     /// Why there is no RDMA.
     pub(crate) fn open(config: &Config, verbs: Option<Arc<dyn Verbs>>) -> Result<Arc<Self>, RdmaError> {
         let verbs = verbs.map_or_else(memkv_rdma::system, Ok)?;
-        let infos = verbs.nics()?;
-        let places = memkv_rdma::choose(&infos, &config.rdma_devices, config.rdma_gid_index)?;
-        let (mut nics, mut failed) = (Vec::new(), None);
-        for place in places.iter().take(NICS_MAX) {
-            match verbs.open(place) {
-                Ok(nic) => nics.push(nic),
-                // One bad NIC of several is not used; the others are.
-                Err(error) => {
-                    tracing::warn!(nic = place.nic, %error, fix = error.fix(), "rdma device not used");
-                    failed = failed.or(Some(error));
-                }
-            }
-        }
-        if let Some(error) = failed.filter(|_| nics.is_empty()) {
-            return Err(error);
-        }
-        let (bounce, registered) = Bounce::new(&nics, config.rdma_bounce_bytes)?;
-        let regions = BTreeMap::from([(BOUNCE_REGION, registered)]);
-        // Who names NICs wants all of them.
-        let home = verbs.home_node().filter(|_| config.rdma_devices.is_empty());
-        let near = memkv_rdma::near(&nics.iter().map(|nic| nic.info().numa).collect::<Vec<_>>(), home);
-        let rails = nics.iter().zip(near).map(|(nic, near)| Rail::new(is_ethernet(nic), near)).collect();
+        let nics = Nics::open(config, verbs)?;
+        let (bounce, registered) = Bounce::new(&nics.all(), config.rdma_bounce_bytes)?;
+        let regions = BTreeMap::from([(BOUNCE_REGION, Arc::new(registered))]);
+        let rails = nics.kinds().map(|(ethernet, near)| Rail::new(ethernet, near)).collect();
         Ok(Arc::new(Self {
             rails: Rails::new(rails),
             nics,
@@ -148,6 +151,7 @@ impl Context {
             known: Mutex::new(Known { next: BOUNCE_REGION + 1, regions }),
             version: watch::Sender::new(0),
             changes: watch::Sender::new(0),
+            renewals: AtomicU64::new(0),
             sessions: Mutex::default(),
             answered: Event::new(),
             counters: Counters::default(),
@@ -157,26 +161,29 @@ impl Context {
 
     /// The names of the NICs, with commas between.
     pub(crate) fn names(&self) -> String {
-        self.nics.iter().map(|nic| nic.info().name.as_str()).collect::<Vec<_>>().join(",")
+        self.nics.names()
     }
 
     pub(crate) fn bounce(&self) -> &Bounce {
         &self.bounce
     }
 
-    /// Makes registered memory known to the servers.
+    /// Makes registered memory known to the servers, once it is registered with every NIC that is open. Calls the driver.
     fn add(&self, registered: Registered) -> Result<u32, Error> {
-        let mut known = self.known.lock();
-        let id = known.next;
-        // The last number means another thing over shared memory.
-        known.next = id.checked_add(1).filter(|&next| next < u32::MAX).ok_or_else(|| {
-            Error::new(
-                ErrorKind::Unavailable,
-                "this client has registered as many regions as it can; make a new one",
-            )
-        })?;
-        known.regions.insert(id, registered);
-        drop(known);
+        let registered = Arc::new(registered);
+        let id = loop {
+            let stale = {
+                let mut known = self.known.lock();
+                // No NIC is let go of or opened again while this is locked.
+                let stale = (0..self.nics.len()).find(|&nic| self.nics.life(nic) != registered.life(nic));
+                match stale {
+                    None => break known.enter(registered)?,
+                    Some(place) => place,
+                }
+            };
+            let nic = self.nics.get(stale).ok();
+            registered.renew(stale, nic.as_ref()).map_err(|error| rdma_error(&error))?;
+        };
         self.version.send_modify(|version| *version += 1);
         Ok(id)
     }
@@ -188,7 +195,9 @@ impl Context {
         for session in self.open_sessions() {
             session.refresh();
         }
-        drop(registered);
+        if let Some(registered) = registered {
+            registered.end();
+        }
         self.version.send_modify(|version| *version += 1);
     }
 
@@ -220,8 +229,8 @@ impl Context {
 
     /// Asks every NIC whether it works, and says so once when that changes.
     fn look(&self) {
-        for (place, nic) in self.nics.iter().enumerate() {
-            let (health, name) = (nic.health(), &nic.info().name);
+        for place in 0..self.nics.len() {
+            let (health, name) = (self.nics.health(place), self.nics.name(place));
             if !self.rails.set_down(place, health.is_err()) {
                 continue;
             }
@@ -231,6 +240,67 @@ impl Context {
             }
             self.changes.send_modify(|changes| *changes += 1);
         }
+    }
+
+    /// Whether [`Context::tend`] has something to do.
+    fn is_needy(&self) -> bool {
+        !self.nics.gone().is_empty() || !self.nics.due().is_empty()
+    }
+
+    /// Lets go of NICs that are gone, and takes up again those that are back. Calls the driver, which may take its time.
+    fn tend(&self) {
+        for place in self.nics.gone() {
+            let known = self.known.lock();
+            let name = self.nics.name(place).to_owned();
+            self.nics.close(place, RdmaError::Gone { nic: name });
+            let regions: Vec<_> = known.regions.values().cloned().collect();
+            drop(known);
+            self.let_go(place, &regions);
+        }
+        for place in self.nics.due() {
+            if let Err(error) = self.nics.open_again(place).and_then(|opened| self.take_up(place, opened)) {
+                tracing::debug!(nic = self.nics.name(place), %error, "the rdma device is not back");
+                self.nics.close(place, error);
+            }
+        }
+    }
+
+    /// Registers everything with a NIC that was opened again, and then uses it.
+    fn take_up(&self, place: usize, opened: Opened) -> Result<(), RdmaError> {
+        loop {
+            let known = self.known.lock();
+            let is_stale = |registered: &&Arc<Registered>| registered.life(place) != opened.life;
+            let stale: Vec<_> = known.regions.values().filter(is_stale).cloned().collect();
+            if stale.is_empty() {
+                // Sessions of before have to end before a queue pair of this NIC is made.
+                self.renewals.fetch_add(1, Release);
+                self.nics.publish(place, opened);
+                self.changes.send_modify(|changes| *changes += 1);
+                return Ok(());
+            }
+            drop(known);
+            for registered in &stale {
+                if let Err(error) = registered.renew(place, Some(&opened)) {
+                    let regions: Vec<_> = self.known.lock().regions.values().cloned().collect();
+                    self.let_go(place, &regions);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Deregisters memory from one NIC.
+    fn let_go(&self, place: usize, regions: &[Arc<Registered>]) {
+        for registered in regions {
+            if let Err(error) = registered.renew(place, None) {
+                tracing::debug!(nic = self.nics.name(place), %error, "memory is not deregistered");
+            }
+        }
+    }
+
+    /// How many NICs have been opened again.
+    fn renewals(&self) -> u64 {
+        self.renewals.load(Acquire)
     }
 
     /// Waits until a NIC stops working.
@@ -253,25 +323,27 @@ impl Context {
             let text = "rdma: no NIC here is on a network of one of the server's (InfiniBand, Ethernet)";
             return Error::new(ErrorKind::NotSupported, text);
         }
-        let trouble = self.nics.iter().find_map(|nic| nic.health().err()).map(|error| rdma_error(&error));
-        trouble.unwrap_or_else(|| Error::new(ErrorKind::Unavailable, "rdma: no NIC here worked a moment ago"))
+        let trouble = (0..self.nics.len()).find_map(|place| self.nics.health(place).err());
+        trouble
+            .map(|error| rdma_error(&error))
+            .unwrap_or_else(|| Error::new(ErrorKind::Unavailable, "rdma: no NIC here worked a moment ago"))
     }
 }
 
 /// Looks after the NICs as long as they are used. A connection by a NIC that is down is not used any more, and no new one
-/// is made by it.
+/// is made by it. One that was removed is let go of, and opened again when it is back.
 pub(crate) async fn watch(context: Weak<Context>) {
     let mut ticks = tokio::time::interval(LOOK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut tending: Option<JoinHandle<()>> = None;
     loop {
         ticks.tick().await;
         let Some(context) = context.upgrade() else { return };
         context.look();
+        if tending.as_ref().is_none_or(JoinHandle::is_finished) && context.is_needy() {
+            tending = Some(tokio::task::spawn_blocking(move || context.tend()));
+        }
     }
-}
-
-fn is_ethernet(nic: &Arc<dyn Nic>) -> bool {
-    nic.info().port(nic.place().port).is_none_or(|port| port.link == LinkKind::Ethernet)
 }
 
 /// The queue pair of one connection. Dropping it destroys it: no NIC reaches memory through it after that.
@@ -351,7 +423,7 @@ async fn attach_by(
     other: u32,
 ) -> Result<Box<Link>, Error> {
     let context = session.context();
-    let nic = context.nics[own].clone();
+    let nic = context.nics.get(own).map_err(|error| rdma_error(&error))?.nic;
     let mut pair = in_background(move || nic.queue_pair(DEPTH, memkv_rdma::Access::REMOTE)).await?;
     let (peer, token): (Address, [u8; 16]) = session.connect(own, other, &pair.address()).await?;
     let pair = in_background(move || pair.connect(&peer, Timing::default()).map(|()| pair)).await?;

@@ -27,6 +27,8 @@ enum Answer {
 /// RDMA of one session.
 pub(crate) struct RdmaSession {
     context: Arc<Context>,
+    /// The context's count of renewals before anything was told.
+    renewals: u64,
     offer: v1::RdmaOffer,
     say: mpsc::Sender<v1::ClientMessage>,
     told: Mutex<BTreeMap<u32, Answer>>,
@@ -45,6 +47,7 @@ impl RdmaSession {
     ) -> Arc<Self> {
         let session = Arc::new(Self {
             context: context.clone(),
+            renewals: context.renewals(),
             offer,
             say,
             told: Mutex::default(),
@@ -59,6 +62,12 @@ impl RdmaSession {
 
     pub(crate) fn context(&self) -> &Arc<Context> {
         &self.context
+    }
+
+    /// Whether a NIC was opened again since the session began. The server knows keys of its earlier life, and a region is
+    /// told once in a session, so another session has to begin.
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.renewals != self.context.renewals()
     }
 
     pub(super) fn offer(&self) -> &v1::RdmaOffer {
@@ -142,7 +151,7 @@ impl RdmaSession {
         let told = self.told.lock();
         let is_known = |id: &u32| *id != BOUNCE_REGION && told.get(id) == Some(&Answer::Known);
         let entries = known.regions.iter().filter(|(id, _)| is_known(id));
-        let entry = |(&id, registered): (&u32, &super::Registered)| {
+        let entry = |(&id, registered): (&u32, &Arc<super::Registered>)| {
             let (start, bytes) = registered.place();
             Entry { start, bytes, id }
         };

@@ -29,6 +29,27 @@ pub fn choose(nics: &[NicInfo], wanted: &[String], gid_index: Option<u32>) -> Re
     if places.is_empty() { Err(reason.unwrap_or(RdmaError::NoDevice)) } else { Ok(places) }
 }
 
+/// Finds a port again that was opened before as `place`, when its NIC was as `was` says: after a removal it may have its GID at
+/// another index, and has it a moment later than the rest. Another GID is not taken for it.
+///
+/// # Errors
+///
+/// What is not there, or not active, now.
+pub fn find_again(nics: &[NicInfo], was: &NicInfo, place: &Place) -> Result<Place, RdmaError> {
+    let (name, number) = (place.nic.clone(), place.port);
+    let gid = was.port(number).and_then(|port| port.gids.iter().find(|gid| gid.index == place.gid_index));
+    let port = nics.iter().find(|nic| nic.name == name).and_then(|nic| nic.port(number));
+    let port = port.ok_or(RdmaError::Gone { nic: name.clone() })?;
+    if !port.active {
+        return Err(RdmaError::PortDown { nic: name, port: number });
+    }
+    let is_it = |found: &&GidInfo| gid.is_some_and(|gid| (gid.gid, gid.kind) == (found.gid, found.kind));
+    match port.gids.iter().find(is_it) {
+        Some(found) => Ok(Place { nic: name, port: number, gid_index: found.index }),
+        None => Err(RdmaError::NoGid { nic: name, port: number }),
+    }
+}
+
 /// Which of several NICs are near a process on NUMA node `home`, given the node of each. Where a NIC's node or `home` is
 /// not known, the NIC counts as near; and where none is near, all are equally far, and so near.
 #[must_use]
@@ -209,5 +230,24 @@ mod tests {
         assert_eq!(near(&nodes, None), [true; 4]);
         assert_eq!(near(&[Some(0), Some(1)], Some(7)), [true; 2], "where none is near, none is left out");
         assert_eq!(near(&[], Some(0)), [false; 0]);
+    }
+
+    #[test]
+    fn a_port_is_found_again_by_its_gid_wherever_that_is_now() {
+        let (ours, other) = ("::ffff:10.0.0.1", "fe80::1");
+        let was = nic("a", None, vec![port(1, true, vec![gid(3, GidKind::RoceV2, ours)])]);
+        let place = Place { nic: "a".into(), port: 1, gid_index: 3 };
+        let again = |active: bool, gids: Vec<GidInfo>| {
+            find_again(&[nic("b", None, vec![]), nic("a", None, vec![port(1, active, gids)])], &was, &place)
+        };
+        let moved = vec![
+            gid(0, GidKind::RoceV2, other),
+            gid(1, GidKind::RoceV1, ours),
+            gid(2, GidKind::RoceV2, ours),
+        ];
+        assert_eq!(again(true, moved.clone()).unwrap(), Place { gid_index: 2, ..place.clone() });
+        assert_eq!(again(true, moved[..2].to_vec()).unwrap_err().reason(), "no_gid");
+        assert_eq!(again(false, moved).unwrap_err().reason(), "port_down");
+        assert_eq!(find_again(&[], &was, &place).unwrap_err().reason(), "device_gone");
     }
 }

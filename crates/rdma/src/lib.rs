@@ -31,7 +31,7 @@ mod self_test;
 #[cfg(feature = "verbs")]
 mod verbs;
 
-pub use choose::{choose, near};
+pub use choose::{choose, find_again, near};
 pub use error::{Errno, RdmaError};
 pub use home::home_node;
 pub use info::{GidInfo, GidKind, Link, NicInfo, NicLimits, Place, PortInfo};

@@ -98,6 +98,13 @@ impl Fabric {
         self.shared.lock().set_port(nic, up);
     }
 
+    /// How many openings of a NIC exist: open NICs and what was made of them keep theirs. While there are any of a NIC that
+    /// was removed, a system waits with the removal.
+    #[must_use]
+    pub fn openings_of(&self, nic: &str) -> usize {
+        self.shared.lock().openings_of(nic)
+    }
+
     /// How many queue pairs a NIC has.
     #[must_use]
     pub fn queue_pairs_of(&self, nic: &str) -> usize {
@@ -134,7 +141,7 @@ impl Fabric {
         self.shared.lock().set_present(nic, false);
     }
 
-    /// Puts a NIC back. Its queue pairs stay failed.
+    /// Puts a NIC back. Who had it open has to open it again.
     pub fn restore(&self, nic: &str) {
         self.shared.lock().set_present(nic, true);
     }
@@ -201,15 +208,30 @@ impl Verbs for Fabric {
             return Err(RdmaError::NoSuchGid { nic, port, index });
         };
         let domain = state.new_name();
-        let shared = Arc::clone(&self.shared);
-        Ok(Arc::new(FakeNic { shared, index, info, place: place.clone(), gid, domain }))
+        state.nics[index].openings += 1;
+        let (shared, life) = (Arc::clone(&self.shared), state.nics[index].life);
+        let opening = Arc::new(Opening { shared, index, life });
+        Ok(Arc::new(FakeNic { opening, info, place: place.clone(), gid, domain }))
+    }
+}
+
+/// One opening of a NIC. All that was made of it keeps it open, as with a real one.
+#[derive(Debug)]
+struct Opening {
+    shared: Arc<Shared>,
+    index: usize,
+    life: u64,
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.shared.lock().nics[self.index].openings -= 1;
     }
 }
 
 #[derive(Debug)]
 struct FakeNic {
-    shared: Arc<Shared>,
-    index: usize,
+    opening: Arc<Opening>,
     info: NicInfo,
     place: Place,
     gid: [u8; 16],
@@ -227,7 +249,8 @@ impl Nic for FakeNic {
     }
 
     fn health(&self) -> Result<(), RdmaError> {
-        self.shared.lock().check_usable(self.index)
+        let Opening { shared, index, life } = &*self.opening;
+        shared.lock().check_usable(*index, *life)
     }
 
     unsafe fn register(
@@ -238,8 +261,9 @@ impl Nic for FakeNic {
     ) -> Result<Box<dyn Region>, RdmaError> {
         // SAFETY: the caller keeps the memory until the region is dropped, and that drops this.
         let memory = unsafe { Memory::new(start, len) };
-        let name = self.shared.lock().register(self.index, self.domain, memory, len as u64, access)?;
-        Ok(Box::new(FakeRegion { shared: Arc::clone(&self.shared), name }))
+        let Opening { shared, index, life } = &*self.opening;
+        let name = shared.lock().register((*index, *life), self.domain, memory, len as u64, access)?;
+        Ok(Box::new(FakeRegion { opening: Arc::clone(&self.opening), name }))
     }
 
     unsafe fn register_dmabuf(
@@ -259,16 +283,18 @@ impl Nic for FakeNic {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| RdmaError::System { call: "eventfd", errno: Errno(errno.raw_os_error()) })?;
         let event = Arc::new(event);
-        let (nic, domain, gid) = (self.index, self.domain, self.gid);
-        let new = NewPair { nic, domain, access, depth, gid, event: Arc::clone(&event) };
-        let address = self.shared.lock().add_pair(new)?;
-        Ok(Box::new(FakePair { shared: Arc::clone(&self.shared), address, event }))
+        let Opening { shared, index, life } = &*self.opening;
+        let (nic, life, domain, gid) = (*index, *life, self.domain, self.gid);
+        let new = NewPair { nic, life, domain, access, depth, gid, event: Arc::clone(&event) };
+        let address = shared.lock().add_pair(new)?;
+        let (opening, shared) = (Arc::clone(&self.opening), Arc::clone(shared));
+        Ok(Box::new(FakePair { shared, address, event, _opening: opening }))
     }
 }
 
 #[derive(Debug)]
 struct FakeRegion {
-    shared: Arc<Shared>,
+    opening: Arc<Opening>,
     name: u32,
 }
 
@@ -284,7 +310,7 @@ impl Region for FakeRegion {
 
 impl Drop for FakeRegion {
     fn drop(&mut self) {
-        self.shared.lock().deregister(self.name);
+        self.opening.shared.lock().deregister(self.name);
     }
 }
 
@@ -293,6 +319,7 @@ struct FakePair {
     shared: Arc<Shared>,
     address: Address,
     event: Arc<OwnedFd>,
+    _opening: Arc<Opening>,
 }
 
 #[allow(unsafe_code, reason = "the trait's function is unsafe to call")]

@@ -32,6 +32,10 @@ pub(super) struct State {
 pub(super) struct NicState {
     pub(super) info: NicInfo,
     pub(super) present: bool,
+    /// Counts removals: what was opened before one stays gone.
+    pub(super) life: u64,
+    /// How many openings exist, of all lives.
+    pub(super) openings: usize,
 }
 
 #[derive(Debug)]
@@ -44,6 +48,7 @@ struct Registered {
 #[derive(Debug)]
 struct Pair {
     nic: usize,
+    life: u64,
     domain: u32,
     access: Access,
     depth: usize,
@@ -79,6 +84,7 @@ struct Flight {
 /// What a queue pair is made of.
 pub(super) struct NewPair {
     pub(super) nic: usize,
+    pub(super) life: u64,
     pub(super) domain: u32,
     pub(super) access: Access,
     pub(super) depth: u32,
@@ -88,7 +94,8 @@ pub(super) struct NewPair {
 
 impl State {
     pub(super) fn new(nics: Vec<NicInfo>) -> Self {
-        let nics = nics.into_iter().map(|info| NicState { info, present: true }).collect();
+        let nics =
+            nics.into_iter().map(|info| NicState { info, present: true, life: 0, openings: 0 }).collect();
         Self {
             nics,
             regions: HashMap::new(),
@@ -109,14 +116,18 @@ impl State {
         self.next_name
     }
 
-    pub(super) fn check_present(&self, nic: usize) -> Result<(), RdmaError> {
+    pub(super) fn check_present(&self, nic: usize, life: u64) -> Result<(), RdmaError> {
         let nic = &self.nics[nic];
-        if nic.present { Ok(()) } else { Err(RdmaError::Gone { nic: nic.info.name.clone() }) }
+        if nic.present && nic.life == life {
+            Ok(())
+        } else {
+            Err(RdmaError::Gone { nic: nic.info.name.clone() })
+        }
     }
 
     /// Whether queue pairs of this NIC can reach others.
-    pub(super) fn check_usable(&self, nic: usize) -> Result<(), RdmaError> {
-        self.check_present(nic)?;
+    pub(super) fn check_usable(&self, nic: usize, life: u64) -> Result<(), RdmaError> {
+        self.check_present(nic, life)?;
         let info = &self.nics[nic].info;
         let port = &info.ports[0];
         if port.active {
@@ -127,13 +138,13 @@ impl State {
 
     pub(super) fn register(
         &mut self,
-        nic: usize,
+        (nic, life): (usize, u64),
         domain: u32,
         memory: Memory,
         bytes: u64,
         access: Access,
     ) -> Result<u32, RdmaError> {
-        self.check_present(nic)?;
+        self.check_present(nic, life)?;
         let limits = self.nics[nic].info.limits;
         if bytes > limits.region_bytes {
             return Err(RdmaError::Limit {
@@ -156,7 +167,7 @@ impl State {
     }
 
     pub(super) fn add_pair(&mut self, new: NewPair) -> Result<Address, RdmaError> {
-        self.check_usable(new.nic)?;
+        self.check_usable(new.nic, new.life)?;
         let info = &self.nics[new.nic].info;
         let (limits, port) = (info.limits, &info.ports[0]);
         let wanted = u64::from(new.depth);
@@ -174,6 +185,7 @@ impl State {
         let address = Address { gid: new.gid, lid, qpn, psn: qpn, mtu_bytes, reads };
         let pair = Pair {
             nic: new.nic,
+            life: new.life,
             domain: new.domain,
             access: new.access,
             depth: new.depth as usize,
@@ -195,8 +207,8 @@ impl State {
     }
 
     pub(super) fn connect(&mut self, qpn: u32, peer: &Address) -> Result<(), RdmaError> {
-        let nic = self.pair(qpn).nic;
-        self.check_present(nic)?;
+        let (nic, life) = (self.pair(qpn).nic, self.pair(qpn).life);
+        self.check_present(nic, life)?;
         let known = |nic: &NicState| nic.info.ports[0].gids.iter().any(|gid| gid.gid == peer.gid);
         if !self.nics.iter().any(known) {
             return Err(RdmaError::System { call: "ibv_modify_qp", errno: Errno(101) });
@@ -210,8 +222,8 @@ impl State {
     }
 
     pub(super) fn post(&mut self, qpn: u32, work: &[Work]) -> Result<(), RdmaError> {
-        let nic = self.pair(qpn).nic;
-        self.check_present(nic)?;
+        let (nic, life) = (self.pair(qpn).nic, self.pair(qpn).life);
+        self.check_present(nic, life)?;
         let pair = self.pair(qpn);
         if !matches!(pair.stage, Stage::Ready(_)) {
             return Err(RdmaError::NotConnected);
@@ -406,6 +418,7 @@ impl State {
                 continue;
             }
             self.nics[index].present = present;
+            self.nics[index].life += u64::from(!present);
             for pair in self.pairs.values_mut().filter(|pair| pair.nic == index && !present) {
                 pair.fail();
             }
@@ -422,6 +435,10 @@ impl State {
 
     pub(super) fn queue_pairs_of(&self, name: &str) -> usize {
         self.pairs.values().filter(|pair| self.nics[pair.nic].info.name == name).count()
+    }
+
+    pub(super) fn openings_of(&self, name: &str) -> usize {
+        self.nics.iter().filter(|nic| nic.info.name == name).map(|nic| nic.openings).sum()
     }
 
     pub(super) fn counts(&self) -> Counts {

@@ -316,7 +316,9 @@ fn a_device_that_goes_away_takes_its_queue_pairs_along() {
     assert_eq!(fabric.nics().unwrap().len(), 1);
     fabric.restore("fake0");
     fabric.hold(Hold::Nothing);
-    assert_eq!(server2.post(&[write]), Err(RdmaError::NotConnected));
+    assert_eq!(server2.post(&[write]), Err(gone.clone()), "what was opened before stays gone");
+    assert_eq!(server2.nic.health(), Err(gone));
+    assert_eq!(fabric.openings_of("fake0"), 2);
     // A peer's device that is gone does not answer.
     let (mut server, client) = sides(&fabric);
     fabric.remove("fake1");

@@ -44,7 +44,7 @@ impl VerbsNic {
         events::prepare(&context)?;
         let failed = |_| RdmaError::System { call: "ibv_alloc_pd", errno: Errno::last() };
         let domain = context.alloc_pd().map_err(failed)?;
-        let (place, health) = (place.clone(), Health::default());
+        let (place, health) = (place.clone(), Health::of(&nic));
         Ok(Self { context, domain, info, place, port, gid, health })
     }
 }

@@ -12,6 +12,7 @@ use memkv_core::PageMeta;
 use memkv_storage::{HashedKey, Space};
 use memkv_transport::frame::{Code, FrameError, Header, Op};
 use memkv_transport::records;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -27,8 +28,8 @@ impl Connection {
             Some(prepared) if matches!(self.mover, Bound::None) => prepared,
             _ => return self.protocol_error(Some(header), FrameError::Records).await,
         };
-        let mut queue = Queue::new(prepared).map_err(|error| {
-            tracing::warn!(%error, "a queue pair cannot be waited for");
+        let mut queue = Queue::new(prepared, self.stream.as_fd()).map_err(|error| {
+            tracing::warn!(%error, "a queue pair is not bound to its connection");
             Broken::Closed
         })?;
         let watch = Watch { stream: &self.stream, until: deadline };

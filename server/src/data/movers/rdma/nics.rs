@@ -1,6 +1,9 @@
-//! The server's NICs: opened once at start, with the memory for pages registered at each.
+//! The server's NICs: opened at start, with the memory for pages registered at each.
 //!
 //! The memory is registered for local work only, so no key exists with which a client could reach a page.
+//!
+//! A NIC that was removed is let go of, with all that was made of it: the system ends a removal only when nobody has the
+//! NIC open any more. Its connections are ended by shutting their sockets down. It is opened again when it is back.
 //!
 //! `unsafe` is here because registering memory promises that it stays mapped.
 
@@ -8,9 +11,13 @@ use super::plan::Part;
 use crate::app::StartError;
 use crate::config::rdma::{RdmaConfig, RdmaMode};
 use memkv_proto::v1;
-use memkv_rdma::{Access, Link, Nic, Place, QueuePair, RdmaError, Region, Verbs, register_all};
+use memkv_rdma::{
+    Access, Link, Nic, NicInfo, Place as Port, QueuePair, RdmaError, Region, Verbs, register_all,
+};
 use memkv_storage::Engine;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
+use std::collections::HashMap;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +29,8 @@ const PART_BYTES: usize = 1 << 30;
 pub(crate) const TRIAL_BYTES: u32 = 4096;
 /// The most NICs that a server uses.
 const NICS_MAX: usize = 16;
+/// Pauses between looks for a NIC that is gone.
+const PAUSE: Duration = Duration::from_secs(1);
 /// How often a long registration says how far it is.
 const PROGRESS: Duration = Duration::from_secs(1);
 
@@ -34,8 +43,32 @@ pub(crate) struct OpenNic {
     parts: Vec<Part>,
     nic: Arc<dyn Nic>,
     down: AtomicBool,
+    bound: Mutex<Sockets>,
     trial_bytes: Box<[u8]>,
     _engine: Keep,
+}
+
+/// The sockets of the connections whose queue pairs are this NIC's.
+#[derive(Debug, Default)]
+struct Sockets {
+    next: u64,
+    open: HashMap<u64, OwnedFd>,
+    /// The NIC is let go of: none comes in any more.
+    ended: bool,
+}
+
+/// A connection's place among the sockets of its NIC.
+#[derive(Debug)]
+pub(crate) struct Place {
+    nic: Arc<OpenNic>,
+    number: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let socket = self.nic.bound.lock().open.remove(&self.number);
+        drop(socket);
+    }
 }
 
 /// Keeps the memory for pages mapped.
@@ -48,7 +81,7 @@ impl std::fmt::Debug for Keep {
 }
 
 impl OpenNic {
-    fn open(verbs: &dyn Verbs, place: &Place, engine: &Arc<Engine>) -> Result<Self, RdmaError> {
+    fn open(verbs: &dyn Verbs, place: &Port, engine: &Arc<Engine>) -> Result<Self, RdmaError> {
         let nic = verbs.open(place)?;
         let (start, bytes) = engine.memory();
         let name = nic.info().name.clone();
@@ -76,8 +109,8 @@ impl OpenNic {
             Part { start: begin + from as u64, bytes, key }
         };
         let parts = arena.iter().enumerate().map(|(index, region)| part(index, region.local_key())).collect();
-        let (down, _engine) = (AtomicBool::new(false), Keep(Arc::clone(engine)));
-        Ok(Self { _arena: arena, trial, parts, nic, down, trial_bytes, _engine })
+        let (down, bound, _engine) = (AtomicBool::new(false), Mutex::default(), Keep(Arc::clone(engine)));
+        Ok(Self { _arena: arena, trial, parts, nic, down, bound, trial_bytes, _engine })
     }
 
     /// The memory for pages, as the NIC knows it.
@@ -128,19 +161,77 @@ impl OpenNic {
         }
     }
 
+    /// Enters a connection, which ends with the NIC.
+    ///
+    /// # Errors
+    ///
+    /// When the NIC is gone, or the system has no descriptor left.
+    pub(crate) fn enter(self: &Arc<Self>, socket: BorrowedFd<'_>) -> std::io::Result<Place> {
+        let socket = socket.try_clone_to_owned()?;
+        let mut bound = self.bound.lock();
+        if bound.ended {
+            return Err(std::io::Error::other("the device is gone"));
+        }
+        bound.next += 1;
+        let number = bound.next;
+        bound.open.insert(number, socket);
+        Ok(Place { nic: Arc::clone(self), number })
+    }
+
+    /// Ends all connections: whatever they do, they see their sockets' end.
+    fn hang_up(&self) {
+        let mut bound = self.bound.lock();
+        bound.ended = true;
+        for socket in bound.open.values() {
+            // A socket that is closed already needs nothing.
+            let _closed = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        matches!(self.nic.health(), Err(RdmaError::Gone { .. }))
+    }
+}
+
+/// A NIC that the server uses, while it is there.
+#[derive(Debug)]
+struct Slot {
+    /// How it was opened first.
+    info: NicInfo,
+    port: Port,
+    near: bool,
+    now: RwLock<Option<Arc<OpenNic>>>,
+    /// When to look for it again.
+    due: Mutex<Instant>,
+}
+
+impl Slot {
+    fn new(nic: OpenNic, near: bool) -> Self {
+        let (info, port) = (nic.nic.info().clone(), nic.nic.place().clone());
+        let (now, due) = (RwLock::new(Some(Arc::new(nic))), Mutex::new(Instant::now()));
+        Self { info, port, near, now, due }
+    }
+
     fn is_ethernet(&self) -> bool {
-        let place = self.nic.place();
-        self.nic.info().port(place.port).is_none_or(|port| port.link == Link::Ethernet)
+        self.info.port(self.port.port).is_none_or(|port| port.link == Link::Ethernet)
+    }
+
+    fn get(&self) -> Option<Arc<OpenNic>> {
+        self.now.read().clone()
+    }
+
+    fn is_needy(&self) -> bool {
+        self.get().map_or_else(|| *self.due.lock() <= Instant::now(), |nic| nic.is_gone())
     }
 }
 
 /// All NICs that the server uses.
 #[derive(Debug)]
 pub(crate) struct Nics {
-    open: Vec<Arc<OpenNic>>,
-    /// Which of them are near.
-    near: Vec<bool>,
+    slots: Vec<Slot>,
     depth: u32,
+    verbs: Arc<dyn Verbs>,
+    engine: Keep,
 }
 
 impl Nics {
@@ -159,7 +250,7 @@ impl Nics {
         }
         match Self::open_all(config, verbs, engine) {
             Ok(nics) => {
-                let names: Vec<_> = nics.open.iter().map(|nic| nic.name()).collect();
+                let names: Vec<_> = nics.slots.iter().map(|slot| slot.info.name.as_str()).collect();
                 tracing::info!(nics = names.join(","), "pages may move by rdma");
                 Ok(Some(nics))
             }
@@ -191,7 +282,7 @@ impl Nics {
         let mut failed = None;
         for place in places.iter().take(NICS_MAX) {
             match OpenNic::open(verbs.as_ref(), place, engine) {
-                Ok(nic) => open.push(Arc::new(nic)),
+                Ok(nic) => open.push(nic),
                 // One bad NIC of several is not used; the others are.
                 Err(error) => {
                     tracing::warn!(nic = place.nic, %error, fix = error.fix(), "rdma device not used");
@@ -205,20 +296,22 @@ impl Nics {
                 // Who names NICs wants all of them.
                 let home = verbs.home_node().filter(|_| config.devices.is_empty());
                 let nodes: Vec<_> = open.iter().map(|nic| nic.nic.info().numa).collect();
-                Ok(Self { near: memkv_rdma::near(&nodes, home), open, depth: config.queue_depth })
+                let near = memkv_rdma::near(&nodes, home);
+                let slots = open.into_iter().zip(near).map(|(nic, near)| Slot::new(nic, near)).collect();
+                Ok(Self { slots, depth: config.queue_depth, verbs, engine: Keep(Arc::clone(engine)) })
             }
         }
     }
 
     /// What clients are told.
     pub(crate) fn offer(&self) -> v1::RdmaOffer {
-        let nic = |(nic, near): (&Arc<OpenNic>, &bool)| v1::RdmaNic {
-            name: nic.name().to_owned(),
-            ethernet: nic.is_ethernet(),
-            far: !near,
+        let nic = |slot: &Slot| v1::RdmaNic {
+            name: slot.info.name.clone(),
+            ethernet: slot.is_ethernet(),
+            far: !slot.near,
         };
         v1::RdmaOffer {
-            nics: self.open.iter().zip(&self.near).map(nic).collect(),
+            nics: self.slots.iter().map(nic).collect(),
             regions_max: super::regions::REGIONS_MAX,
             region_keys_max: super::regions::KEYS_MAX,
         }
@@ -226,13 +319,49 @@ impl Nics {
 
     /// Looks which NICs work. Returns how many do not.
     pub(crate) fn look(&self) -> u64 {
-        self.open.iter().for_each(|nic| nic.look());
-        self.open.iter().filter(|nic| nic.is_down()).count() as u64
+        let works = |slot: &Slot| {
+            slot.get().is_some_and(|nic| {
+                nic.look();
+                !nic.is_down()
+            })
+        };
+        self.slots.iter().filter(|slot| !works(slot)).count() as u64
+    }
+
+    /// Whether [`Nics::tend`] has something to do.
+    pub(crate) fn is_needy(&self) -> bool {
+        self.slots.iter().any(Slot::is_needy)
+    }
+
+    /// Lets go of NICs that are gone, and opens those again that are back. Calls the driver, which takes its time for the
+    /// memory for pages.
+    pub(crate) fn tend(&self) {
+        for slot in self.slots.iter().filter(|slot| slot.is_needy()) {
+            if let Some(gone) = slot.now.write().take() {
+                gone.hang_up();
+            } else if let Err(error) = self.open_again(slot) {
+                tracing::debug!(nic = slot.info.name, %error, "the rdma device is not back");
+            }
+            *slot.due.lock() = Instant::now() + PAUSE;
+        }
+    }
+
+    fn open_again(&self, slot: &Slot) -> Result<(), RdmaError> {
+        let port = memkv_rdma::find_again(&self.verbs.nics()?, &slot.info, &slot.port)?;
+        let nic = OpenNic::open(self.verbs.as_ref(), &port, &self.engine.0)?;
+        *slot.now.write() = Some(Arc::new(nic));
+        tracing::info!(nic = slot.info.name, "the rdma device is back");
+        Ok(())
     }
 
     /// The NIC at a place of the offer.
-    pub(crate) fn get(&self, place: u32) -> Option<&Arc<OpenNic>> {
-        self.open.get(place as usize)
+    ///
+    /// # Errors
+    ///
+    /// Why there is none.
+    pub(crate) fn get(&self, place: u32) -> Result<Arc<OpenNic>, String> {
+        let slot = self.slots.get(place as usize).ok_or("the server has no such nic")?;
+        slot.get().ok_or_else(|| format!("the server's {} is gone", slot.info.name))
     }
 
     /// Work requests that a queue pair is made for.

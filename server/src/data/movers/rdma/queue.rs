@@ -8,7 +8,7 @@
 //! `unsafe` is here because work requests name memory by address, and because registering a descriptor with the
 //! runtime promises that it stays open.
 
-use super::nics::{OpenNic, TRIAL_BYTES};
+use super::nics::{OpenNic, Place, TRIAL_BYTES};
 use super::plan::{NotRegistered, Plan};
 use super::regions::{OutOfBounds, Remote};
 use super::session::{Counted, Prepared};
@@ -18,7 +18,7 @@ use crate::metrics::Metrics;
 use memkv_rdma::{Completion, QueuePair, RdmaError, Work, WorkError, WorkKind};
 use memkv_storage::PagePin;
 use memkv_transport::records::Span;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::Interest;
@@ -99,6 +99,8 @@ pub(crate) struct Queue {
     // Declared first: it is destroyed before the memory of its work is given back.
     pair: Box<dyn QueuePair>,
     lent: Lent,
+    // Nobody reads it: it is there to be dropped.
+    _place: Place,
     nic: Arc<OpenNic>,
     counted: Counted,
     depth: usize,
@@ -118,9 +120,10 @@ pub(crate) struct Watch<'a> {
 }
 
 impl Queue {
-    /// Ties a queue pair to the current runtime.
-    pub(crate) fn new(prepared: Prepared) -> std::io::Result<Self> {
+    /// Ties a queue pair to the current runtime, and a connection's socket to the queue pair's NIC.
+    pub(crate) fn new(prepared: Prepared, socket: BorrowedFd<'_>) -> std::io::Result<Self> {
         let Prepared { pair, depth, nic, client_nic, trial, counted } = prepared;
+        let _place = nic.enter(socket)?;
         let own = pair.fd().map(|fd| fd.try_clone_to_owned()).transpose()?;
         // SAFETY: the descriptor is a duplicate that nobody else has; the registration owns it and closes it only
         // after it was deregistered.
@@ -129,6 +132,7 @@ impl Queue {
         Ok(Self {
             pair,
             lent: Lent::None,
+            _place,
             nic,
             counted,
             depth,

@@ -128,6 +128,13 @@ impl SessionRdma {
         drop(waiting);
     }
 
+    /// Destroys the queue pairs that nobody took yet and whose NICs do not work any more.
+    pub(crate) fn drop_unusable(&self) {
+        let is_bad = |(_, _, prepared): &mut (Instant, [u8; 16], Prepared)| prepared.nic.health().is_err();
+        let bad: Vec<_> = self.waiting.lock().pairs.extract_if(.., is_bad).collect();
+        drop(bad);
+    }
+
     fn wait_for_connection(&self, token: [u8; 16], prepared: Prepared) -> Result<(), String> {
         let mut waiting = self.waiting.lock();
         let now = Instant::now();
@@ -169,7 +176,7 @@ fn try_connect(
     asked: &v1::RdmaConnect,
 ) -> Result<(v1::RdmaAddress, [u8; 16]), String> {
     let nics: &Nics = node.rdma.as_ref().ok_or("the server has no rdma")?;
-    let nic = nics.get(asked.server_nic).ok_or("the server has no such nic")?;
+    let nic = nics.get(asked.server_nic)?;
     let peer = asked.address.as_ref().and_then(address_from_wire).ok_or("the address is none")?;
     let client_nic = asked.client_nic as usize;
     let mut trial = Vec::new();
@@ -187,7 +194,7 @@ fn try_connect(
     let address = address_to_wire(&pair.address());
     pair.connect(&peer, Timing::default()).map_err(failed)?;
     let token = random::bytes();
-    let prepared = Prepared { pair, depth, nic: Arc::clone(nic), client_nic, trial, counted };
+    let prepared = Prepared { pair, depth, nic: Arc::clone(&nic), client_nic, trial, counted };
     session.rdma.wait_for_connection(token, prepared)?;
     Ok((address, token))
 }
