@@ -62,7 +62,7 @@ pub(crate) struct SimulateArgs {
 
 #[derive(Args)]
 pub(crate) struct TraceArgs {
-    /// The kind of traffic: multi-turn, agent, shared-system, rag, scan, mixed or drift.
+    /// The kind of traffic: multi-turn, agent, shared-system, rag, scan, mixed, drift, chat or batch.
     #[arg(long)]
     shape: Shape,
     /// Equal seeds make equal traces.

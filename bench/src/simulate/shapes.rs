@@ -20,16 +20,29 @@ pub(crate) enum Shape {
     Rag,
     /// A job that reads the same documents over and over, beside conversations.
     Scan,
-    /// All of the above but [`Shape::Scan`].
+    /// Conversations, agents, system prompts and documents.
     Mixed,
     /// System prompts whose popularity changes all the time.
     Drift,
+    /// Conversations behind a few shared system prompts, with times to think that differ widely.
+    Chat,
+    /// Jobs that ask many questions behind the same examples in quick succession, beside conversations.
+    Batch,
 }
 
 impl Shape {
     /// All of them.
-    pub(super) const ALL: [Self; 7] =
-        [Self::MultiTurn, Self::Agent, Self::SharedSystem, Self::Rag, Self::Scan, Self::Mixed, Self::Drift];
+    pub(super) const ALL: [Self; 9] = [
+        Self::MultiTurn,
+        Self::Agent,
+        Self::SharedSystem,
+        Self::Rag,
+        Self::Scan,
+        Self::Mixed,
+        Self::Drift,
+        Self::Chat,
+        Self::Batch,
+    ];
 
     /// The name on the command line.
     pub(super) fn name(self) -> &'static str {
@@ -41,6 +54,8 @@ impl Shape {
             Self::Scan => "scan",
             Self::Mixed => "mixed",
             Self::Drift => "drift",
+            Self::Chat => "chat",
+            Self::Batch => "batch",
         }
     }
 
@@ -63,6 +78,11 @@ impl Shape {
                 maker.documents(requests / 4);
             }
             Self::Drift => maker.system_prompts(requests, true),
+            Self::Chat => maker.chats(requests),
+            Self::Batch => {
+                maker.jobs(requests / 2);
+                maker.conversations(requests / 2);
+            }
         }
         maker.finish(requests)
     }
@@ -112,6 +132,13 @@ impl Dice {
     /// A time to wait, in ms, of this mean: many are short, few are long.
     fn wait(&mut self, mean_ms: f64) -> u64 {
         (-(1.0 - self.share()).ln() * mean_ms) as u64
+    }
+
+    /// Around `median`, two thirds of all within a factor of `e^spread`.
+    fn widely(&mut self, median: f64, spread: f64) -> f64 {
+        // The sum of twelve is nearly normal.
+        let normal = (0..12).map(|_| self.share()).sum::<f64>() - 6.0;
+        median * (normal * spread).exp()
     }
 
     /// One of `count`, the k-th with a weight of `1 / (k + 1)^skew`.
@@ -213,6 +240,41 @@ impl Maker {
             let more = self.dice.within(1, 6);
             self.grow(&mut chain, more);
             self.say(now_ms, &chain);
+        }
+    }
+
+    fn chats(&mut self, requests: usize) {
+        let systems: Vec<Vec<u64>> = (1..=3).map(|blocks| self.chain(blocks)).collect();
+        let weights = zipf_weights(systems.len(), 1.0);
+        let (mut start_ms, end) = (0, self.prompts.len() + requests);
+        while self.prompts.len() < end {
+            start_ms += self.dice.wait(BETWEEN_MS * 3.0);
+            let (mut now_ms, mut chain) = (start_ms, systems[self.dice.zipf(&weights)].clone());
+            let mut more = 1 + self.dice.widely(4.0, 1.2) as u64;
+            loop {
+                self.grow(&mut chain, more.min(256));
+                self.say(now_ms, &chain);
+                if self.prompts.len() >= end || !self.dice.chance(0.72) {
+                    break;
+                }
+                now_ms += 3000 + self.dice.widely(60_000.0, 1.2) as u64;
+                more = 1 + self.dice.widely(1.2, 0.8) as u64;
+            }
+        }
+    }
+
+    fn jobs(&mut self, requests: usize) {
+        let (mut start_ms, end) = (0, self.prompts.len() + requests);
+        while self.prompts.len() < end {
+            start_ms += self.dice.wait(BETWEEN_MS * 50.0);
+            let blocks = self.dice.within(8, 40);
+            let (examples, mut now_ms) = (self.chain(blocks), start_ms);
+            for _ in 0..self.dice.within(20, 90) {
+                now_ms += self.dice.wait(BETWEEN_MS / 2.0);
+                let (mut chain, more) = (examples.clone(), self.dice.within(1, 4));
+                self.grow(&mut chain, more);
+                self.say(now_ms, &chain);
+            }
         }
     }
 

@@ -15,20 +15,17 @@ const SETS_PER_LOCK: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ghost {
     tag: u32,
-    known: [u8; 4],
+    known: [u8; 3],
+    pub(crate) learned: bool,
     pub(crate) last_ms: u64,
 }
 
 impl Ghost {
-    const NONE: Self = Self { tag: 0, known: [0; 4], last_ms: 0 };
+    const NONE: Self = Self { tag: 0, known: [0; 3], learned: false, last_ms: 0 };
 
     pub(crate) fn known(self) -> Known {
-        Known::from_word(u64::from(u32::from_le_bytes(self.known)))
-    }
-
-    /// The upper half of the digest.
-    pub(crate) fn upper(self) -> u32 {
-        self.tag
+        let [uses, mean_gap, birth] = self.known;
+        Known::from_word(u64::from_le_bytes([uses, mean_gap, birth, 0, 0, 0, 0, 0]))
     }
 
     fn is_some(self) -> bool {
@@ -59,9 +56,12 @@ impl Ghosts {
     }
 
     /// Remembers a page. Returns the one that is forgotten for it.
-    pub(crate) fn add(&self, digest: u64, known: Known, last_ms: u64) -> Option<Ghost> {
-        let [uses, last_gap, mean_gap, ..] = known.word().to_le_bytes();
-        let ghost = Ghost { tag: upper(digest), known: [uses, last_gap, mean_gap, 0], last_ms };
+    ///
+    /// `learned` says whether the policy learns from it.
+    pub(crate) fn add(&self, digest: u64, known: Known, last_ms: u64, learned: bool) -> Option<Ghost> {
+        // Without the anchor: what comes back comes with another chain.
+        let [uses, mean_gap, birth, ..] = known.word().to_le_bytes();
+        let ghost = Ghost { tag: upper(digest), known: [uses, mean_gap, birth], learned, last_ms };
         let (part, set) = self.place(digest);
         let mut part = part.lock();
         if part.is_empty() {

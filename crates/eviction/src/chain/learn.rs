@@ -26,7 +26,7 @@ pub(crate) fn table() -> Table {
 const PRIOR: f64 = 0.2;
 /// How many chains' worth of uses the prior of a factor weighs, and of a class.
 const FACTOR_CHAINS: f64 = 1.0;
-const CLASS_CHAINS: f64 = 30.0;
+const CLASS_CHAINS: f64 = 20.0;
 /// Rounds in which the factors settle.
 const SWEEPS: usize = 3;
 /// How much of an observation is forgotten at each lesson.

@@ -1,7 +1,9 @@
 //! Our own policy, the default: evicts what is least likely to be used soon, as learned from the traffic.
 //!
-//! - A page's class is its number of uses and the mean of its last two gaps. What pages of each class and age are worth
-//!   is [learned](learn) while the store runs; before that the policy is LRU.
+//! - A page's class is its number of uses and the mean of its last gaps; of a page that was used once, what it [came
+//!   behind](seat): nothing, a page that had been used once, as in a conversation, or a page that many had used, as after
+//!   a system prompt. What pages of each class and age are worth is [learned](learn) while the store runs; before that a
+//!   use is taken to become rarer as time passes.
 //! - A page that went is [remembered](ghosts), so that one that comes back is no stranger, and so that the policy
 //!   learns of uses that it missed.
 //! - A page without its predecessors is of no use. Pages that were used together last are taken for one chain, in which
@@ -26,9 +28,12 @@ mod word;
 use crate::{Choice, Page, Policy, Want};
 use ghosts::{Ghosts, upper};
 use learn::{Seen, Table, table};
+use mini::AsIs;
 use parking_lot::{Mutex, RwLock};
 use rivals::Rivals;
 use seat::worth_of;
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use word::{CLASSES, Known};
 
@@ -62,6 +67,17 @@ pub(crate) struct Chain {
     lesson: Mutex<Lesson>,
     worth: RwLock<Table>,
     rivals: Rivals,
+    /// New words of the pages that go, by digest.
+    going: Mutex<Words>,
+}
+
+type Words = HashMap<u64, u64, BuildHasherDefault<AsIs>>;
+
+/// Whether pages of this position are learned from: of long chains two in each octave of positions. A chain is used as a
+/// whole, so all of its pages tell the same; without this one long prompt that is repeated would outvote many short ones.
+fn is_learned(position: u32) -> bool {
+    let step = (position / 2).max(1).ilog2();
+    position & ((1 << step) - 1) == 0
 }
 
 struct Lesson {
@@ -87,21 +103,23 @@ impl Chain {
             lesson: Mutex::new(Lesson { seen, came: 0, at_ms: 0 }),
             worth: RwLock::new(worth),
             rivals: Rivals::new(pages_max),
+            going: Mutex::default(),
         }
     }
 
-    /// Made of the upper half of the digest, of bits that the stripe is not made of.
-    fn is_sampled(&self, upper: u32) -> bool {
-        u64::from(upper >> 8) & (self.sample - 1) == 0
+    /// Whether the policy learns from a page. The sample is made of the upper half of the digest, of bits that the
+    /// stripe is not made of.
+    fn learns_from(&self, digest: u64, position: u32) -> bool {
+        u64::from(upper(digest) >> 8) & (self.sample - 1) == 0 && is_learned(position)
     }
 
     /// What is known of a page after a use that came `gap_ms` after the last.
-    fn used(&self, digest: u64, known: Known, gap_ms: u64) -> Known {
+    fn used(&self, page: &Page, known: Known, gap_ms: u64) -> Known {
         if gap_ms < self.same_use_ms.load(Ordering::Relaxed) {
             return known;
         }
-        if self.is_sampled(upper(digest)) {
-            let stripe = upper(digest) as usize % STRIPES;
+        if self.learns_from(page.digest, page.position) {
+            let stripe = upper(page.digest) as usize % STRIPES;
             let at = (stripe * CLASSES + known.class()) * age::BUCKETS + age::bucket(gap_ms);
             self.uses[at].fetch_add(1, Ordering::Relaxed);
         }
@@ -127,7 +145,7 @@ impl Policy for Chain {
     fn inserted(&self, page: &Page) -> u64 {
         self.came.fetch_add(1, Ordering::Relaxed);
         let known = self.ghosts.take(page.digest).map_or(Known::FIRST, |ghost| {
-            self.used(page.digest, ghost.known(), page.created_ms.saturating_sub(ghost.last_ms))
+            self.used(page, ghost.known(), page.created_ms.saturating_sub(ghost.last_ms))
         });
         self.rivals.note(&Page { word: known.word(), ..*page }, false);
         known.word()
@@ -135,14 +153,19 @@ impl Policy for Chain {
 
     fn accessed(&self, page: &Page, now_ms: u64) -> u64 {
         let gap_ms = now_ms.saturating_sub(page.last_access_ms);
-        let word = self.used(page.digest, Known::from_word(page.word), gap_ms).word();
+        let word = self.used(page, Known::from_word(page.word), gap_ms).word();
         self.rivals.note(&Page { word, last_access_ms: now_ms, ..*page }, true);
         word
     }
 
     fn evicted(&self, page: &Page, now_ms: u64) {
-        let forgotten = self.ghosts.add(page.digest, Known::from_word(page.word), page.last_access_ms);
-        if let Some(ghost) = forgotten.filter(|ghost| self.is_sampled(ghost.upper())) {
+        let seen = Known::from_word(page.word);
+        // Unless the page was used since.
+        let noted = self.going.lock().remove(&page.digest).map(Known::from_word);
+        let known = noted.filter(|noted| noted.uses == seen.uses).unwrap_or(seen);
+        let learned = self.learns_from(page.digest, page.position);
+        let forgotten = self.ghosts.add(page.digest, known, page.last_access_ms, learned);
+        if let Some(ghost) = forgotten.filter(|ghost| ghost.learned) {
             let bucket = age::bucket(now_ms.saturating_sub(ghost.last_ms));
             self.forgotten[ghost.known().class() * age::BUCKETS + bucket].fetch_add(1, Ordering::Relaxed);
         }
@@ -154,6 +177,18 @@ impl Policy for Chain {
 
     fn choose(&self, pages: &[Page], want: Want, now_ms: u64, choice: &mut Choice) {
         self.rivals.choose(&self.worth.read(), pages, want, now_ms, choice);
+        // A page that goes needs no word in its record, but its ghost does.
+        let mut going = self.going.lock();
+        going.clear();
+        let mut gone = choice.evict.clone();
+        gone.sort_unstable();
+        choice.words.retain(|&(at, word)| {
+            let goes = gone.binary_search(&at).is_ok();
+            if goes {
+                going.insert(pages[at as usize].digest, word);
+            }
+            !goes
+        });
     }
 
     fn wants_lesson(&self) -> bool {
@@ -170,13 +205,13 @@ impl Policy for Chain {
         for page in pages {
             stored += 1;
             sampler.see(&page);
-            if self.is_sampled(upper(page.digest)) {
+            if self.learns_from(page.digest, page.position) {
                 alive(Known::from_word(page.word), page.last_access_ms);
                 times.push(page.last_access_ms);
             }
         }
         self.ghosts.each(|ghost| {
-            if self.is_sampled(ghost.upper()) {
+            if ghost.learned {
                 alive(ghost.known(), ghost.last_ms);
             }
         });

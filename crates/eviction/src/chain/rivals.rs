@@ -40,7 +40,7 @@ const PART_NOTES: usize = 1 << 12;
 const MEMORY: f64 = 64.0;
 /// A new leader is ahead by this many standard deviations, as if all requests were independent: our own ranking, which
 /// is best on most traffic, leads until there is much evidence against it, and comes back without any...
-const CHANCE_FROM_OWN: f64 = 1.0;
+const CHANCE_FROM_OWN: f64 = 2.0;
 const CHANCE_TO_OWN: f64 = 0.0;
 const CHANCE: f64 = 0.5;
 /// ...and by this share of the pages that it would have and the old leader does not.
@@ -227,12 +227,14 @@ impl Rivals {
             let depth = page.position.min(DEPTH_MAX);
             page.last_access_ms << DEPTH_BITS | u64::from(DEPTH_MAX - depth)
         };
-        if game.leader == LRU {
-            return choice.smallest(pages, want, |page| (0, by_age(page)));
+        if game.leader != LRU {
+            game.foretell(count_of(want, pages), now_ms);
         }
-        game.foretell(count_of(want, pages), now_ms);
-        let leader = &game.minis[game.leader];
-        choice.smallest(pages, want, |page| (u64::from(leader.keeps(page.digest)), by_age(page)));
+        let Game { minis, leader, seats, .. } = game;
+        let keeps = |page: &Page| *leader != LRU && minis[*leader].keeps(page.digest);
+        seat::choose_by(worth, pages, now_ms, seats, choice, |choice, _| {
+            choice.smallest(pages, want, |page| (u64::from(keeps(page)), by_age(page)));
+        });
     }
 }
 

@@ -1,8 +1,12 @@
-//! Played stores against stores that are not played.
+//! Played stores against stores that are not played, and what the order notes about chains.
 
+use super::learn::{Seen, table};
 use super::mini::Mini;
-use super::word::Known;
+use super::seat;
+use super::word::{Birth, Known};
+use super::{Chain, is_learned};
 use crate::{Choice, Page, Policy, PolicyKind, Want};
+use std::sync::atomic::Ordering;
 
 pub(super) fn page(number: u64, now_ms: u64) -> Page {
     Page {
@@ -79,4 +83,121 @@ fn what_was_foretold_ends_when_something_else_comes() {
     assert!(mini.keeps(pages[0].digest) && !mini.holds(pages[1].digest));
     mini.retain(|digest| digest != pages[5].digest);
     assert_eq!((kept(&mini), mini.digests().count()), (6, 7));
+}
+
+/// A chain that was used last at `now_ms`: for each page its position and how it is known.
+fn chain(now_ms: u64, pages: &[(u32, Known)]) -> Vec<Page> {
+    let page = |&(position, known): &(u32, Known)| Page {
+        position,
+        word: known.word(),
+        ..page(now_ms << 32 | u64::from(position), now_ms)
+    };
+    pages.iter().map(page).collect()
+}
+
+/// What is known of these pages after the order has looked at them.
+fn look(pages: &mut [Page]) -> Vec<Known> {
+    let (worth, mut choice) = (Seen::new().worth(&table(), 1.0), Choice::default());
+    seat::choose(&worth, pages, Want::Pages(0), 10_000, &mut Vec::new(), &mut choice);
+    for (at, word) in choice.words {
+        pages[at as usize].word = word;
+    }
+    pages.iter().map(|page| Known::from_word(page.word)).collect()
+}
+
+fn births(pages: &mut [Page]) -> Vec<Birth> {
+    look(pages).iter().map(|known| known.birth).collect()
+}
+
+#[test]
+fn pages_that_come_are_told_apart_by_what_they_come_behind() {
+    let first = Known::FIRST;
+    let (twice, often) = (first.used(700), first.used(300).used(300).used(300));
+    assert_eq!(births(&mut chain(5, &[(0, first), (1, first)])), [Birth::New; 2]);
+    let known = look(&mut chain(5, &[(0, often), (1, twice), (2, first), (3, first)]));
+    assert_eq!((known[0], known[1]), (often, twice), "only what was used once");
+    assert!(known[2..].iter().all(|known| known.birth == Birth::Next && known.mean_gap == twice.mean_gap));
+    assert_eq!(births(&mut chain(5, &[(0, often), (1, often), (2, first)]))[2], Birth::Branch);
+    // Two chains are not one.
+    let mut two = chain(5, &[(0, first), (1, first)]);
+    two.extend(chain(6, &[(0, twice), (1, first)]));
+    assert_eq!(births(&mut two)[..2], [Birth::New; 2]);
+    assert_eq!(births(&mut two)[3], Birth::Next);
+}
+
+#[test]
+fn a_chain_of_which_other_servers_have_the_first_pages_is_whole() {
+    let first = Known::FIRST;
+    assert_eq!(births(&mut chain(5, &[(2, first), (5, first)])), [Birth::New; 2]);
+    assert_eq!(births(&mut chain(5, &[(8, first)])), [Birth::New]);
+    assert_eq!(births(&mut chain(5, &[(9, first), (11, first)])), [Birth::Branch; 2]);
+}
+
+#[test]
+fn of_a_long_chain_few_pages_are_learned_from() {
+    let learned: Vec<u32> = (0..40).filter(|&position| is_learned(position)).collect();
+    assert_eq!(learned, [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32]);
+    // What they did is counted, what the others did is not.
+    for (position, counted) in [(6, 1), (7, 0)] {
+        let policy = Chain::new(100);
+        let mut pages = chain(5, &[(position, Known::FIRST)]);
+        policy.accessed(&pages[0], 900);
+        pages[0].last_access_ms = 900;
+        policy.evicted(&pages[0], 1000);
+        let counts = policy.uses.iter().map(|counter| counter.load(Ordering::Relaxed)).sum::<u32>();
+        assert_eq!(counts, counted);
+        assert_eq!(policy.ghosts.take(pages[0].digest).unwrap().learned, counted == 1);
+    }
+}
+
+#[test]
+fn a_chain_that_was_used_without_its_end_branched_off() {
+    let first = Known::FIRST;
+    let (twice, often) = (first.used(700), first.used(300).used(300).used(300));
+    // A system prompt, a conversation of two turns.
+    let mut pages = chain(5, &[(0, often), (1, twice), (2, twice), (3, first)]);
+    assert_eq!(births(&mut pages)[3], Birth::Next);
+    // The system prompt is used by others, the conversation has ended or goes on.
+    pages[0].last_access_ms = 7;
+    assert_eq!(births(&mut pages)[3], Birth::Next);
+    // The first turn is asked for again, and another second turn.
+    pages[1].last_access_ms = 8;
+    pages[2].last_access_ms = 8;
+    assert_eq!(births(&mut pages)[3], Birth::Branch);
+    let mut pages = chain(5, &[(0, first), (1, first)]);
+    assert_eq!(births(&mut pages), [Birth::New; 2]);
+    pages[0].last_access_ms = 7;
+    assert_eq!(births(&mut pages), [Birth::New, Birth::Branch]);
+}
+
+#[test]
+fn a_word_says_what_is_known() {
+    for birth in [Birth::Unknown, Birth::New, Birth::Next, Birth::Branch] {
+        let known = Known { uses: 1, mean_gap: 77, birth, anchor: 0x1234 };
+        assert_eq!(Known::from_word(known.word()), known);
+    }
+    // Mean gaps: the last one weighs a quarter after many, and half after the first.
+    let gap = |known: Known| (f64::from(known.mean_gap) / 8.0).exp2();
+    let near = |is: f64, should: f64| assert!((is / should).log2().abs() < 0.2, "{is} is not {should}");
+    let once = Known::FIRST.used(1000);
+    near(gap(once), 1000.0);
+    near(gap(once.used(3000)), 2000.0);
+    let often = (0..9).fold(once, |known, _| known.used(1000));
+    near(gap(often.used(9000)), 3000.0);
+    // A conversation inherits its gaps.
+    let next = Known { birth: Birth::Next, ..Known { mean_gap: once.mean_gap, ..Known::FIRST } };
+    near(gap(next.used(3000)), 2000.0);
+    near(gap(Known { birth: Birth::Branch, ..next }.used(3000)), 3000.0);
+    assert_eq!(Known::FIRST.used(u64::MAX).mean_gap, 255);
+}
+
+#[test]
+fn a_page_that_goes_at_once_is_remembered_as_it_came() {
+    let (policy, mut choice) = (Chain::new(100), Choice::default());
+    let often = Known::FIRST.used(300).used(300).used(300);
+    let pages = chain(5, &[(0, often), (1, Known::FIRST)]);
+    policy.choose(&pages, Want::Pages(1), 6, &mut choice);
+    assert_eq!((&choice.evict[..], &choice.words[..]), (&[1][..], &[][..]));
+    policy.evicted(&pages[1], 6);
+    assert_eq!(policy.ghosts.take(pages[1].digest).unwrap().known().birth, Birth::Branch);
 }
