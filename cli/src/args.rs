@@ -318,6 +318,9 @@ pub(crate) struct TenantAdd {
     /// Most bytes of pages in a second on each server, both ways together
     #[arg(long, value_name = "SIZE", value_parser = crate::units::parse_bytes)]
     pub(crate) bytes_per_second: Option<u64>,
+    /// Most connections to each server, of both planes; half of the server's places without it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) connections: Option<u64>,
     /// A pattern of spaces that it may open, as in 'llama-*'; may be given again; all without it
     #[arg(long, value_name = "PATTERN")]
     pub(crate) space: Vec<String>,

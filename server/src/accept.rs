@@ -4,6 +4,7 @@
 use crate::data::{self, Secure};
 use crate::greeting::{Greeted, Stream, greet};
 use crate::guests::Place;
+use crate::line::Line;
 use crate::metrics::Metrics;
 use crate::near::Near;
 use crate::node::Node;
@@ -113,7 +114,8 @@ impl Accept {
             match greeted {
                 Ok(Some(Greeted::Data(stream, secure))) => this.hand_to_data(stream, secure, place),
                 Ok(Some(Greeted::Grpc(stream, tls))) => {
-                    let peer = Peer { addr, tls };
+                    let line = Arc::new(Line::new(this.node.config.request_bytes.session));
+                    let peer = Peer { addr, tls, line };
                     // If nobody takes it, the server is stopping and the connection closes here.
                     let _stopping = this.grpc.send(Ok(Sniffed { stream, peer, _place: place })).await;
                 }
@@ -153,6 +155,8 @@ pub(crate) struct Peer {
     pub(crate) addr: Option<SocketAddr>,
     /// What TLS says of it; `None` in plain text.
     pub(crate) tls: Option<Arc<TlsPeer>>,
+    /// What its calls share.
+    pub(crate) line: Arc<Line>,
 }
 
 impl Connected for Sniffed {
@@ -184,7 +188,13 @@ impl AsyncRead for Sniffed {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        stream!(self, stream => stream.poll_read(cx, buf))
+        if !self.peer.line.may_read(cx) {
+            return Poll::Pending;
+        }
+        let had = buf.filled().len();
+        let read = stream!(self, stream => stream.poll_read(cx, buf));
+        self.peer.line.has_read((buf.filled().len() - had) as u64);
+        read
     }
 }
 

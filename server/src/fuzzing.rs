@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::data::{Wire, serve};
 use crate::sessions::{Registered, Session};
 use crate::tenants::Tenant;
-use crate::tenants::tenant::Proven;
+use crate::tenants::tenant::{Proven, Shares};
 use memkv_core::{Limits, SpaceDescription, SpaceId};
 use memkv_storage::Space;
 use memkv_transport::auth::{AuthKey, SessionTranscript};
@@ -165,7 +165,7 @@ fn session() -> Session {
         channel: &[],
     };
     let key = transcript.session_key(&AuthKey::open());
-    let owner = (Arc::new(Tenant::cluster(false)), Proven::Cluster);
+    let owner = (Arc::new(Tenant::cluster(false, Shares::default())), Proven::Cluster);
     Session::new([5; 16], key, ("fuzz".to_owned(), String::new()), owner, None, 0)
 }
 

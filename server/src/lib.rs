@@ -14,6 +14,7 @@
 #![deny(unsafe_code)]
 
 mod accept;
+mod allowance;
 pub mod app;
 mod background;
 mod clock;
@@ -30,6 +31,7 @@ mod greeting;
 mod guests;
 mod hot;
 mod http;
+mod line;
 pub mod logging;
 mod membership;
 mod metrics;

@@ -64,6 +64,9 @@ const COUNTERS: &[Series] = &[
     ("memkv_protocol_errors_total", "Frames and connections that made no sense", |m| &m.protocol_errors),
     ("memkv_auth_failures_total", "Failed authentications", |m| &m.auth_failures),
     ("memkv_requests_expired_total", "Requests whose deadline passed before their turn", |m| &m.expired),
+    ("memkv_requests_over_total", "Requests refused because those at work held too many bytes", |m| {
+        &m.requests_over
+    }),
     ("memkv_connections_stalled_total", "Connections dropped in the middle of a request", |m| &m.stalled),
     ("memkv_connections_accepted_total", "Connections accepted on the main port", |m| &m.accepted),
     ("memkv_connections_refused_total", "Connections closed because there were too many", |m| &m.refused),
@@ -196,6 +199,7 @@ pub(crate) struct Metrics {
     pub(crate) auth_failures: AtomicU64,
     pub(crate) expired: AtomicU64,
     pub(crate) stalled: AtomicU64,
+    pub(crate) requests_over: AtomicU64,
     pub(crate) accepted: AtomicU64,
     pub(crate) refused: AtomicU64,
     pub(crate) sessions_opened: AtomicU64,

@@ -1,5 +1,6 @@
 //! What all parts of one running server share.
 
+use crate::allowance::Allowance;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::storage::NvmeMode;
@@ -61,6 +62,8 @@ pub(crate) struct Node {
     pub(crate) reload: Notify,
     pub(crate) metrics: Metrics,
     pub(crate) in_flight: Arc<InFlight>,
+    /// What all requests that are at work may hold.
+    pub(crate) held: Allowance,
     /// Pages on their way in.
     pub(crate) arrivals: Arc<Arrivals>,
     /// Threads that large transfers may have to themselves.
@@ -98,6 +101,7 @@ impl Node {
                 data_threads(&config),
             )),
             asides: Asides::new(data_threads(&config)),
+            held: Allowance::new(config.request_bytes.server),
             // A small store takes smaller pages only.
             hot: Hot::new(config.hot_reads),
             limits: Limits { page_bytes_max: engine.page_bytes_max(), ..config.limits },

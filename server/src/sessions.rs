@@ -3,9 +3,11 @@
 //! A session lives as long as its gRPC stream. When the stream ends, [`Session::end`] wakes every data connection of
 //! it, and each drops what it holds: pins, reserved slots, its place in the limits.
 
+use crate::allowance::Allowance;
+use crate::config::RequestBytes;
 use crate::data::SessionRdma;
 use crate::tenants::Tenant;
-use crate::tenants::tenant::Proven;
+use crate::tenants::tenant::{Connected, Proven};
 use crate::tls::TlsPeer;
 use dashmap::DashMap;
 use memkv_transport::auth::SessionKey;
@@ -40,6 +42,8 @@ pub(crate) struct Session {
     pub(crate) received_bytes: AtomicU64,
     /// Pages by RDMA.
     pub(crate) rdma: SessionRdma,
+    /// What requests of its data connections may hold.
+    pub(crate) held: Allowance,
     connections: AtomicU32,
     ended: watch::Sender<bool>,
 }
@@ -67,16 +71,18 @@ impl Session {
             sent_bytes: AtomicU64::new(0),
             received_bytes: AtomicU64::new(0),
             rdma: SessionRdma::default(),
+            held: Allowance::new(RequestBytes::default().session),
             connections: AtomicU32::new(0),
             ended: watch::Sender::new(false),
         }
     }
 
-    /// Takes a connection's place; `None` if there are `most` already.
+    /// Takes a connection's place; `None` if there are `most` already, or its tenant has as many as it may.
     pub(crate) fn attach(self: &Arc<Self>, most: u32) -> Option<Attachment> {
         let more = |now: u32| (now < most).then_some(now + 1);
+        let place = self.tenant.connect()?;
         self.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
-        Some(Attachment { session: Arc::clone(self) })
+        Some(Attachment { session: Arc::clone(self), _place: place })
     }
 
     /// Counts bytes of pages that went to the client.
@@ -114,6 +120,7 @@ impl Session {
 #[derive(Debug)]
 pub(crate) struct Attachment {
     pub(crate) session: Arc<Session>,
+    _place: Connected,
 }
 
 impl Drop for Attachment {

@@ -282,7 +282,7 @@ impl Connected for Greeted {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        Peer { addr: self.stream.peer(), tls: None }
+        Peer { addr: self.stream.peer(), ..Peer::default() }
     }
 }
 

@@ -5,18 +5,22 @@
 #![deny(unsafe_code)]
 
 #[cfg(test)]
+mod bounds;
+#[cfg(test)]
 mod certificates;
+#[cfg(test)]
+mod drives;
 #[cfg(test)]
 mod estate;
 #[cfg(test)]
 mod handshake;
 #[cfg(test)]
+mod http2;
+#[cfg(test)]
 #[path = "../ops.rs"]
 mod ops;
 #[cfg(test)]
 mod siege;
-#[cfg(test)]
-mod siege_figures;
 #[cfg(test)]
 mod statements;
 #[cfg(test)]

@@ -427,3 +427,32 @@ fn the_operator_may_do_everything_and_a_tenant_may_be_one() {
     let clear = v1::ClearSpaceRequest { space_id: space.0.to_vec() };
     assert_eq!(admin!(root.control, "ClearSpace", clear_space, clear).unwrap().removed_pages, 1);
 }
+
+#[test]
+fn who_may_not_see_a_page_does_not_make_it_hot_and_is_not_told_that_it_is() {
+    let args = ["--hot-reads=50", "--limits-ping-interval=200ms"].map(str::to_owned).to_vec();
+    let estate =
+        Estate::with_setup(&of([tenant("a", 1), tenant("b", 2)]), Setup { args, ..Setup::default() });
+    let (mut a, mut b) = (Guest::of(&estate, "a", 1), Guest::of(&estate, "b", 2));
+    let space = a.control.open_space(NAME).unwrap();
+    a.data.put(space, b"k", &page(b"k", 100)).unwrap();
+    let after_pong = |guest: &Guest| {
+        let before = guest.session.pongs().0;
+        wait_for("a pong", PATIENCE, || {
+            (guest.session.pongs().0 > before + 1).then(|| guest.session.pongs().1)
+        })
+        .unwrap()
+    };
+    for _ in 0..3000 {
+        assert_eq!(b.data.get(space, b"k", 100).unwrap().0, Code::Miss);
+    }
+    assert_eq!(after_pong(&a), 0, "another tenant's requests are nothing to this one");
+    wait_for("its own reads make it hot", PATIENCE, || {
+        for _ in 0..500 {
+            assert_eq!(a.data.get(space, b"k", 100).unwrap().0, Code::Ok);
+        }
+        (a.session.pongs().1 > 0).then_some(())
+    })
+    .unwrap();
+    assert_eq!(after_pong(&b), 0, "and the other one does not learn of it");
+}

@@ -10,7 +10,7 @@ use memkv_transport::tenant::ClientSecret;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -46,9 +46,23 @@ impl Control {
     ///
     /// If no connection can be made.
     pub fn connect_as(addr: SocketAddr, secret: Option<ClientSecret>) -> anyhow::Result<Self> {
+        Self::connect_from(std::net::Ipv4Addr::UNSPECIFIED, addr, secret)
+    }
+
+    /// Connects from an address of this host.
+    ///
+    /// # Errors
+    ///
+    /// If no connection can be made.
+    pub fn connect_from(
+        from: std::net::Ipv4Addr,
+        addr: SocketAddr,
+        secret: Option<ClientSecret>,
+    ) -> anyhow::Result<Self> {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(1).enable_all().build().context("start a runtime")?;
         let endpoint = Endpoint::from_shared(format!("http://{addr}"))?.connect_timeout(PATIENCE);
+        let endpoint = endpoint.local_address((!from.is_unspecified()).then_some(from.into()));
         let channel = runtime.block_on(endpoint.connect()).context("connect to the gRPC port")?;
         Ok(Self { addr, secret, channel, runtime })
     }
@@ -62,6 +76,15 @@ impl Control {
     /// Runs one call to its end.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         self.runtime.block_on(future)
+    }
+
+    /// Runs a task beside the caller.
+    pub fn spawn<F>(&self, future: F) -> tokio::task::JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send,
+    {
+        self.runtime.spawn(future)
     }
 
     /// A request with the credential for `method`, for example `/memkv.v1.Kv/Get`.
@@ -232,6 +255,14 @@ pub struct Session {
     heard: std::sync::mpsc::Receiver<v1::server_message::Message>,
     pump: tokio::task::JoinHandle<()>,
     silent: Arc<AtomicBool>,
+    pongs: Arc<Pongs>,
+}
+
+/// What the server's pongs said.
+#[derive(Debug, Default)]
+struct Pongs {
+    count: AtomicU64,
+    hot: AtomicU64,
 }
 
 impl Session {
@@ -260,6 +291,12 @@ impl Session {
     /// If it says nothing, or the stream ends.
     pub fn hear(&self) -> anyhow::Result<v1::server_message::Message> {
         self.heard.recv_timeout(PATIENCE).context("hear")
+    }
+
+    /// How many pongs have come, and how many hot pages the last one named.
+    #[must_use]
+    pub fn pongs(&self) -> (u64, u64) {
+        (self.pongs.count.load(Ordering::SeqCst), self.pongs.hot.load(Ordering::SeqCst))
     }
 
     /// Stops the pings but keeps the stream open, as a client does whose machine froze.
@@ -331,6 +368,8 @@ async fn open_session(
     let pinger = to_server.clone();
     let silent = Arc::new(AtomicBool::new(false));
     let quiet = silent.clone();
+    let pongs = Arc::new(Pongs::default());
+    let said = pongs.clone();
     // What a test does not listen to is dropped when there is too much of it.
     let (tell, heard) = std::sync::mpsc::sync_channel(64);
     let pump = tokio::spawn(async move {
@@ -349,7 +388,10 @@ async fn open_session(
                     }
                 }
                 message = incoming.message() => match message {
-                    Ok(Some(v1::ServerMessage { message: Some(v1::server_message::Message::Pong(_)) })) => {}
+                    Ok(Some(v1::ServerMessage { message: Some(v1::server_message::Message::Pong(pong)) })) => {
+                        said.hot.store(pong.hot_digests.len() as u64, Ordering::SeqCst);
+                        said.count.fetch_add(1, Ordering::SeqCst);
+                    }
                     Ok(Some(message)) => {
                         if let Some(message) = message.message {
                             drop(tell.try_send(message));
@@ -361,7 +403,7 @@ async fn open_session(
         }
     });
     let node_id = challenge.node_id.clone();
-    Ok(Session { addr, id, key: session_key, accepted, node_id, to_server, heard, pump, silent })
+    Ok(Session { addr, id, key: session_key, accepted, node_id, to_server, heard, pump, silent, pongs })
 }
 
 /// The clock, in Unix milliseconds.

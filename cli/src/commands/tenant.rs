@@ -154,6 +154,7 @@ fn add(wanted: &TenantAdd, output: &Output) -> Result<(), Failure> {
         spaces: wanted.space.iter().map(|text| Pattern::new(text)).collect(),
         operator: wanted.operator,
         quotas: Quotas {
+            connections: wanted.connections,
             dram_bytes: wanted.dram,
             nvme_bytes: wanted.nvme,
             requests_per_s: wanted.requests_per_second,

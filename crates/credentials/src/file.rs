@@ -81,6 +81,8 @@ struct RawQuotas {
     bytes_per_second: Option<String>,
     #[serde(default)]
     spaces: Option<u64>,
+    #[serde(default)]
+    connections: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -230,6 +232,7 @@ fn write_tenant(out: &mut String, tenant: &Tenant) {
         ("requests_per_second", quotas.requests_per_s.map(|number| number.to_string())),
         ("bytes_per_second", quotas.bytes_per_s.map(size::show)),
         ("spaces", quotas.spaces.map(|number| number.to_string())),
+        ("connections", quotas.connections.map(|number| number.to_string())),
     ];
     let numbers: Vec<_> =
         numbers.into_iter().filter_map(|(name, value)| Some(format!("{name}: {}", value?))).collect();
@@ -316,10 +319,11 @@ fn quotas(name: &str, raw: RawQuotas) -> Result<Quotas, String> {
         requests_per_s: raw.requests_per_second,
         bytes_per_s: size("quotas.bytes_per_second", raw.bytes_per_second)?,
         spaces: raw.spaces,
+        connections: raw.connections,
     };
-    if [quotas.requests_per_s, quotas.bytes_per_s].contains(&Some(0)) {
+    if [quotas.requests_per_s, quotas.bytes_per_s, quotas.connections].contains(&Some(0)) {
         return Err(format!(
-            "tenant {name}: a rate of 0 lets nothing through; take its rights or keys away instead"
+            "tenant {name}: a rate or number of connections of 0 lets nothing through; take its rights or keys away instead"
         ));
     }
     Ok(quotas)
@@ -360,6 +364,7 @@ mod tests {
                 requests_per_s: Some(10),
                 bytes_per_s: Some(1 << 20),
                 spaces: Some(3),
+                connections: Some(40),
             },
         };
         let plain = Tenant {

@@ -10,7 +10,7 @@
 //!     certificates: [search.example] # names in client certificates that stand for the tenant
 //!     spaces: ["llama-*"]            # which spaces it may open; all of its own without it
 //!     operator: false                # true: sees and may do everything
-//!     quotas: {dram: 4GiB, nvme: 100GiB, requests_per_second: 10000, bytes_per_second: 1GiB, spaces: 64}
+//!     quotas: {dram: 4GiB, nvme: 100GiB, requests_per_second: 10000, bytes_per_second: 1GiB, spaces: 64, connections: 256}
 //! public:
 //!   - owner: search                  # its spaces that match are readable by others
 //!     spaces: ["base-*"]
@@ -114,6 +114,8 @@ pub struct Quotas {
     pub bytes_per_s: Option<u64>,
     /// Spaces.
     pub spaces: Option<u64>,
+    /// Connections to a server, of both planes.
+    pub connections: Option<u64>,
 }
 
 /// One key of a tenant.

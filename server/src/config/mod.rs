@@ -65,6 +65,8 @@ pub struct Config {
     pub dram_bytes: u64,
     /// Bounds that clients are told.
     pub limits: Limits,
+    /// How much requests that are at work may hold.
+    pub request_bytes: RequestBytes,
     /// Whether to touch the memory for pages at start.
     pub prefault: bool,
     /// Whether to look for huge pages.
@@ -97,6 +99,42 @@ pub struct Config {
     pub log_format: LogFormat,
     /// What is logged.
     pub log_filter: String,
+}
+
+/// Bytes of keys, messages and answers that requests which are at work may hold; pages have slots instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestBytes {
+    /// Those of one session, or of one gRPC connection.
+    pub session: u64,
+    /// Those of one tenant.
+    pub tenant: u64,
+    /// All of them.
+    pub server: u64,
+}
+
+impl RequestBytes {
+    /// The least for one session: two of the largest messages.
+    const LEAST: u64 = 32 << 20;
+
+    fn check(self) -> Result<(), ConfigError> {
+        let Self { session, tenant, server } = self;
+        if session < Self::LEAST || tenant < session || server < tenant {
+            return Err(ConfigError::Invalid(format!(
+                "limits.session_request_bytes_max is {}, limits.tenant_request_bytes_max {} and limits.request_bytes_max {}; the first must be at least {}, and none smaller than the one before",
+                units::show_size(session),
+                units::show_size(tenant),
+                units::show_size(server),
+                units::show_size(Self::LEAST),
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Default for RequestBytes {
+    fn default() -> Self {
+        Self { session: 128 << 20, tenant: 384 << 20, server: 1 << 30 }
+    }
 }
 
 /// Whether to look for huge pages.
@@ -141,6 +179,7 @@ impl Default for Config {
             core_dumps: CoreDumps::Off,
             dram_bytes: 256 << 20,
             limits: Limits::default(),
+            request_bytes: RequestBytes::default(),
             prefault: false,
             huge_pages: HugePages::Auto,
             high_watermark: 0.997,
@@ -373,6 +412,7 @@ impl Config {
                 return invalid(format!("{key} is {value}; it must be 1 to {most}"));
             }
         }
+        self.request_bytes.check()?;
         let ordered = 0.0 < self.low_watermark
             && self.low_watermark <= self.high_watermark
             && self.high_watermark <= 1.0;

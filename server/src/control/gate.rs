@@ -4,6 +4,7 @@
 //! otherwise. Whose call it is goes with the request, as a [`Caller`]; a service that does not ask for it would not be
 //! able to find a space.
 
+use super::body::{Holding, counted};
 use super::status::Fault;
 use crate::accept::Peer;
 use crate::clock;
@@ -17,7 +18,7 @@ use memkv_credentials::Rights;
 use memkv_proto::AUTH_METADATA;
 use memkv_transport::auth::CREDENTIAL_WINDOW_MS;
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use tonic::Status;
 
@@ -65,7 +66,7 @@ impl Gate {
         let now = clock::unix_ms();
         let (tenant, nonce) = self.node.tenants.caller(credential, peer.tls.as_deref(), method, now)?;
         if let Some((unix_ms, nonce)) = nonce {
-            self.seen.lock().first_time(unix_ms, nonce, now)?;
+            self.seen.lock().first_time(unix_ms, nonce, now, &tenant)?;
         }
         if method.starts_with(ADMIN) && !tenant.may(Rights::ADMIN) {
             return Err(Fault::NoRight("administer"));
@@ -94,11 +95,23 @@ pub(crate) async fn check(State(gate): State<Arc<Gate>>, mut request: Request, n
     let credential = request.headers().get(AUTH_METADATA).and_then(|value| value.to_str().ok());
     match gate.admit(request.uri().path(), credential, &peer) {
         Ok(caller) => {
+            let tenant = caller.as_ref().map(|caller| Arc::clone(&caller.0));
+            if tenant.as_ref().is_some_and(|tenant| !peer.line.prove(tenant)) {
+                return Status::from(Fault::TooManyConnections).into_http();
+            }
             gate.note(&request);
+            // Held until the call is over, also by whoever works on its message.
+            let holding = Holding::new(&gate.node, &peer.line, tenant);
+            request.extensions_mut().insert(holding.clone());
             if let Some(caller) = caller {
                 request.extensions_mut().insert(caller);
             }
-            next.run(request).await
+            let (head, body) = request.into_parts();
+            let keys_max = gate.node.limits.batch_keys_max;
+            let body = counted(body, head.uri.path(), keys_max, holding.clone());
+            let answer = next.run(Request::from_parts(head, body)).await;
+            drop(holding);
+            answer
         }
         Err(fault) => {
             if matches!(fault, Fault::Credential(_) | Fault::Replayed) {
@@ -110,53 +123,117 @@ pub(crate) async fn check(State(gate): State<Arc<Gate>>, mut request: Request, n
 }
 
 /// Nonces by the time in their credential. One is remembered as long as its credential would pass.
+///
+/// A tenant may have as many remembered as are free: so however many of them call without end, there is room for the next one.
 struct Seen {
-    groups: BTreeMap<u64, HashSet<[u8; 16]>>,
+    groups: BTreeMap<u64, Group>,
     count: usize,
+    of_tenants: HashMap<String, usize>,
     most: usize,
+}
+
+/// Nonces of a few seconds, and how many each tenant has among them.
+#[derive(Default)]
+struct Group {
+    nonces: HashSet<[u8; 16]>,
+    of_tenants: HashMap<String, usize>,
 }
 
 impl Seen {
     fn new(most: usize) -> Self {
-        Self { groups: BTreeMap::new(), count: 0, most }
+        Self { groups: BTreeMap::new(), count: 0, of_tenants: HashMap::new(), most }
     }
 
-    fn first_time(&mut self, unix_ms: u64, nonce: [u8; 16], now_unix_ms: u64) -> Result<(), Fault> {
+    fn first_time(
+        &mut self,
+        unix_ms: u64,
+        nonce: [u8; 16],
+        now_unix_ms: u64,
+        tenant: &Tenant,
+    ) -> Result<(), Fault> {
         let oldest = now_unix_ms.saturating_sub(CREDENTIAL_WINDOW_MS) / GROUP_MS;
         while let Some(group) = self.groups.first_entry().filter(|group| *group.key() < oldest) {
-            self.count -= group.remove().len();
+            let group = group.remove();
+            self.forget(&group);
         }
         let group = unix_ms / GROUP_MS;
-        if self.groups.get(&group).is_some_and(|nonces| nonces.contains(&nonce)) {
+        if self.groups.get(&group).is_some_and(|group| group.nonces.contains(&nonce)) {
             return Err(Fault::Replayed);
         }
-        if self.count >= self.most {
+        let free = self.most.saturating_sub(self.count);
+        let own = self.of_tenants.get(tenant.name()).copied().unwrap_or(0);
+        if free == 0 || (!tenant.is_operator() && own >= free) {
             return Err(Fault::TooManyCalls);
         }
-        self.groups.entry(group).or_default().insert(nonce);
+        let group = self.groups.entry(group).or_default();
+        group.nonces.insert(nonce);
         self.count += 1;
+        for counts in [&mut group.of_tenants, &mut self.of_tenants] {
+            match counts.get_mut(tenant.name()) {
+                Some(count) => *count += 1,
+                None => drop(counts.insert(tenant.name().to_owned(), 1)),
+            }
+        }
         Ok(())
+    }
+
+    /// Nobody's credential of that time would pass any more.
+    fn forget(&mut self, group: &Group) {
+        self.count -= group.nonces.len();
+        for (tenant, count) in &group.of_tenants {
+            if let Some(all) = self.of_tenants.get_mut(tenant) {
+                *all -= count;
+                if *all == 0 {
+                    self.of_tenants.remove(tenant);
+                }
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tenants::tenant::Shares;
+
+    fn operator() -> Tenant {
+        Tenant::cluster(true, Shares::default())
+    }
+
+    #[test]
+    fn a_tenant_that_calls_without_end_leaves_room_for_the_next() {
+        let mut seen = Seen::new(100);
+        let now = 1_000_000;
+        let mut nonces = (0_u128..).map(u128::to_le_bytes);
+        let mut calls = |seen: &mut Seen, name: &str| {
+            let tenant = Tenant::new(name, Shares::default());
+            (0..1000)
+                .take_while(|_| seen.first_time(now, nonces.next().unwrap(), now, &tenant).is_ok())
+                .count()
+        };
+        assert_eq!(["a", "b", "c"].map(|name| calls(&mut seen, name)), [50, 25, 13]);
+        assert_eq!(calls(&mut seen, "a"), 0);
+        assert!(seen.first_time(now, [255; 16], now, &operator()).is_ok(), "the operator has what is left");
+        let later = now + CREDENTIAL_WINDOW_MS + GROUP_MS;
+        let tenant = Tenant::new("a", Shares::default());
+        assert!(seen.first_time(later, [254; 16], later, &tenant).is_ok());
+        assert_eq!((seen.count, seen.of_tenants.len()), (1, 1));
+    }
 
     #[test]
     fn a_credential_passes_once_while_it_is_valid() {
         let mut seen = Seen::new(10);
         let now = 1_000_000;
-        assert!(seen.first_time(now, [1; 16], now).is_ok());
-        assert!(seen.first_time(now, [2; 16], now).is_ok());
+        assert!(seen.first_time(now, [1; 16], now, &operator()).is_ok());
+        assert!(seen.first_time(now, [2; 16], now, &operator()).is_ok());
         for later in [0, 1, CREDENTIAL_WINDOW_MS] {
-            let again = seen.first_time(now, [1; 16], now + later);
+            let again = seen.first_time(now, [1; 16], now + later, &operator());
             assert!(matches!(again, Err(Fault::Replayed)), "{later} ms later");
         }
         // One from the future, as far as the window allows, is remembered longer.
         let future = now + CREDENTIAL_WINDOW_MS;
-        assert!(seen.first_time(future, [3; 16], now).is_ok());
-        let again = seen.first_time(future, [3; 16], now + 2 * CREDENTIAL_WINDOW_MS);
+        assert!(seen.first_time(future, [3; 16], now, &operator()).is_ok());
+        let again = seen.first_time(future, [3; 16], now + 2 * CREDENTIAL_WINDOW_MS, &operator());
         assert!(matches!(again, Err(Fault::Replayed)));
     }
 
@@ -164,11 +241,11 @@ mod tests {
     fn a_full_memory_refuses_until_credentials_expire() {
         let mut seen = Seen::new(2);
         let now = 1_000_000;
-        assert!(seen.first_time(now, [1; 16], now).is_ok());
-        assert!(seen.first_time(now, [2; 16], now).is_ok());
-        assert!(matches!(seen.first_time(now, [3; 16], now), Err(Fault::TooManyCalls)));
+        assert!(seen.first_time(now, [1; 16], now, &operator()).is_ok());
+        assert!(seen.first_time(now, [2; 16], now, &operator()).is_ok());
+        assert!(matches!(seen.first_time(now, [3; 16], now, &operator()), Err(Fault::TooManyCalls)));
         let later = now + CREDENTIAL_WINDOW_MS + GROUP_MS;
-        assert!(seen.first_time(later, [3; 16], later).is_ok());
+        assert!(seen.first_time(later, [3; 16], later, &operator()).is_ok());
         assert_eq!(seen.count, 1, "the old ones are gone");
     }
 }

@@ -1,9 +1,14 @@
 //! `memkv.v1.Kv`: the complete key-value API for any language, over the same engine as the data plane.
 
+use super::body::Holding;
 use super::gate::caller;
 use super::status::Fault;
+use crate::accept::Peer;
+use crate::allowance::Lease;
 use crate::config::storage::NvmeMode;
+use crate::data::{Arriving, Room, Shed, Sheds};
 use crate::drain::Duty;
+use crate::line::{Line, Waiting};
 use crate::metrics::Metrics;
 use crate::node::{Node, Phase, RequestGuard};
 use crate::tenants::{Found, Tenant};
@@ -13,7 +18,6 @@ use memkv_credentials::Rights;
 use memkv_proto::{Invalid, keys_from_wire, space_id_from_wire, v1};
 use memkv_storage::{Filling, HashedKey, PagePin, Published, Refusal, Space};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -27,6 +31,8 @@ const CHUNK_BYTES: usize = 1 << 20;
 const OUTBOX: usize = 4;
 /// How long a request of a tenant that is over its rate may be held back.
 const RATE_WAIT_MAX: Duration = Duration::from_millis(250);
+/// How long a get may wait until answers of the same client have left.
+const ANSWER_WAIT_MAX: Duration = Duration::from_secs(2);
 /// Pages that one get pins at once.
 const PINS: usize = 16;
 
@@ -137,9 +143,11 @@ impl v1::kv_server::Kv for KvService {
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<Self::GetStream>, Status> {
         let in_flight = self.enter()?;
         let tenant = caller(&request)?;
+        let holding = request.extensions().get::<Holding>().cloned();
         self.admit(&tenant, Rights::READ).await?;
         let request = request.into_inner();
         self.check_count(request.keys.len())?;
+        let answer = reserve(holding.as_ref(), &request).await?;
         if !request.expected_bytes.is_empty() && request.expected_bytes.len() != request.keys.len() {
             return Err(Fault::Invalid(Invalid::OutOfRange("expected_bytes")).into());
         }
@@ -149,7 +157,7 @@ impl v1::kv_server::Kv for KvService {
         let get = Get { node: Arc::clone(&self.node), tenant, id, request, outbox };
         tokio::spawn(async move {
             get.run().await;
-            drop(in_flight);
+            drop((in_flight, answer, holding));
         });
         Ok(Response::new(ReceiverStream::new(responses)))
     }
@@ -160,11 +168,13 @@ impl v1::kv_server::Kv for KvService {
     ) -> Result<Response<v1::PutResponse>, Status> {
         let _in_flight = self.enter()?;
         let tenant = caller(&request)?;
+        let line = request.extensions().get::<Peer>().map(|peer| Arc::clone(&peer.line));
         self.admit(&tenant, Rights::WRITE).await?;
         let until = Instant::now() + Duration::from_millis(self.node.limits.request_ms_max.into());
         let put = Put {
             node: &self.node,
             tenant: &tenant,
+            line,
             space: None,
             page: None,
             statuses: Vec::new(),
@@ -206,6 +216,17 @@ impl v1::kv_server::Kv for KvService {
         let present = asked.await?;
         Ok(Response::new(v1::TouchResponse { present }))
     }
+}
+
+/// Holds what the pieces of an answer take that are on their way, if the client may have so much at once.
+async fn reserve(holding: Option<&Holding>, request: &v1::GetRequest) -> Result<Option<Lease>, Fault> {
+    let Some(mut lease) = holding.and_then(Holding::lease) else { return Ok(None) };
+    let asked = request.expected_bytes.iter().map(|&bytes| u64::from(bytes)).sum::<u64>();
+    let known = request.expected_bytes.len() == request.keys.len();
+    // One piece is encoded while another one leaves.
+    let most = 2 * CHUNK_BYTES;
+    let bytes = if known { usize::try_from(asked).unwrap_or(most).min(most) } else { most };
+    if lease.hold_within(bytes, ANSWER_WAIT_MAX).await { Ok(Some(lease)) } else { Err(Fault::TooMuchHeld) }
 }
 
 /// Owns a pin while pieces of its page are on their way out.
@@ -296,7 +317,9 @@ impl Get {
 /// A put's stream, message by message.
 struct Put<'a> {
     node: &'a Node,
-    tenant: &'a Tenant,
+    tenant: &'a Arc<Tenant>,
+    /// Its connection's slots that wait for their pages.
+    line: Option<Arc<Line>>,
     space: Option<Arc<Space>>,
     page: Option<Page>,
     statuses: Vec<v1::Status>,
@@ -312,6 +335,8 @@ struct Page {
     came: usize,
     /// Where its bytes go, or why they are thrown away.
     target: Result<(Filling, PageHasher), v1::Status>,
+    /// Keeps its slot counted.
+    _counted: Option<(Arriving, Option<Waiting>)>,
 }
 
 impl Put<'_> {
@@ -389,14 +414,9 @@ impl Put<'_> {
         let target = if meta.len == 0 || meta.len > limits.page_bytes_max {
             Err(v1::Status::TooLarge)
         } else {
-            let reserved = match self.node.drain.duty() {
-                Duty::Draining | Duty::Drained => {
-                    Err(self.turned_away(&space, key, &self.node.metrics.put_draining))
-                }
-                Duty::Serving if !self.node.arrivals.has_room(meta.len) => {
-                    Err(self.turned_away(&space, key, &self.node.metrics.put_shed_backlog))
-                }
-                Duty::Serving => {
+            let reserved = match self.lacks(meta.len) {
+                Some(why) => Err(self.turned_away(&space, key, why)),
+                None => {
                     let reserved = self.node.engine.reserve(&space, key, meta.len, message.position);
                     let busy = matches!(reserved, Err(Refusal::Busy));
                     Metrics::add(&self.node.metrics.put_busy, busy.into());
@@ -411,15 +431,34 @@ impl Put<'_> {
             }
         };
         let write_through = self.node.config.storage.nvme_mode == NvmeMode::WriteThrough;
-        Ok(Page { key: write_through.then(|| message.key.clone()), meta, came: 0, target })
+        let counted = target.is_ok().then(|| {
+            let bytes = meta.len.into();
+            (
+                self.node.arrivals.count(self.tenant, bytes),
+                self.line.as_ref().map(|line| line.arriving(bytes)),
+            )
+        });
+        Ok(Page { key: write_through.then(|| message.key.clone()), meta, came: 0, target, _counted: counted })
+    }
+
+    /// Why there is no room for a page of this length; `None` if there is.
+    fn lacks(&self, len: u32) -> Option<Shed> {
+        let leaving = self.node.drain.duty() != Duty::Serving;
+        let held = self.line.as_ref().map_or(0, |line| line.arriving_bytes());
+        Room::of(self.node, self.tenant, (held, true), leaving).lacks(len)
     }
 
     /// The answer to a page for which there is no place, and why is counted: one that is here already is never refused.
-    fn turned_away(&self, space: &Space, key: HashedKey<'_>, counter: &AtomicU64) -> Refusal {
+    fn turned_away(&self, space: &Space, key: HashedKey<'_>, why: Shed) -> Refusal {
         let mut found = [false];
         self.node.engine.exists_batch(space, &[key], &mut found);
-        Metrics::add(counter, u64::from(!found[0]));
-        if found[0] { Refusal::Exists } else { Refusal::Busy }
+        if found[0] {
+            return Refusal::Exists;
+        }
+        let mut sheds = Sheds::default();
+        sheds.add(why);
+        sheds.count(&self.node.metrics);
+        Refusal::Busy
     }
 
     fn finish(&mut self, page: Page) {

@@ -3,6 +3,7 @@
 //! Pages that pass through here are copied into protobuf; the data plane exists so that they need not.
 
 mod admin;
+mod body;
 mod drain;
 mod gate;
 mod kv;

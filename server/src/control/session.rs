@@ -2,14 +2,16 @@
 
 use super::status::Fault;
 use crate::accept::Peer;
+use crate::allowance::Allowance;
 use crate::data::{Nics, rdma_session};
 use crate::hot::HotPage;
+use crate::line::Line;
 use crate::metrics::Metrics;
 use crate::node::{Node, Phase};
 use crate::random;
 use crate::sessions::{Registered, Session};
 use crate::tenants::Tenant;
-use crate::tenants::tenant::Proven;
+use crate::tenants::tenant::{Connected, Proven};
 use crate::tls::TlsPeer;
 use memkv_proto::v1::client_message::Message as FromClient;
 use memkv_proto::v1::server_message::Message as ToClient;
@@ -61,7 +63,7 @@ impl v1::session_server::Session for SessionService {
         if self.node.phase() != Phase::Serving {
             return Err(Fault::Stopping.into());
         }
-        let Peer { addr: peer, tls } = request.extensions().get::<Peer>().cloned().unwrap_or_default();
+        let Peer { addr: peer, tls, line } = request.extensions().get::<Peer>().cloned().unwrap_or_default();
         if !self.node.guests.begin_session(peer) {
             return Err(Fault::Sequence("another session is being opened on this connection").into());
         }
@@ -73,8 +75,10 @@ impl v1::session_server::Session for SessionService {
             outbox,
             peer,
             tls,
+            line,
             places,
             place: None,
+            tenants_place: None,
         };
         tokio::spawn(stream.run());
         Ok(Response::new(ReceiverStream::new(replies)))
@@ -92,6 +96,10 @@ struct Stream {
     place: Option<OwnedSemaphorePermit>,
     /// What TLS says of the client.
     tls: Option<Arc<TlsPeer>>,
+    /// Its connection.
+    line: Arc<Line>,
+    /// Its place among its tenant's sessions.
+    tenants_place: Option<Connected>,
 }
 
 impl Stream {
@@ -168,7 +176,11 @@ impl Stream {
             tokio::time::sleep(WRONG_KEY_PAUSE).await;
             return Err(Fault::WrongKey);
         };
+        if !self.line.prove(&tenant) {
+            return Err(Fault::TooManyConnections);
+        }
         self.node.guests.prove(self.peer);
+        self.tenants_place = Some(tenant.begin_session().ok_or(Fault::TooManyConnections)?);
         let places = Arc::clone(&self.places);
         let full = |_| Fault::TooManySessions(self.node.limits.sessions_max);
         self.place = Some(places.try_acquire_owned().map_err(full)?);
@@ -181,6 +193,7 @@ impl Stream {
         let (owner, now_ms) = ((Arc::clone(&tenant), proven), self.node.clock.now_ms());
         let mut session = Session::new(session_id, session_key, client, owner, self.peer, now_ms);
         session.tls = tls.clone();
+        session.held = Allowance::new(self.node.config.request_bytes.session);
         let registered = self.node.sessions.register(session);
         // A change of the credentials either sees the session or is seen here.
         if !tenant.accepts(&registered.session.proven) {

@@ -71,6 +71,27 @@ pub(crate) enum Fault {
     /// The tenant is over its rate.
     #[error("this tenant is over its rate; try again later")]
     OverRate,
+    /// The tenant has as many connections as it may.
+    #[error(
+        "this tenant has as many connections or sessions as it may; close some, or raise quotas.connections in the credentials file"
+    )]
+    TooManyConnections,
+    /// What the calls of the connection or the tenant hold together would be too much.
+    #[error(
+        "the requests of this connection or tenant that are at work hold too many bytes; wait for some of them, or send smaller ones"
+    )]
+    TooMuchHeld,
+    /// A message is longer than any of its method can be.
+    #[error("a message of {bytes} bytes; this method takes {most}")]
+    TooLong {
+        /// The message's length.
+        bytes: u32,
+        /// The limit.
+        most: u32,
+    },
+    /// A message has more fields than a request has keys.
+    #[error("a message with more than {0} fields; see limits.batch_keys_max and send several requests")]
+    TooManyFields(u32),
     /// The call's credential is missing or wrong.
     #[error(transparent)]
     Credential(#[from] CredentialError),
@@ -106,9 +127,12 @@ pub(crate) enum Fault {
 impl From<Fault> for Status {
     fn from(fault: Fault) -> Self {
         let code = match &fault {
-            Fault::Invalid(_) | Fault::Sequence(_) | Fault::TooManyKeys { .. } | Fault::BadCursor => {
-                Code::InvalidArgument
-            }
+            Fault::Invalid(_)
+            | Fault::Sequence(_)
+            | Fault::TooManyKeys { .. }
+            | Fault::TooManyFields(_)
+            | Fault::TooLong { .. }
+            | Fault::BadCursor => Code::InvalidArgument,
             Fault::UnknownSpace(_) | Fault::Version { .. } => Code::FailedPrecondition,
             Fault::TlsRequired | Fault::WrongKey | Fault::Credential(_) | Fault::Replayed => {
                 Code::Unauthenticated
@@ -119,6 +143,8 @@ impl From<Fault> for Status {
             | Fault::TooManyAttempts
             | Fault::TooManySpaces(_)
             | Fault::OverRate
+            | Fault::TooManyConnections
+            | Fault::TooMuchHeld
             | Fault::TooManySessions(_)
             | Fault::Verifying
             | Fault::NoThread(_) => Code::ResourceExhausted,

@@ -9,6 +9,7 @@ use super::movers::Bound;
 use super::offers::{Held, Offer, Offers, PIECES, Receiving};
 use super::transfer::{Broken, Patience, read_exact, read_some, write_reply};
 use super::wire::Wire;
+use crate::allowance::{FREE_BYTES, Lease};
 use crate::metrics::Metrics;
 use crate::node::{Node, Phase};
 use crate::sessions::Attachment;
@@ -26,6 +27,10 @@ use tokio::time::{Instant, timeout_at};
 const LAST_WORD: Duration = Duration::from_millis(500);
 /// How long a request of a tenant that is over its rate may be held back.
 const RATE_WAIT_MAX: Duration = Duration::from_millis(250);
+/// What a key takes while its request is at work: its digest, its record, its pin.
+const BYTES_OF_KEY: usize = 64;
+/// Why a request is not taken.
+const OVER: &str = "requests of this session or tenant that are at work hold too many bytes; wait for some of them, or send smaller ones";
 /// Bytes that are thrown away so that the last reply is not lost to a reset.
 const LAST_BYTES: usize = 1 << 20;
 
@@ -38,6 +43,8 @@ pub(crate) struct Connection {
     desk: Desk,
     offers: Offers,
     mover: Bound,
+    /// What the request at work holds.
+    lease: Lease,
 }
 
 /// What to do after a request.
@@ -52,6 +59,8 @@ impl Connection {
     /// A connection that has finished its handshake.
     pub(crate) fn new(node: Arc<Node>, attachment: Attachment, stream: Wire) -> Self {
         node.metrics.data_connections.fetch_add(1, Ordering::Relaxed);
+        let session = &attachment.session;
+        let lease = session.tenant.allowances(&session.held, &node.held).lease();
         let desk = Desk::new(Arc::clone(&node), Arc::clone(&attachment.session.tenant));
         Self {
             node,
@@ -61,6 +70,7 @@ impl Connection {
             desk,
             offers: Offers::default(),
             mover: Bound::None,
+            lease,
         }
     }
 
@@ -94,6 +104,11 @@ impl Connection {
             return self.protocol_error(Some(&header), error).await;
         }
         let _in_flight = self.node.in_flight.enter();
+        let bytes_held = (header.meta_len as usize).max(header.count as usize * BYTES_OF_KEY);
+        let is_long = bytes_held > FREE_BYTES && header.op != Op::PutData;
+        if is_long && !self.lease.hold(bytes_held) {
+            return self.too_much(&header, &patience).await;
+        }
         let meta = self.inbox.meta(&self.stream, &patience, header.meta_len as usize).await?;
         if let Err(error) = header.verify(&bytes, &meta) {
             return self.protocol_error(None, error).await;
@@ -104,8 +119,21 @@ impl Connection {
         // 0 means that the client set no deadline of its own.
         let deadline = received + if asked.is_zero() { most } else { asked.min(most) };
         let next = self.answer(header, meta, deadline).await?;
+        if is_long {
+            self.desk.settle();
+            let _nothing = self.lease.hold(0);
+        }
         self.node.metrics.request_took(header.op, started.elapsed());
         Ok(next)
+    }
+
+    /// Refuses a request whose keys and answer would be too much beside others that are at work.
+    async fn too_much(&mut self, header: &Header, patience: &Patience) -> Result<Next, Broken> {
+        Metrics::add(&self.node.metrics.requests_over, 1);
+        self.release();
+        self.skip(u64::from(header.meta_len) + header.body_len, patience).await?;
+        let reply = self.desk.refuse(header, Code::Busy, OVER);
+        self.reply(&reply).await
     }
 
     /// Waits for a frame's first byte and gives expired slots back meanwhile.

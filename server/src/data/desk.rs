@@ -15,12 +15,12 @@ use crate::tenants::{Found, Tenant};
 use memkv_core::{Key, PageMeta, SpaceId};
 use memkv_storage::{HashedKey, PagePin, Refusal, Space};
 use memkv_transport::frame::{Code, FLAG_EXACT, FLAG_PREFIX, FrameError, Header, Op};
-use memkv_transport::records::{self, Offered, Wanted};
+use memkv_transport::records::{self, Offered, PAGE_RECORD_BYTES, Wanted};
 use std::sync::Arc;
 use tokio::time::Instant;
 
 /// Entries a reused list keeps room for between requests.
-const KEPT_ENTRIES: usize = 4096;
+const KEPT_ENTRIES: usize = 1024;
 
 /// Why a request about a space is refused.
 const UNKNOWN: &str = "the space was not opened since this server's start; call Kv.OpenSpace";
@@ -160,10 +160,13 @@ impl Desk {
             keys.push(HashedKey::new(header.space, key));
             self.rooms.push(dst_len);
         }
-        self.node.hot.note(header.space, &keys, &mut self.sampler, now_ms);
         self.pins.clear();
         match self.tenant.find(&self.node.engine, header.space).readable() {
-            Some(space) => self.node.engine.pin_batch(&space, &keys, now_ms, &mut self.pins).await,
+            Some(space) => {
+                // What a tenant cannot see it cannot make hot either.
+                self.node.hot.note(header.space, &keys, &mut self.sampler, now_ms);
+                self.node.engine.pin_batch(&space, &keys, now_ms, &mut self.pins).await;
+            }
             None => self.pins.resize_with(keys.len(), || None),
         }
         self.keys = recycle(keys);
@@ -257,7 +260,7 @@ impl Desk {
             Found::No => return Ok(Taken::Refused(self.refuse(header, Code::UnknownSpace, UNKNOWN))),
         };
         let leaving = self.node.drain.duty() != Duty::Serving;
-        let mut room = Room::of(&self.node, offers, leaving);
+        let mut room = Room::of(&self.node, &self.tenant, (offers.held_bytes(), offers.has_room()), leaving);
         let mut sheds = Sheds::default();
         let mut held = Vec::with_capacity(header.count as usize);
         let write_through = self.node.config.storage.nvme_mode == NvmeMode::WriteThrough;
@@ -291,7 +294,7 @@ impl Desk {
             held.push(page);
         }
         if let Some(first) = held.iter_mut().find(|page| page.is_wanted()) {
-            first.counts(self.node.arrivals.count(room.taken()));
+            first.counts(self.node.arrivals.count(&self.tenant, room.taken()));
         }
         Metrics::add(&self.node.metrics.put_keys, header.count.into());
         sheds.count(&self.node.metrics);
@@ -307,6 +310,18 @@ impl Desk {
     fn pending(&self, request_id: u64, space: Arc<Space>, held: Vec<Held>, expires: Instant) -> Offer {
         let (pages, body_len) = (held.len() as u32, super::offers::body_len(&held));
         Offer { request_id, space, held, expires, pages, body_len, guard: Some(self.node.in_flight.enter()) }
+    }
+
+    /// Gives back what lists have grown to beyond what most requests need.
+    pub(crate) fn settle(&mut self) {
+        self.keys.shrink_to(KEPT_ENTRIES);
+        self.found.shrink_to(KEPT_ENTRIES);
+        self.rooms.clear();
+        self.rooms.shrink_to(KEPT_ENTRIES);
+        self.pins.clear();
+        self.pins.shrink_to(KEPT_ENTRIES);
+        self.meta.clear();
+        self.meta.shrink_to(KEPT_ENTRIES * PAGE_RECORD_BYTES);
     }
 
     /// A reply without records whose meta section is a text for people.

@@ -2,6 +2,8 @@
 //!
 //! While an offer waits for its pages, only a header's bytes are read ahead, so that the pages that follow it go
 //! straight from the socket to their slots.
+//!
+//! The buffer is made when the first frame comes: a connection that never asks for anything costs its socket and its task.
 
 use super::transfer::{Broken, Patience, read_exact, read_some};
 use super::wire::Wire;
@@ -12,7 +14,7 @@ use tokio::time::Instant;
 /// Bytes read ahead at most.
 const BUFFER_BYTES: usize = 32 << 10;
 /// A meta buffer that grew beyond this is given back after its request.
-const META_KEPT_BYTES: usize = 256 << 10;
+const META_KEPT_BYTES: usize = 96 << 10;
 
 /// How long to look for the next frame before sleeping: about what it takes to wake a processor.
 const LOOK: Duration = Duration::from_micros(50);
@@ -25,6 +27,7 @@ const RETRY: u32 = 64;
 /// Bytes that were received and not yet used.
 #[derive(Debug)]
 pub(crate) struct Inbox {
+    /// Empty until the first frame comes.
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
@@ -37,8 +40,14 @@ pub(crate) struct Inbox {
 impl Inbox {
     /// An empty buffer.
     pub(crate) fn new() -> Self {
-        let buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
-        Self { buffer, start: 0, end: 0, filled_at: Instant::now(), meta: Vec::new(), misses: 0 }
+        Self {
+            buffer: Box::default(),
+            start: 0,
+            end: 0,
+            filled_at: Instant::now(),
+            meta: Vec::new(),
+            misses: 0,
+        }
     }
 
     /// Whether bytes of a next frame are here.
@@ -53,7 +62,8 @@ impl Inbox {
 
     /// Waits for the first byte of a frame, however long that takes. Dropping the future loses nothing.
     pub(crate) async fn wait(&mut self, stream: &Wire, only_header: bool) -> Result<(), Broken> {
-        let mut look = if stream.is_simulated() { None } else { self.look() };
+        let is_new = self.buffer.is_empty();
+        let mut look = if is_new || stream.is_simulated() { None } else { self.look() };
         while !self.has_bytes() {
             match look {
                 Some(until) if Instant::now() < until => tokio::task::yield_now().await,
@@ -63,6 +73,9 @@ impl Inbox {
                     continue;
                 }
                 None => stream.readable().await.map_err(|_| Broken::Closed)?,
+            }
+            if self.buffer.is_empty() {
+                self.buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
             }
             (self.start, self.end) = (0, 0);
             let most = if only_header { HEADER_BYTES } else { BUFFER_BYTES };

@@ -28,7 +28,7 @@ use memkv_transport::handshake::{
     ATTACH_BYTES, Attach, AttachError, AttachStatus, PREFACE, PROOF_BYTES, key_on, refusal, welcome,
 };
 pub(crate) use movers::rdma::{Nics, SessionRdma, session as rdma_session};
-pub(crate) use shed::Arrivals;
+pub(crate) use shed::{Arrivals, Arriving, Room, Shed, Sheds};
 use std::sync::Arc;
 use tokio::time::Instant;
 use transfer::{Broken, Patience, read_exact, write_reply};

@@ -1,14 +1,15 @@
 //! Which puts are refused before their bytes move, and why. Gets never are.
 //!
 //! Pages on their way in hold slots that nobody can read yet, and every slot they take may cost a page that could be
-//! read. So they may hold a quarter of the store on one connection, and half of it together. A server with more requests
+//! read. So they may hold a quarter of the store on one connection, three eighths of it for one of several tenants, and half of it
+//! together. A server with more requests
 //! at work than it can answer soon takes no puts until there are fewer.
 //!
 //! A page that is there already is never refused: that costs nothing.
 
-use super::offers::Offers;
 use crate::metrics::Metrics;
 use crate::node::Node;
+use crate::tenants::Tenant;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,7 +25,7 @@ pub(crate) enum Shed {
     Draining,
     /// No slot is free, and none could be made free.
     Memory,
-    /// Too many slots wait for pages of this connection.
+    /// Too many slots wait for pages of this connection, or of this tenant.
     Offers,
     /// Too many slots wait for pages of all connections.
     Backlog,
@@ -50,15 +51,11 @@ impl Arrivals {
         }
     }
 
-    /// Whether a page of this length may come in as well.
-    pub(crate) fn has_room(&self, len: u32) -> bool {
-        self.bytes.load(Ordering::Relaxed).saturating_add(len.into()) <= self.bytes_max
-    }
-
-    /// Counts bytes until the result is dropped.
-    pub(crate) fn count(self: &Arc<Self>, bytes: u64) -> Arriving {
+    /// Counts bytes for a tenant until the result is dropped.
+    pub(crate) fn count(self: &Arc<Self>, tenant: &Arc<Tenant>, bytes: u64) -> Arriving {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        Arriving { arrivals: Arc::clone(self), bytes }
+        tenant.arriving.fetch_add(bytes, Ordering::Relaxed);
+        Arriving { arrivals: Arc::clone(self), tenant: Arc::clone(tenant), bytes }
     }
 }
 
@@ -66,12 +63,14 @@ impl Arrivals {
 #[derive(Debug)]
 pub(crate) struct Arriving {
     arrivals: Arc<Arrivals>,
+    tenant: Arc<Tenant>,
     bytes: u64,
 }
 
 impl Drop for Arriving {
     fn drop(&mut self) {
         self.arrivals.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.tenant.arriving.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -80,26 +79,35 @@ impl Drop for Arriving {
 pub(crate) struct Room {
     closed: Option<Shed>,
     on_connection: u64,
+    of_tenant: u64,
     in_store: u64,
     taken: u64,
 }
 
 impl Room {
-    pub(crate) fn of(node: &Node, offers: &Offers, leaving: bool) -> Self {
+    /// For a connection of `tenant` that holds so much already and may or may not hold more.
+    pub(crate) fn of(node: &Node, tenant: &Tenant, (held, may_offer): (u64, bool), leaving: bool) -> Self {
         let arrivals = &node.arrivals;
         let on_connection = (node.config.dram_bytes / 4).max(node.limits.page_bytes_max.into());
+        let of_tenant = if node.tenants.are_several() && !tenant.is_operator() {
+            let most = (node.config.dram_bytes / 8 * 3).max(node.limits.page_bytes_max.into());
+            most.saturating_sub(tenant.arriving.load(Ordering::Relaxed))
+        } else {
+            u64::MAX
+        };
         let closed = if leaving {
             Some(Shed::Draining)
         } else if node.in_flight.count() > arrivals.requests_max {
             Some(Shed::Behind)
-        } else if !offers.has_room() {
+        } else if !may_offer {
             Some(Shed::Offers)
         } else {
             None
         };
         Self {
             closed,
-            on_connection: on_connection.saturating_sub(offers.held_bytes()),
+            on_connection: on_connection.saturating_sub(held),
+            of_tenant,
             in_store: arrivals.bytes_max.saturating_sub(arrivals.bytes.load(Ordering::Relaxed)),
             taken: 0,
         }
@@ -110,7 +118,7 @@ impl Room {
         let with_it = self.taken + u64::from(len);
         let full = |room: u64, why| (with_it > room).then_some(why);
         self.closed
-            .or_else(|| full(self.on_connection, Shed::Offers))
+            .or_else(|| full(self.on_connection.min(self.of_tenant), Shed::Offers))
             .or_else(|| full(self.in_store, Shed::Backlog))
     }
 
@@ -149,24 +157,30 @@ impl Sheds {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tenants::tenant::Shares;
 
     #[test]
     fn what_is_on_its_way_is_counted_until_it_is_there() {
         let arrivals = Arc::new(Arrivals::new(1000, 10, 2));
-        let (a, b) = (arrivals.count(300), arrivals.count(4));
+        let tenant = Arc::new(Tenant::new("a", Shares::default()));
+        let (a, b) = (arrivals.count(&tenant, 300), arrivals.count(&tenant, 4));
         drop(a);
-        assert_eq!(arrivals.bytes.load(Ordering::Relaxed), 4);
+        let now = || [&arrivals.bytes, &tenant.arriving].map(|bytes| bytes.load(Ordering::Relaxed));
+        assert_eq!(now(), [4, 4]);
         drop(b);
-        assert_eq!(arrivals.bytes.load(Ordering::Relaxed), 0);
+        assert_eq!(now(), [0, 0]);
     }
 
     #[test]
     fn each_bound_has_its_reason() {
-        let room = |closed, on_connection, in_store| Room { closed, on_connection, in_store, taken: 0 };
+        let of_tenant = u64::MAX;
+        let room =
+            |closed, on_connection, in_store| Room { closed, on_connection, of_tenant, in_store, taken: 0 };
         assert_eq!(room(None, 10, 10).lacks(10), None);
         assert_eq!(room(None, 9, 10).lacks(10), Some(Shed::Offers));
         assert_eq!(room(None, 10, 9).lacks(10), Some(Shed::Backlog));
         assert_eq!(room(Some(Shed::Behind), 10, 10).lacks(1), Some(Shed::Behind));
+        assert_eq!(Room { of_tenant: 9, ..room(None, 10, 10) }.lacks(10), Some(Shed::Offers));
         let mut filling = room(None, 10, 20);
         filling.take(6);
         assert_eq!((filling.lacks(4), filling.lacks(5)), (None, Some(Shed::Offers)));

@@ -36,6 +36,7 @@ pub(crate) use reload::watch;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tenant::Shares;
 pub(crate) use tenant::{Found, Tenant};
 
 /// Spaces of one tenant, where its quota does not say.
@@ -52,6 +53,8 @@ pub(crate) struct Tenants {
     /// What decoys are made of.
     secret: AuthKey,
     file: Option<PathBuf>,
+    /// What a tenant may have where the file does not say.
+    shares: Shares,
     table: RwLock<Table>,
     /// Held while spaces are opened or the table changes, so that no table misses a space.
     change: parking_lot::Mutex<()>,
@@ -69,14 +72,16 @@ impl Tenants {
     pub(crate) fn new(
         cluster_key: Option<AuthKey>,
         file: Option<PathBuf>,
+        shares: Shares,
         credentials: &Credentials,
         engine: &Engine,
     ) -> Self {
         let tenants = Self {
-            operator: Arc::new(Tenant::cluster(file.is_some())),
+            operator: Arc::new(Tenant::cluster(file.is_some(), shares)),
             cluster_key,
             secret: AuthKey::from_bytes(random::bytes()),
             file,
+            shares,
             table: RwLock::default(),
             change: parking_lot::Mutex::default(),
         };
@@ -92,7 +97,13 @@ impl Tenants {
             tracing::error!(%error, "no tenants");
             Credentials::default()
         });
-        Self::new(config.auth_key.clone(), config.credentials.clone(), &credentials, engine)
+        // Half for one tenant, so that there are places for others whatever it does.
+        let shares = Shares {
+            connections: u64::from(config.limits.connections_max / 2).max(1),
+            sessions: u64::from(config.limits.sessions_max / 2).max(1),
+            request_bytes: config.request_bytes.tenant,
+        };
+        Self::new(config.auth_key.clone(), config.credentials.clone(), shares, &credentials, engine)
     }
 
     /// Whether clients have to prove anything.
@@ -236,7 +247,7 @@ impl Tenants {
         let present = std::mem::take(&mut self.table.write().by_name);
         for entry in &credentials.tenants {
             let tenant = present.get(&entry.name).cloned();
-            let tenant = tenant.unwrap_or_else(|| Arc::new(Tenant::new(&entry.name)));
+            let tenant = tenant.unwrap_or_else(|| Arc::new(Tenant::new(&entry.name, self.shares)));
             tenant.change(entry);
             engine.set_quota(&entry.name, entry.quotas.dram_bytes, entry.quotas.nvme_bytes);
             for name in &entry.certificates {

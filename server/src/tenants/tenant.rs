@@ -2,6 +2,7 @@
 
 use super::SPACES_DEFAULT;
 use super::rate::Rate;
+use crate::allowance::{Allowance, Allowances};
 use memkv_core::{SpaceDescription, SpaceId};
 use memkv_credentials as credentials;
 use memkv_credentials::{Pattern, Rights};
@@ -28,6 +29,49 @@ pub(crate) struct Tenant {
     spaces: RwLock<HashMap<SpaceId, Seen>>,
     pub(crate) rate: Rate,
     pub(crate) counters: Counters,
+    /// What its requests that are at work may hold.
+    held: Allowance,
+    /// Bytes of slots that wait for its pages.
+    pub(crate) arriving: AtomicU64,
+    shares: Shares,
+    connections_max: AtomicU64,
+    connections: Arc<AtomicU64>,
+    sessions: Arc<AtomicU64>,
+}
+
+/// What one tenant may have of what all share, where its quotas do not say.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shares {
+    /// Connections of both planes.
+    pub(crate) connections: u64,
+    pub(crate) sessions: u64,
+    /// Bytes of requests that are at work.
+    pub(crate) request_bytes: u64,
+}
+
+impl Default for Shares {
+    fn default() -> Self {
+        Self { connections: u64::MAX, sessions: u64::MAX, request_bytes: 384 << 20 }
+    }
+}
+
+/// A connection's or session's place among its tenant's, given back on drop.
+#[derive(Debug)]
+pub(crate) struct Connected(Arc<AtomicU64>);
+
+impl Connected {
+    /// One more, if there are fewer than `most`.
+    fn enter(count: &Arc<AtomicU64>, most: u64) -> Option<Self> {
+        let more = |now: u64| (now < most).then_some(now + 1);
+        count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Self(Arc::clone(count)))
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Default)]
@@ -91,16 +135,22 @@ impl fmt::Debug for Tenant {
 
 impl Tenant {
     /// Who has the cluster's key; `counted` if there are others, so that its numbers matter.
-    pub(crate) fn cluster(counted: bool) -> Self {
-        let tenant = Self { limited: counted, ..Self::new("") };
+    pub(crate) fn cluster(counted: bool, shares: Shares) -> Self {
+        let tenant = Self { limited: counted, ..Self::new("", shares) };
         tenant.rights.store(Rights::ALL.bits(), Ordering::Relaxed);
         tenant.operator.store(true, Ordering::Relaxed);
         tenant
     }
 
     /// A tenant that may nothing yet.
-    pub(crate) fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str, shares: Shares) -> Self {
         Self {
+            held: Allowance::new(shares.request_bytes),
+            arriving: AtomicU64::new(0),
+            connections_max: AtomicU64::new(shares.connections),
+            connections: Arc::default(),
+            sessions: Arc::default(),
+            shares,
             name: name.to_owned(),
             limited: true,
             rights: AtomicU8::new(0),
@@ -118,6 +168,8 @@ impl Tenant {
         self.rights.store(entry.rights.bits(), Ordering::Relaxed);
         self.operator.store(entry.operator, Ordering::Relaxed);
         self.spaces_max.store(entry.quotas.spaces.unwrap_or(SPACES_DEFAULT), Ordering::Relaxed);
+        let connections = entry.quotas.connections.unwrap_or(self.shares.connections);
+        self.connections_max.store(connections, Ordering::Relaxed);
         self.rate.set(entry.quotas.requests_per_s, entry.quotas.bytes_per_s);
         *self.secrets.write() = Secrets {
             keys: entry.keys.clone(),
@@ -224,6 +276,23 @@ impl Tenant {
     pub(super) fn replace_spaces(&self, spaces: Vec<(Arc<Space>, bool)>) {
         *self.spaces.write() =
             spaces.into_iter().map(|(space, own)| (space.id(), Seen { space, own })).collect();
+    }
+
+    /// What a request is counted against that came by a session or connection with this allowance.
+    pub(crate) fn allowances(&self, own: &Allowance, server: &Allowance) -> Allowances {
+        Allowances::new(own, &self.held, server)
+    }
+
+    /// A place for a connection; `None` if it has as many as it may. Operators have no bound but the server's.
+    pub(crate) fn connect(&self) -> Option<Connected> {
+        let most = if self.is_operator() { u64::MAX } else { self.connections_max.load(Ordering::Relaxed) };
+        Connected::enter(&self.connections, most)
+    }
+
+    /// A place for a session, likewise.
+    pub(crate) fn begin_session(&self) -> Option<Connected> {
+        let most = if self.is_operator() { u64::MAX } else { self.shares.sessions };
+        Connected::enter(&self.sessions, most)
     }
 
     /// Counts a request, and says how long it has to wait.

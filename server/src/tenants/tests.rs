@@ -15,7 +15,7 @@ fn file(text: &str) -> Credentials {
 }
 
 fn tenants(text: &str, engine: &Engine) -> Tenants {
-    Tenants::new(None, Some("credentials".into()), &file(text), engine)
+    Tenants::new(None, Some("credentials".into()), Shares::default(), &file(text), engine)
 }
 
 fn named(tenants: &Tenants, name: &str) -> Arc<Tenant> {
@@ -83,7 +83,7 @@ fn keys_come_and_go_with_the_file() {
         file(&format!("tenants: [{{name: a, keys: [{}]}}]", keys.collect::<Vec<_>>().join(", ")))
     };
     let (old, new) = (key(1), key(2));
-    let tenants = Tenants::new(None, Some("f".into()), &entry(&[&old, &new]), &engine);
+    let tenants = Tenants::new(None, Some("f".into()), Shares::default(), &entry(&[&old, &new]), &engine);
     let whose = |key: &TenantKey| tenants.secret("a", key.key_id()).1;
     assert!(whose(&old).is_some() && whose(&new).is_some(), "two are valid while one follows the other");
     assert!(whose(&key(3)).is_none() && tenants.secret("b", old.key_id()).1.is_none());
