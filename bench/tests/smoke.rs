@@ -231,3 +231,29 @@ fn servers_end_with_it_and_leave_nothing() {
         }
     }
 }
+
+#[test]
+fn a_siege_of_every_kind_comes_stands_and_goes() {
+    let Some(server) = server() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let json = folder.path().join("siege.json");
+    let path = json.to_str().expect("a path");
+    let args = ["siege", "--connections", "96", "--rounds", "1", "--seconds", "0.4", "--json", path];
+    let printed = run(&args, &server);
+    let document: Value =
+        serde_json::from_slice(&std::fs::read(&json).expect("it was written")).expect("JSON");
+    let kinds = document["kinds"].as_array().expect("kinds");
+    assert_eq!(kinds.len(), 7, "{printed}");
+    for row in kinds {
+        let kind = row["kind"].as_str().expect("a name");
+        let number = |name: &str| row[name].as_u64().expect("a number");
+        // They fit into the guests' places; who fails a proof does not stay.
+        assert_eq!(number("standing"), if kind == "failed-proofs" { 0 } else { 96 }, "{kind}: {printed}");
+        assert!(kind != "failed-proofs" || number("closed") > 0, "{kind}: {printed}");
+        for part in ["before", "during", "after"] {
+            assert!(row[part]["gets"]["count"].as_u64() > Some(0), "{kind}, {part}: {printed}");
+            assert!(row[part]["resident_bytes"].as_u64() > Some(0), "{kind}, {part}: {printed}");
+            assert_eq!(row[part]["newcomers_refused"], 0, "{kind}, {part}: {printed}");
+        }
+    }
+}
