@@ -8,6 +8,7 @@
 //! Deliberately absent: closing. A guest that is not read any more fails the next liveness check of HTTP/2 and goes by that.
 
 use crate::allowance::Allowance;
+use crate::config::RequestBytes;
 use crate::tenants::Tenant;
 use crate::tenants::tenant::Connected;
 use parking_lot::Mutex;
@@ -39,7 +40,7 @@ pub(crate) struct Line {
 
 impl Default for Line {
     fn default() -> Self {
-        Self::new(128 << 20)
+        Self::new(RequestBytes::default().session)
     }
 }
 

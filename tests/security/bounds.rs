@@ -15,31 +15,35 @@ use std::time::Duration;
 use tokio_stream::StreamExt as _;
 use tonic::Code as Status;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 const MIB: usize = 1 << 20;
 const PUT: &str = "/memkv.v1.Kv/Put";
 const REFLECT: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 
+/// What is begun stays for as long as the test takes.
+fn patient(bounds: &[&str]) -> Setup {
+    let times = ["--limits-stall-time-max=10m", "--limits-request-time-max=10m"];
+    let args = times.iter().chain(bounds).map(|arg| (*arg).to_owned()).collect();
+    Setup { args, ..Setup::default() }
+}
+
 /// Bounds that a test reaches: a session's, a tenant's, the server's.
 fn tight() -> Setup {
-    let bounds = [
+    patient(&[
         "--limits-session-request-bytes-max=32MiB",
         "--limits-tenant-request-bytes-max=48MiB",
         "--limits-request-bytes-max=64MiB",
-    ];
-    Setup { args: bounds.map(str::to_owned).to_vec(), ..Setup::default() }
+    ])
 }
 
-/// Begins calls whose messages do not come to their end until the server ends one; how many it holds.
-fn begun_puts(raw: &mut Raw, control: &Control, most: usize) -> usize {
-    for held in 0..most {
+/// Begins so many calls with so many bytes of a message that does not come to its end, and waits until the server has refused all but
+/// `most` of them; how many it holds.
+fn begun_puts(raw: &mut Raw, control: &Control, (begun, bytes): (usize, usize), most: usize) -> usize {
+    for _ in 0..begun {
         let stream = raw.begin(PUT, Some(&credential(control, PUT)), 15 << 20);
-        let _taken = raw.fill(stream, 3 * MIB, PATIENCE);
-        if raw.is_ended(stream, Duration::from_millis(200)) {
-            return held;
-        }
+        let _taken = raw.fill(stream, bytes, PATIENCE);
     }
-    most
+    begun - raw.ended_of(begun - most, PATIENCE)
 }
 
 #[test]
@@ -64,7 +68,7 @@ fn what_comes_of_a_guest_is_not_kept_beyond_a_little() {
     // Whoever asks for as much as anybody does is answered.
     let control = daemon.control().unwrap();
     let space = control.open_space("bounds").unwrap();
-    let large = page(b"large", 8 * MIB);
+    let large = page(b"large", 4 * MIB);
     assert_eq!(control.put(space, &[(b"large", &large)], 4 * MIB).unwrap(), [v1::Status::Ok]);
     drop((warm, guests));
 }
@@ -74,11 +78,12 @@ fn messages_of_a_connection_and_of_a_tenant_are_bounded_and_others_are_served() 
     let estate = Estate::with_setup(&of([tenant("a", 1), tenant("b", 2)]), tight());
     let (a, b) = (estate.control("a", 1), estate.control("b", 2));
     let mut first = Raw::connect(estate.daemon.addr());
-    let held = begun_puts(&mut first, &a, 20);
+    let held = begun_puts(&mut first, &a, (20, 3 * MIB), 10);
     assert!((8..=10).contains(&held), "{held} times 3 MiB of 32 on one connection");
     let mut second = Raw::connect(estate.daemon.addr());
-    let held = begun_puts(&mut second, &a, 20);
-    assert!((3..=5).contains(&held), "{held} times 3 MiB, of the 16 that the tenant has left");
+    let left = 48 - 3 * held;
+    let more = begun_puts(&mut second, &a, (40, MIB), left);
+    assert!((left - 4..=left).contains(&more), "{more} times 1 MiB, and {held} times 3, of the tenant's 48");
     // The other tenant has a share of its own.
     let space = b.open_space("bounds").unwrap();
     let bytes = page(b"k", 4 * MIB);
@@ -122,32 +127,30 @@ fn a_message_with_too_many_keys_or_bytes_is_refused_before_it_is_read() {
 #[test]
 fn slots_of_puts_through_grpc_are_bounded_for_a_connection_and_a_tenant() {
     // A store of 64 MiB: 16 for one connection, 24 for one tenant.
-    let estate = Estate::start();
+    let estate = Estate::with_setup(&of([tenant("a", 1), tenant("b", 2)]), patient(&[]));
+    let shed = || estate.daemon.metrics().unwrap().sum("memkv_put_shed_offers_total", &[]);
+    let seen = || shed() + estate.daemon.metrics().unwrap().sum("memkv_dram_used_bytes", &[]) / MIB as f64;
     let begin = |control: &Control, count: u32| {
         let space = control.open_space("slots").unwrap();
         let page = vec![1; MIB];
-        let open: Vec<_> = (0..count)
-            .map(|number| {
-                let first = put_messages(space, &number.to_le_bytes(), &page, 4096).remove(0);
-                let messages = tokio_stream::iter([first]).chain(tokio_stream::pending());
-                let request = control.request(PUT, messages);
-                let mut kv = control.kv();
-                control.spawn(async move { drop(kv.put(request).await) })
-            })
-            .collect();
-        open
-    };
-    let shed = || estate.daemon.metrics().unwrap().sum("memkv_put_shed_offers_total", &[]);
-    let wait_shed = |most: f64| {
-        wait_for("puts are refused", PATIENCE, || (shed() >= most).then_some(())).unwrap();
-        assert!(shed() <= most, "{} pages were refused", shed());
+        let begin = |number: u32| {
+            let first = put_messages(space, &number.to_le_bytes(), &page, 4096).remove(0);
+            let messages = tokio_stream::iter([first]).chain(tokio_stream::pending());
+            let request = control.request(PUT, messages);
+            let (mut kv, before) = (control.kv(), seen());
+            let put = control.spawn(async move { drop(kv.put(request).await) });
+            wait_for("a slot is taken or refused", PATIENCE, || (seen() > before + 0.9).then_some(()))
+                .unwrap();
+            put
+        };
+        (0..count).map(begin).collect::<Vec<_>>()
     };
     let one = estate.control("a", 1);
     let held = begin(&one, 20);
-    wait_shed(4.0);
+    assert_eq!(shed(), 4.0, "of 20 pages on one connection");
     let other = estate.control("a", 1);
     let more = begin(&other, 20);
-    wait_shed(16.0);
+    assert_eq!(shed(), 16.0, "of 40 pages of one tenant");
     // Somebody else stores as before.
     let mut b = Guest::of(&estate, "b", 2);
     let space = b.control.open_space("slots").unwrap();

@@ -11,7 +11,10 @@ const FRAME_BYTES: usize = 16 << 10;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const WINDOW_UPDATE: u8 = 8;
+const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
@@ -19,11 +22,14 @@ const END_HEADERS: u8 = 4;
 pub(crate) struct Raw {
     stream: TcpStream,
     came: Vec<u8>,
+    /// Answers to the server's settings and pings, which go before the next frame. Its windows are wide only once its settings are
+    /// acknowledged.
+    owed: Vec<u8>,
     next: u32,
     /// Bytes that the server allows for all streams.
     window: i64,
     /// Streams that the server has ended.
-    pub(crate) ended: HashSet<u32>,
+    ended: HashSet<u32>,
 }
 
 impl Raw {
@@ -31,7 +37,14 @@ impl Raw {
         let mut stream = memkv_tests::wire::dial(addr).unwrap();
         stream.write_all(PREFACE).unwrap();
         stream.set_nonblocking(true).unwrap();
-        Self { stream, came: Vec::new(), next: 1, window: 65_535, ended: HashSet::new() }
+        let (came, owed) = (Vec::new(), Vec::new());
+        let mut raw = Self { stream, came, owed, next: 1, window: 65_535, ended: HashSet::new() };
+        let begun = Instant::now();
+        while raw.owed.is_empty() && begun.elapsed() < Duration::from_secs(60) {
+            raw.listen();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        raw
     }
 
     /// Begins a call with the beginning of a message that claims to be `claims` bytes long, nearly all of them one field's; returns
@@ -93,14 +106,15 @@ impl Raw {
         sent
     }
 
-    /// Waits until the server has ended a stream.
-    pub(crate) fn is_ended(&mut self, id: u32, patience: Duration) -> bool {
+    /// Waits until the server has ended so many streams; how many it has.
+    pub(crate) fn ended_of(&mut self, least: usize, patience: Duration) -> usize {
         let begun = Instant::now();
-        while !self.ended.contains(&id) && begun.elapsed() < patience {
+        while self.ended.len() < least && begun.elapsed() < patience {
             self.listen();
+            self.send(Vec::new(), begun + patience);
             std::thread::sleep(Duration::from_millis(2));
         }
-        self.ended.contains(&id)
+        self.ended.len()
     }
 
     /// A server that does not read any more is no failure; what is sent next then fails too.
@@ -108,13 +122,14 @@ impl Raw {
         let _taken = self.try_frame(kind, flags, id, payload, Instant::now() + Duration::from_millis(200));
     }
 
-    /// `false` if the socket takes nothing until then; a frame that has begun is finished.
     fn try_frame(&mut self, kind: u8, flags: u8, id: u32, payload: &[u8], until: Instant) -> bool {
-        let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
-        let mut frame = vec![len[1], len[2], len[3], kind, flags];
-        frame.extend_from_slice(&id.to_be_bytes());
-        frame.extend_from_slice(payload);
-        let mut rest = &frame[..];
+        self.send(frame(kind, flags, id, payload), until)
+    }
+
+    /// Sends what is owed and then a frame. `false` if the socket takes nothing until then, and then the connection is of no use any more.
+    fn send(&mut self, frame: Vec<u8>, until: Instant) -> bool {
+        let bytes = [std::mem::take(&mut self.owed), frame].concat();
+        let mut rest = &bytes[..];
         while !rest.is_empty() {
             match self.stream.write(rest) {
                 Ok(bytes) => rest = &rest[bytes..],
@@ -147,12 +162,24 @@ impl Raw {
                     self.window += i64::from(u32::from_be_bytes(payload[..4].try_into().unwrap()));
                 }
                 HEADERS if flags & END_STREAM != 0 => drop(self.ended.insert(id)),
-                RST_STREAM => drop(self.ended.insert(id)),
+                RST_STREAM => {
+                    assert_ne!(payload, [0, 0, 0, 3], "the server says that its windows were not kept to");
+                    self.ended.insert(id);
+                }
+                SETTINGS | PING if flags & ACK == 0 => {
+                    let reply = if kind == PING { payload } else { &[] };
+                    self.owed.extend(frame(kind, ACK, 0, reply));
+                }
                 _ => {}
             }
             self.came.drain(..9 + len);
         }
     }
+}
+
+fn frame(kind: u8, flags: u8, id: u32, payload: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&[len[1], len[2], len[3], kind, flags], &id.to_be_bytes()[..], payload].concat()
 }
 
 /// A fresh credential for one call.

@@ -62,6 +62,11 @@ fn tells(samples: usize, mut ask: impl FnMut(usize)) -> bool {
     (0..3).all(|_| compare(samples, &mut ask).abs() > SEEN)
 }
 
+/// Whether they tell them apart at least once: what is there is seen at last, also on a machine that does something else meanwhile.
+fn may_tell(samples: usize, mut ask: impl FnMut(usize)) -> bool {
+    (0..10).any(|_| compare(samples, &mut ask).abs() > SEEN)
+}
+
 fn frames(op: &str, space: SpaceId, keys: [&[u8]; 2]) -> [Vec<u8>; 2] {
     keys.map(|key| match op {
         "exists" => exists_frame(7, space, &[key]),
@@ -90,8 +95,10 @@ fn time_does_not_tell_what_another_tenant_has() {
     let (_estate, mut b, space, own) = neighbours();
     // The instrument works: a tenant can tell its own pages from absent ones by time.
     let [hit, miss] = frames("get", own, [b"mine-", b"gone-"]);
-    let seen = compare(SAMPLES, |kind| drop(b.data.call([&hit, &miss][kind]).unwrap())).abs();
-    assert!(seen > SEEN, "a page of 64 KiB takes no time: {seen}");
+    assert!(
+        may_tell(SAMPLES, |kind| drop(b.data.call([&hit, &miss][kind]).unwrap())),
+        "a page of 64 KiB takes no time"
+    );
     for op in ["exists", "get", "put", "touch", "delete"] {
         // In the other's space by its identity, and under the same name in its own (a put would store something there).
         let spaces = if op == "put" { vec![space] } else { vec![space, own] };
@@ -146,8 +153,10 @@ fn call(control: &Control, op: &str, space: SpaceId, key: &[u8]) {
 #[test]
 fn time_does_not_tell_through_grpc_what_another_tenant_has() {
     let (_estate, b, space, own) = neighbours();
-    let seen = compare(CALLS, |kind| call(&b.control, "Get", own, [b"mine-", b"gone-"][kind])).abs();
-    assert!(seen > SEEN, "a page of 64 KiB takes no time: {seen}");
+    assert!(
+        may_tell(CALLS, |kind| call(&b.control, "Get", own, [b"mine-", b"gone-"][kind])),
+        "a page of 64 KiB takes no time"
+    );
     for op in ["Get", "Exists", "Touch", "Delete", "Pin", "InspectKey"] {
         for asked in [space, own] {
             let told = tells(CALLS, |kind| call(&b.control, op, asked, [b"there", b"wher3"][kind]));

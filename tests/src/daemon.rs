@@ -281,6 +281,24 @@ impl Daemon {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.pid())).context("list the daemon's files")?.count())
     }
 
+    /// What the file descriptors of the process point at, and how many of them at each: a path, or `socket` and the like without
+    /// their numbers. A file whose name is gone ends in ` (deleted)`.
+    ///
+    /// # Errors
+    ///
+    /// If the process is gone.
+    pub fn descriptors(&self) -> anyhow::Result<BTreeMap<String, usize>> {
+        let mut found = BTreeMap::new();
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.pid())).context("list the daemon's files")? {
+            // One that was closed since the listing is of no interest.
+            let Ok(target) = fs::read_link(entry?.path()) else { continue };
+            let target = target.display().to_string();
+            let kind = target.split_once(":[").map_or(target.as_str(), |(kind, _)| kind);
+            *found.entry(kind.to_owned()).or_default() += 1;
+        }
+        Ok(found)
+    }
+
     /// Memory that the process holds, in bytes.
     ///
     /// # Errors

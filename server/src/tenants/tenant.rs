@@ -3,6 +3,7 @@
 use super::SPACES_DEFAULT;
 use super::rate::Rate;
 use crate::allowance::{Allowance, Allowances};
+use crate::config::RequestBytes;
 use memkv_core::{SpaceDescription, SpaceId};
 use memkv_credentials as credentials;
 use memkv_credentials::{Pattern, Rights};
@@ -51,7 +52,7 @@ pub(crate) struct Shares {
 
 impl Default for Shares {
     fn default() -> Self {
-        Self { connections: u64::MAX, sessions: u64::MAX, request_bytes: 384 << 20 }
+        Self { connections: u64::MAX, sessions: u64::MAX, request_bytes: RequestBytes::default().tenant }
     }
 }
 
