@@ -77,7 +77,9 @@ impl Daemon {
             let ended = self.child.try_wait()?;
             if ended.is_some() || start.elapsed() > PATIENCE {
                 let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
-                bail!("memkv-server did not become ready ({ended:?}); its log:\n{log}");
+                let what =
+                    ended.map_or("is not ready yet".to_owned(), |status| format!("ended with {status}"));
+                bail!("memkv-server {what}; its log:\n{log}");
             }
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -52,7 +52,7 @@ pub(crate) struct HotArgs {
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Seconds of a round.
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value = "3", value_parser = crate::parse_seconds)]
     seconds: f64,
     /// The memkv-server to start; the one beside this program by default.
     #[arg(long, env = "MEMKV_SERVER_BIN")]

@@ -191,9 +191,23 @@ fn parse_size(text: &str) -> Result<usize, String> {
     bytes.ok_or_else(|| format!("{text:?} is not a size of at least 4KiB"))
 }
 
+/// Reads a time of some use, in seconds.
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.05..=86_400.0).contains(seconds));
+    seconds.ok_or_else(|| format!("{text:?} is no number of seconds from 0.05 to 86400"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_read() {
+        assert_eq!(parse_seconds("0.4"), Ok(0.4));
+        for text in ["nan", "inf", "-1", "0", "1e9", "x", ""] {
+            assert!(parse_seconds(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn sizes_are_read() {

@@ -3,7 +3,7 @@
 use crate::faults::{Event, Fault, Rng};
 use crate::flips::{flip, flip_pages, flip_somewhere};
 use crate::pressure::{Cage, allow_growth, status_bytes, stop_growth};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use memkv_tests::daemon::{Daemon, PATIENCE, Setup};
 use memkv_tests::proxy::{Faults, Proxy, Way};
 use memkv_tests::wait_for;
@@ -47,7 +47,9 @@ impl Server {
             "--memory-backing",
             &memory.display().to_string(),
             "--nvme-paths",
-            &format!("{}=96MiB", drive.display()),
+            &format!("{}:96MiB", drive.display()),
+            "--nvme-segment",
+            "8MiB",
             "--nvme-mode",
             if number == 0 { "write-through" } else { "demote" },
             "--limits-stall-time-max",
@@ -63,6 +65,7 @@ impl Server {
         daemon.set_env("MEMKV_TEST_CLOCK", &folder.path().join("clock").display().to_string());
         daemon.stop()?;
         daemon.restart()?;
+        ensure!(fs::read_dir(&drive)?.next().is_some(), "the server does not use its drive");
         let proxy = Proxy::start(daemon.addr())?;
         let others_before = Descriptors::of(&daemon, folder.path())?.others;
         let server = Self {
@@ -297,9 +300,8 @@ impl Server {
     }
 }
 
-/// What a daemon's descriptors point at. Those of segments are as many as its drive has of them: each start and each drive that was
-/// full leaves a short one, and a drive whose pages are seldom pushed out keeps hundreds of them within its quota. What counts is that none
-/// is held open whose name is gone.
+/// What a daemon's descriptors point at. Those of segments are as many as its drive has of them: each start leaves a short one, and short
+/// ones may be many within a quota. What counts is that none is held open whose name is gone.
 struct Descriptors {
     all: BTreeMap<String, usize>,
     /// Those of no segment.

@@ -33,7 +33,7 @@ pub(crate) struct BesideArgs {
     #[arg(long, value_enum, value_delimiter = ',')]
     faults: Vec<Fault>,
     /// Seconds of each part: before, during, after.
-    #[arg(long, default_value_t = 4.0)]
+    #[arg(long, default_value = "4", value_parser = crate::parse_seconds)]
     seconds: f64,
     /// How often each fault comes.
     #[arg(long, default_value_t = 3)]

@@ -13,7 +13,7 @@ mod door;
 use crate::machine::{Machine, resident_bytes};
 use crate::stats::Latency;
 use crate::{command_line, daemon};
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 pub(crate) use besieger::Kind;
 use clap::{Args, ValueEnum as _};
 pub(crate) use crew::serve;
@@ -47,7 +47,7 @@ pub(crate) struct SiegeArgs {
     #[arg(long, default_value_t = 500)]
     redials: usize,
     /// Seconds of each part: before, during, after.
-    #[arg(long, default_value_t = 4.0)]
+    #[arg(long, default_value = "4", value_parser = crate::parse_seconds)]
     seconds: f64,
     /// How often each kind comes.
     #[arg(long, default_value_t = 3)]
@@ -234,15 +234,23 @@ fn connect(daemon: &daemon::Daemon) -> anyhow::Result<Client> {
 ///
 /// # Errors
 ///
-/// If it cannot be measured, or wrong bytes came.
+/// If a kind cannot be measured, or wrong bytes came; the others are measured and shown first.
 pub(crate) fn run(args: &SiegeArgs) -> anyhow::Result<()> {
     may_open(args.connections as u64 + FILES)?;
     let all = if args.kinds.is_empty() { Kind::value_variants() } else { &args.kinds[..] };
     let mut rows = Vec::new();
+    let mut failed = Vec::new();
     for &kind in all {
         // Each kind has a server of its own: what one leaves in memory is not the next one's.
         let city = City::start(args)?;
-        rows.push(besiege(&city, kind, args)?);
+        match besiege(&city, kind, args) {
+            Ok(row) => rows.push(row),
+            // The others may still be measured.
+            Err(error) => {
+                eprintln!("{}: not measured: {error:#}", kind.name());
+                failed.push(kind.name());
+            }
+        }
         city.client.close();
     }
     let report = Report {
@@ -257,17 +265,18 @@ pub(crate) fn run(args: &SiegeArgs) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(&report).context("write JSON")?;
         std::fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))?;
     }
+    ensure!(failed.is_empty(), "not measured, see above: {}", failed.join(", "));
     Ok(())
 }
 
 /// Lets this process and those that it starts open so many files.
 fn may_open(files: u64) -> anyhow::Result<()> {
     let now = getrlimit(Resource::Nofile);
-    ensure!(
-        now.maximum.is_none_or(|most| most >= files),
-        "{files} open files are needed and {:?} allowed; raise `ulimit -Hn`, or take fewer --connections",
-        now.maximum
-    );
+    if let Some(most) = now.maximum.filter(|most| *most < files) {
+        bail!(
+            "{files} open files are needed and {most} allowed; raise `ulimit -Hn`, or take fewer --connections"
+        );
+    }
     let raised = Rlimit { current: now.maximum.or(Some(files)), maximum: now.maximum };
     setrlimit(Resource::Nofile, raised).context("raise the number of open files")
 }

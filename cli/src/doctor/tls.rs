@@ -109,8 +109,11 @@ fn judge_served(
     let shown = match shown {
         Ok(shown) => shown,
         Err(why) => {
-            let fix = hint(&why)
-                .unwrap_or("look at the server's log; openssl s_client -connect shows what it sends");
+            let fix = hint(&why).unwrap_or(if why.starts_with("Connection refused") {
+                "nobody listens there: is the server running, and is this its address and port?"
+            } else {
+                "look at the server's log; openssl s_client -connect shows what it sends"
+            });
             return problem(check, why, fix);
         }
     };
@@ -188,5 +191,7 @@ mod tests {
         assert!(judged(&one).text.contains("cannot be read"), "these bytes are no certificate");
         let failed = judge_served("s", Err("invalid peer certificate: Expired".to_owned()), None, now);
         assert!(failed.level == "problem" && failed.fix.is_some());
+        let absent = judge_served("s", Err("Connection refused (os error 111)".to_owned()), None, now);
+        assert!(absent.fix.unwrap().contains("is the server running"));
     }
 }
