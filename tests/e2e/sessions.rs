@@ -70,7 +70,9 @@ pub(crate) fn pins(control: &memkv_tests::control::Control, space: memkv_core::S
 
 #[test]
 fn a_deleted_page_is_read_to_its_end_by_those_who_began() {
-    let daemon = Daemon::start_with(Setup { dram: "256MiB".into(), ..Setup::default() }).unwrap();
+    // The reader waits for as long as the other pages take.
+    let args = ["--limits-stall-time-max=10m", "--limits-request-time-max=10m"].map(str::to_owned).to_vec();
+    let daemon = Daemon::start_with(Setup { dram: "256MiB".into(), args, ..Setup::default() }).unwrap();
     let control = daemon.control().unwrap();
     let space = control.open_space("sessions").unwrap();
     let session = control.session().unwrap();

@@ -9,8 +9,6 @@ mod bounds;
 #[cfg(test)]
 mod certificates;
 #[cfg(test)]
-mod drives;
-#[cfg(test)]
 mod estate;
 #[cfg(test)]
 mod handshake;
