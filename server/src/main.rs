@@ -42,8 +42,9 @@ fn main() -> ExitCode {
 
 fn run(config: Config) -> anyhow::Result<Stopped> {
     let server = Server::start(config)?;
-    let [mut terminate, mut interrupt, mut hangup] =
-        server.block_on(async { signals() }).map_err(|error| anyhow!("cannot listen for signals: {error}"))?;
+    let [mut terminate, mut interrupt, mut hangup] = server
+        .block_on(async { signals() })
+        .map_err(|error| anyhow!("cannot listen for signals: {error}"))?;
     if server.address().ip().is_loopback() {
         announce(&server);
     }

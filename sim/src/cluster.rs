@@ -111,10 +111,8 @@ impl Shared {
     pub(crate) fn count_forgotten(&self, server: &SimServer) {
         let status = server.census().engine;
         let counters = &status.counters;
-        let mut gone = counters.demote_unread
-            + counters.demote_dropped
-            + counters.persist_dropped
-            + counters.corrupt;
+        let mut gone =
+            counters.demote_unread + counters.demote_dropped + counters.persist_dropped + counters.corrupt;
         for drive in status.nvme.iter().flat_map(|nvme| &nvme.log.drives) {
             let dropped = &drive.dropped;
             gone += drive.reclaimed_segments + dropped.full + dropped.drive_failed + dropped.backlog;
@@ -415,7 +413,8 @@ impl Driver {
         for number in 0..self.shared.servers.len() {
             self.look_at_pages(number)?;
         }
-        let [lost, gone] = [&self.shared.lost, &self.shared.gone].map(|list| std::mem::take(&mut *list.lock()));
+        let [lost, gone] =
+            [&self.shared.lost, &self.shared.gone].map(|list| std::mem::take(&mut *list.lock()));
         let (forgotten, busy) = (self.shared.forgotten.load(Relaxed), self.shared.busy.load(Relaxed));
         let note = format!(
             "reads missed {} times what was promised, and {} pages for good; {forgotten} were forgotten, {busy} reads found no room",
