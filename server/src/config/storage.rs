@@ -167,6 +167,13 @@ fn drive(text: &str) -> Result<DrivePath, String> {
         Some((path, size)) if !size.contains('/') => (path, Some(parse_size(size)?)),
         _ => (text, None),
     };
+    // A directory may be called so; but a slip would be a drive without a bound, in another directory.
+    if let Some((path, size)) = path.rsplit_once('=')
+        && size.ends_with("iB")
+        && parse_size(size).is_ok()
+    {
+        return Err(format!("{text:?} looks like a size behind \"=\"; write PATH:SIZE, as in \"{path}:{size}\""));
+    }
     Ok(DrivePath { path: directory(path)?, quota_bytes })
 }
 

@@ -95,10 +95,12 @@ fn drives_have_absolute_paths_and_sizes() {
         [drive("/mnt/a", Some(2 << 40)), drive("/mnt/b", None)]
     );
     assert_eq!(drives("/mnt/a:b/c").unwrap(), [drive("/mnt/a:b/c", None)]);
+    assert_eq!(drives("/mnt/disk=2").unwrap(), [drive("/mnt/disk=2", None)]);
     let cases = [
         ("mnt/a", "--nvme-paths: \"mnt/a\" is not an absolute path"),
         ("/mnt/../a", "is not an absolute path without \"..\""),
         ("/mnt/a:2TB", "\"2TB\" is not a size"),
+        ("/mnt/a=2TiB", "\"/mnt/a=2TiB\" looks like a size behind \"=\"; write PATH:SIZE, as in \"/mnt/a:2TiB\""),
         ("/mnt/a:512MiB", "gives /mnt/a only 512MiB; that is less than 4 segments of 256MiB: give it 1GiB"),
         ("/mnt/a,/mnt/a/", "names /mnt/a and /mnt/a, one inside the other or twice the same"),
         ("/mnt/a,/mnt/a/b", "names /mnt/a and /mnt/a/b, one inside the other"),
