@@ -60,7 +60,7 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "rdma",
-        usage: "rdma [--keep] [FILTER] | --figures | -- COMMAND …",
+        usage: "rdma [--keep] [FILTER] | --figures | -- CMD",
         about: "The tests on real RDMA verbs, figures, or COMMAND, in a VM",
         run: rdma::run,
     },

@@ -419,7 +419,7 @@ mod tests {
             ("tenants: [{name: a}, {name: a}]", "twice"),
             ("tenants: [{name: a, keys: [{id: x, verifier: y}]}]", "16 hex digits"),
             ("tenants: [{name: a, quotas: {dram: lots}}]", "4GiB"),
-            ("tenants: [{name: a, quotas: {requests_per_second: 0}}]", "rate of 0"),
+            ("tenants: [{name: a, quotas: {requests_per_second: 0}}]", "of 0 lets nothing through"),
             ("tenants: [{name: a, certificates: [x]}, {name: b, certificates: [x]}]", "two tenants"),
             ("public: [{owner: a, spaces: ['*']}]", "not in the file"),
             ("tenants: [{name: a}]\npublic: [{owner: a, spaces: []}]", "at least one"),
