@@ -172,7 +172,9 @@ fn drive(text: &str) -> Result<DrivePath, String> {
         && size.ends_with("iB")
         && parse_size(size).is_ok()
     {
-        return Err(format!("{text:?} looks like a size behind \"=\"; write PATH:SIZE, as in \"{path}:{size}\""));
+        return Err(format!(
+            "{text:?} looks like a size behind \"=\"; write PATH:SIZE, as in \"{path}:{size}\""
+        ));
     }
     Ok(DrivePath { path: directory(path)?, quota_bytes })
 }

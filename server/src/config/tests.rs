@@ -100,7 +100,10 @@ fn drives_have_absolute_paths_and_sizes() {
         ("mnt/a", "--nvme-paths: \"mnt/a\" is not an absolute path"),
         ("/mnt/../a", "is not an absolute path without \"..\""),
         ("/mnt/a:2TB", "\"2TB\" is not a size"),
-        ("/mnt/a=2TiB", "\"/mnt/a=2TiB\" looks like a size behind \"=\"; write PATH:SIZE, as in \"/mnt/a:2TiB\""),
+        (
+            "/mnt/a=2TiB",
+            "\"/mnt/a=2TiB\" looks like a size behind \"=\"; write PATH:SIZE, as in \"/mnt/a:2TiB\"",
+        ),
         ("/mnt/a:512MiB", "gives /mnt/a only 512MiB; that is less than 4 segments of 256MiB: give it 1GiB"),
         ("/mnt/a,/mnt/a/", "names /mnt/a and /mnt/a, one inside the other or twice the same"),
         ("/mnt/a,/mnt/a/b", "names /mnt/a and /mnt/a/b, one inside the other"),
