@@ -61,6 +61,25 @@ pub(crate) fn resident_bytes(pid: u32) -> u64 {
     kib_field(&format!("/proc/{pid}/status"), "VmRSS").unwrap_or(0)
 }
 
+/// [`resident_bytes`] as soon as they stay the same, or after some seconds: a server makes memory resident ahead of its use,
+/// beside its requests, and a figure from the middle of that is one of chance.
+pub(crate) fn settled_resident_bytes(pid: u32) -> u64 {
+    const LOOKS_MAX: u32 = 100;
+    const SAME: u32 = 5;
+    const NOISE_BYTES: u64 = 1 << 20;
+    let (mut last, mut same) = (resident_bytes(pid), 0);
+    for _ in 0..LOOKS_MAX {
+        std::thread::sleep(Duration::from_millis(50));
+        let now = resident_bytes(pid);
+        same = if now.abs_diff(last) <= NOISE_BYTES { same + 1 } else { 0 };
+        last = now;
+        if same == SAME {
+            break;
+        }
+    }
+    last
+}
+
 fn kib_field(path: &str, name: &str) -> Option<u64> {
     let text = field(path, name)?;
     Some(text.strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)

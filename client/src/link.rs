@@ -50,6 +50,8 @@ pub(crate) struct Link {
     pub(crate) replied: bool,
     /// The last refusal of a whole request since the op began.
     pub(crate) refused: Option<Code>,
+    /// Bytes that were written and read so far.
+    moved: u64,
     next_id: u64,
     out: Vec<u8>,
     out_done: usize,
@@ -72,6 +74,7 @@ impl Link {
             permits: Permits::default(),
             replied: false,
             refused: None,
+            moved: 0,
             next_id: 1,
             out: Vec::new(),
             out_done: 0,
@@ -88,6 +91,11 @@ impl Link {
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
+    }
+
+    /// Bytes that went either way so far.
+    pub(crate) fn moved(&self) -> u64 {
+        self.moved
     }
 
     /// Whether the peer has closed it. Only while no reply is due.
@@ -147,7 +155,10 @@ impl Link {
             let none = BodyCursor::default();
             let head = &self.out[self.out_done..];
             match Pieces::none().write_body(&self.stream, head, &[], none, CALL_BYTES) {
-                Ok((went, _)) => self.out_done += went,
+                Ok((went, _)) => {
+                    self.moved += went as u64;
+                    self.out_done += went;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
@@ -181,6 +192,7 @@ impl Link {
             let head = &self.out[self.out_done..];
             match pieces.write_body(&self.stream, head, &self.body[..ready], *cursor, CALL_BYTES) {
                 Ok((went, _)) => {
+                    self.moved += went as u64;
                     let of_head = went.min(head.len());
                     self.out_done += of_head;
                     cursor.advance(&self.body, record, went - of_head);
@@ -202,6 +214,7 @@ impl Link {
         match pieces.read_body(&self.stream, &self.body, *cursor, CALL_BYTES) {
             Ok((0, _)) => Err(LinkError::Closed),
             Ok((came, room)) => {
+                self.moved += came as u64;
                 cursor.advance(&self.body, 0, came);
                 Ok(Some(came == room))
             }
@@ -242,6 +255,7 @@ impl Link {
             match self.stream.read(&mut self.input[self.filled..target]) {
                 Ok(0) => return Err(LinkError::Closed),
                 Ok(came) => {
+                    self.moved += came as u64;
                     self.filled += came;
                     self.replied = true;
                 }

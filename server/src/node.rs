@@ -4,7 +4,7 @@ use crate::allowance::Allowance;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::storage::NvmeMode;
-use crate::data::{Arrivals, Asides, Nics};
+use crate::data::{Arrivals, Asides, Nics, Slow};
 use crate::drain::{Drain, Duty};
 use crate::guests::Guests;
 use crate::hot::Hot;
@@ -68,6 +68,8 @@ pub(crate) struct Node {
     pub(crate) arrivals: Arc<Arrivals>,
     /// Threads that large transfers may have to themselves.
     pub(crate) asides: Asides,
+    /// Peers that do not read.
+    pub(crate) slow: Slow,
     /// Set once it is found by others.
     pub(crate) membership: OnceLock<Membership>,
     pub(crate) drain: Drain,
@@ -101,6 +103,7 @@ impl Node {
                 data_threads(&config),
             )),
             asides: Asides::new(data_threads(&config)),
+            slow: Slow::new(config.unread_bytes),
             held: Allowance::new(config.request_bytes.server),
             // A small store takes smaller pages only.
             hot: Hot::new(config.hot_reads),

@@ -206,3 +206,34 @@ fn bytes_in_flight_of_one_connection_are_bounded() {
     let mut other = session.attach().unwrap();
     assert_eq!(other.put(space, b"other", &[1; 1 << 20]).unwrap(), Code::Ok);
 }
+
+#[test]
+fn clients_that_do_not_read_hold_so_much_of_the_hosts_memory_together() {
+    let daemon = daemon(&["--limits-unread-bytes-max", "4MiB", "--limits-stall-time-max", "10m"]);
+    let control = daemon.control().unwrap();
+    let space = control.open_space("siege").unwrap();
+    let session = control.session().unwrap();
+    let keys: [&[u8]; 4] = [b"a", b"b", b"c", b"d"];
+    let mut reader = session.attach().unwrap();
+    for key in keys {
+        assert_eq!(reader.put(space, key, &[7; 1 << 20]).unwrap(), Code::Ok);
+    }
+    // What one asks for is more than socket buffers take, and the buffers of all are more than may be held.
+    let request = wire::get_frame(1, space, &keys.map(|key| (key, 1 << 20)), true);
+    let stopped: Vec<_> = (0..40)
+        .map(|_| {
+            let mut data = session.attach().unwrap();
+            data.send(&request).unwrap();
+            data
+        })
+        .collect();
+    let dropped = || daemon.metrics().unwrap().sum("memkv_connections_stalled_total", &[]);
+    wait_for("most of those that do not read are dropped", PATIENCE, || (dropped() >= 24.0).then_some(()))
+        .unwrap();
+    assert!(dropped() < 40.0, "not all of them");
+    // Who reads is served, and nothing of him counts.
+    for _ in 0..40 {
+        assert_eq!(reader.get(space, b"d", 1 << 20).unwrap(), (Code::Ok, vec![7; 1 << 20]));
+    }
+    drop(stopped);
+}

@@ -26,7 +26,7 @@ pub(super) fn growth(bench: &mut Bench) -> anyhow::Result<Option<f64>> {
     let ours = bench.subjects.iter_mut().find(|entry| entry.subject.kind() == Kind::Memkv);
     let ours = &mut *ours.context("no transport works here")?.subject;
     ours.put_pass(GROWTH_BATCH, &keys, &pages)?;
-    let grown = machine::resident_bytes(server).saturating_sub(bench.empty_bytes);
+    let grown = machine::settled_resident_bytes(server).saturating_sub(bench.empty_bytes);
     ours.clear()?;
     #[allow(clippy::cast_precision_loss, reason = "a ratio for people")]
     let ratio = grown as f64 / (count * GROWTH_PAGE_BYTES) as f64;

@@ -115,7 +115,7 @@ impl Bench {
         // Room enough that nothing is evicted: eviction is another measurement.
         let room = bytes as u64 * 3 / 2 + (512 << 20);
         let daemon = Daemon::start(&plan.server, room)?;
-        let empty_bytes = machine::resident_bytes(daemon.pid());
+        let empty_bytes = machine::settled_resident_bytes(daemon.pid());
         let mut bench = Self {
             workload: Workload::new(bytes),
             plan,

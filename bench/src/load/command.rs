@@ -108,16 +108,15 @@ pub(crate) fn run(args: LoadArgs, command: String) -> anyhow::Result<()> {
     let endpoint = Endpoint::Memkv { servers, key, transport: args.transport.to_string() };
     let pid = daemon.as_ref().map(Daemon::pid);
     // Before anybody connects: the server touches memory a little ahead of what is stored.
-    let before = pid.map(machine::resident_bytes);
+    let before = pid.map(machine::settled_resident_bytes);
     let mut memkv = Load::start(&endpoint, pid, &shape, processes)?;
     let refused = if args.op == Op::Cache { 0 } else { memkv.fill()? };
     let fits =
         args.op != Op::Cache && refused == 0 && args.dram.is_none_or(|dram| stored <= dram as u64 / 8 * 7);
     #[allow(clippy::cast_precision_loss, reason = "a ratio for people")]
-    let growth = pid
-        .zip(before)
-        .filter(|_| fits)
-        .map(|(pid, before)| machine::resident_bytes(pid).saturating_sub(before) as f64 / stored as f64);
+    let growth = pid.zip(before).filter(|_| fits).map(|(pid, before)| {
+        machine::settled_resident_bytes(pid).saturating_sub(before) as f64 / stored as f64
+    });
     let mut raw = beside(&args, &shape, processes)?;
     let [memkv, raw] = rounds(&args, &shape, [Some(&mut memkv), raw.as_mut().map(|raw| &mut raw.1)])?;
     let report = Report {

@@ -67,6 +67,8 @@ pub struct Config {
     pub limits: Limits,
     /// How much requests that are at work may hold.
     pub request_bytes: RequestBytes,
+    /// Most bytes in send buffers of clients that do not read; `None`: a share of what the kernel allows.
+    pub unread_bytes: Option<u64>,
     /// Whether to touch the memory for pages at start.
     pub prefault: bool,
     /// Whether to look for huge pages.
@@ -180,6 +182,7 @@ impl Default for Config {
             dram_bytes: 256 << 20,
             limits: Limits::default(),
             request_bytes: RequestBytes::default(),
+            unread_bytes: None,
             prefault: false,
             huge_pages: HugePages::Auto,
             high_watermark: 0.997,

@@ -114,14 +114,17 @@ fn run(
     patience: &Patience,
     mut step: impl FnMut() -> io::Result<bool>,
 ) -> Result<(), Broken> {
+    let mut was_called_ready = false;
     loop {
         match step() {
             Ok(true) => return Ok(()),
-            Ok(false) => {}
+            Ok(false) => was_called_ready = false,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                if Instant::now() >= patience.until || !is_soon(socket, wanted)? {
+                // A host that is short of memory for sockets calls one ready and takes nothing.
+                if was_called_ready || Instant::now() >= patience.until || !is_soon(socket, wanted)? {
                     return Ok(());
                 }
+                was_called_ready = true;
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(_) => return Err(Broken::Closed),
@@ -190,6 +193,20 @@ mod tests {
         let (one, _other) = pair();
         let bytes = vec![0; 64 << 20];
         assert!(write_all(&one, &bytes).unwrap() < bytes.len());
+    }
+
+    #[test]
+    fn a_socket_that_is_called_ready_and_takes_nothing_is_left_to_the_runtime() {
+        let (one, _other) = pair();
+        let (mut steps, begun) = (0, Instant::now());
+        let step = || {
+            steps += 1;
+            // Whoever asks again and again gets no further than this.
+            if steps > 1000 { Ok(true) } else { Err(ErrorKind::WouldBlock.into()) }
+        };
+        run(one.as_fd(), PollFlags::OUT, &patience(), step).unwrap();
+        assert_eq!(steps, 2);
+        assert!(begun.elapsed() < patience().stall);
     }
 
     #[test]

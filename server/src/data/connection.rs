@@ -83,6 +83,7 @@ impl Connection {
                 Err(Broken::Closed) => return,
                 Err(broken @ Broken::Stalled) => {
                     Metrics::add(&self.node.metrics.stalled, 1);
+                    self.stream.forget_unsent();
                     tracing::debug!(%broken, client = self.attachment.session.client_name, "data connection dropped");
                     return;
                 }
@@ -386,7 +387,8 @@ impl Connection {
     /// Writes a header, then what the desk has prepared.
     async fn send(&mut self, patience: &Patience, head: &[u8]) -> Result<(), Broken> {
         let Desk { meta, pins, .. } = &mut self.desk;
-        write_reply(&self.stream, patience, Some(&self.node.asides), (head, meta), pins).await
+        let shared = (&self.node.asides, &self.node.slow);
+        write_reply(&self.stream, patience, Some(shared), (head, meta), pins).await
     }
 
     /// Counts the error, tells the peer if it is known which request it was, and closes.

@@ -17,6 +17,7 @@ mod inbox;
 mod movers;
 mod offers;
 mod shed;
+mod slow;
 mod transfer;
 mod wire;
 
@@ -29,6 +30,7 @@ use memkv_transport::handshake::{
 };
 pub(crate) use movers::rdma::{Nics, SessionRdma, session as rdma_session};
 pub(crate) use shed::{Arrivals, Arriving, Room, Shed, Sheds};
+pub(crate) use slow::Slow;
 use std::sync::Arc;
 use tokio::time::Instant;
 use transfer::{Broken, Patience, read_exact, write_reply};

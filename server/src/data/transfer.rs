@@ -4,6 +4,7 @@
 //! future at any await leaves nothing behind in the kernel.
 
 use super::aside::Asides;
+use super::slow::{Held, Slow};
 use super::wire::Wire;
 use memkv_storage::PagePin;
 use memkv_transport::iov::Progress;
@@ -35,9 +36,20 @@ pub(crate) struct Patience {
     pub(crate) until: Instant,
 }
 
+/// A socket of which nothing is heard is written to this often within the time that a peer may stall. The kernel says once
+/// that there is room, and where it is short of memory for sockets it may have said so before it took nothing.
+const LOOKS: u32 = 8;
+/// And at least this often, so that those who hold too much together go soon.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
 impl Patience {
+    /// When a peer that took nothing since `since` is given up.
+    fn end(&self, since: Instant) -> Instant {
+        self.until.min(since + self.stall)
+    }
+
     async fn wait(&self, ready: impl Future<Output = io::Result<()>>) -> Result<(), Broken> {
-        let end = self.until.min(Instant::now() + self.stall);
+        let end = self.end(Instant::now());
         match timeout_at(end, ready).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Broken::Closed),
@@ -140,31 +152,78 @@ impl Reply<'_> {
 pub(crate) async fn write_reply(
     stream: &Wire,
     patience: &Patience,
-    asides: Option<&Asides>,
+    shared: Option<(&Asides, &Slow)>,
     (head, meta): (&[u8], &[u8]),
     pages: &mut Vec<Option<PagePin>>,
 ) -> Result<(), Broken> {
     pages.retain(Option::is_some);
     let mut reply = Reply { head, meta, pages, progress: Progress::default() };
-    let mut outcome = asides.map_or(Ok(()), |asides| asides.write(stream, patience, &mut reply));
+    let mut outcome = shared.map_or(Ok(()), |(asides, _)| asides.write(stream, patience, &mut reply));
     if outcome.is_ok() {
-        outcome = write_rest(stream, patience, &mut reply).await;
+        outcome = write_rest(stream, patience, shared.map(|(_, slow)| slow), &mut reply).await;
     }
     pages.clear();
     outcome
 }
 
-async fn write_rest(stream: &Wire, patience: &Patience, reply: &mut Reply<'_>) -> Result<(), Broken> {
+async fn write_rest(
+    stream: &Wire,
+    patience: &Patience,
+    slow: Option<&Slow>,
+    reply: &mut Reply<'_>,
+) -> Result<(), Broken> {
+    let (mut since, mut is_silent, mut held) = (None, false, None);
     while !reply.is_done() {
-        match reply.write(|slices| stream.try_write_vectored(slices)) {
+        let written = reply.write(|slices| match stream.plain().filter(|_| is_silent) {
+            // Past what the runtime heard of the socket.
+            Some(socket) => Ok(rustix::io::writev(socket, slices)?),
+            None => stream.try_write_vectored(slices),
+        });
+        match written {
             // A fast peer must not keep other connections of this thread waiting.
-            Ok(()) => tokio::task::consume_budget().await,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => patience.wait(stream.writable()).await?,
+            Ok(()) => {
+                (since, is_silent, held) = (None, false, None);
+                tokio::task::consume_budget().await;
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let now = Instant::now();
+                let since = *since.get_or_insert(now);
+                let end = patience.end(since);
+                if now >= end {
+                    return Err(Broken::Stalled);
+                }
+                if held.is_none() {
+                    held = slow.map(|slow| slow.hold(stream));
+                }
+                let look = end.min(now + LOOK_AGAIN.min(patience.stall / LOOKS));
+                let ready = tokio::select! {
+                    biased;
+                    ready = timeout_at(look, stream.writable()) => ready,
+                    () = given_up(held.as_ref()) => return Err(Broken::Stalled),
+                };
+                match ready {
+                    Ok(Ok(())) => is_silent = false,
+                    Ok(Err(_)) => return Err(Broken::Closed),
+                    Err(_elapsed) => {
+                        is_silent = true;
+                        if let Some(slow) = slow {
+                            slow.give_up();
+                        }
+                    }
+                }
+            }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(_) => return Err(Broken::Closed),
         }
     }
     flush(stream, patience).await
+}
+
+async fn given_up(held: Option<&Held<'_>>) {
+    match held {
+        Some(held) => held.given_up().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits until everything that was written has left. Costs nothing without TLS.
@@ -176,5 +235,33 @@ async fn flush(stream: &Wire, patience: &Patience) -> Result<(), Broken> {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(_) => return Err(Broken::Closed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use tokio::io::Interest;
+
+    #[tokio::test]
+    async fn a_socket_that_was_called_full_and_is_not_is_written_to_all_the_same() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut other, _) = listener.accept().unwrap();
+        stream.writable().await.unwrap();
+        // As the runtime has it after the kernel took nothing, for whatever reason: no news will come.
+        let nothing = || Err::<(), _>(ErrorKind::WouldBlock.into());
+        assert!(stream.try_io(Interest::WRITABLE, nothing).is_err());
+        let wire = Wire::Tcp(stream);
+        let stall = Duration::from_secs(4);
+        let patience = Patience { stall, until: Instant::now() + 2 * stall };
+        let mut reply =
+            Reply { head: b"head", meta: b"meta", pages: &mut Vec::new(), progress: Progress::default() };
+        write_rest(&wire, &patience, None, &mut reply).await.unwrap();
+        drop(wire);
+        let mut came = Vec::new();
+        other.read_to_end(&mut came).unwrap();
+        assert_eq!(came, b"headmeta");
     }
 }

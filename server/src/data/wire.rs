@@ -208,6 +208,26 @@ impl Wire {
         Ok(())
     }
 
+    /// Has the kernel drop what it still holds for the peer when this is dropped. Otherwise it keeps that for minutes in
+    /// the hope that the peer reads it.
+    pub(crate) fn forget_unsent(&self) {
+        if let Self::Tcp(stream) | Self::Tls(stream, _) = self {
+            // Failing that, the kernel's own patience ends it.
+            drop(socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO)));
+        }
+    }
+
+    /// What the kernel holds at most of what was written. 0 if it does not say.
+    pub(crate) fn send_buffer_bytes(&self) -> u64 {
+        let size = match self {
+            Self::Tcp(stream) | Self::Tls(stream, _) => socket2::SockRef::from(stream).send_buffer_size(),
+            Self::Unix(stream, _) => socket2::SockRef::from(stream).send_buffer_size(),
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => Ok(0),
+        };
+        size.unwrap_or(0) as u64
+    }
+
     /// The socket, if the bytes on it are the peer's own.
     pub(crate) fn plain(&self) -> Option<BorrowedFd<'_>> {
         match self {
