@@ -122,6 +122,13 @@ impl Shared {
         self.unnoted.fetch_add(status.nvme.as_ref().map_or(0, |nvme| nvme.removals_failed), Relaxed);
     }
 
+    /// How many reads of pages on drives found no room in memory so far.
+    pub(crate) fn without_room(&self) -> u64 {
+        let running = self.servers.iter().filter_map(|place| place.running.lock().clone());
+        let now: u64 = running.map(|server| server.census().engine.counters.promote_busy).sum();
+        self.busy.load(Relaxed) + now
+    }
+
     /// A number that is greater each time. What orders ops: the clocks of two hosts differ by up to a step.
     pub(crate) fn moment(&self) -> u64 {
         self.moments.fetch_add(1, Relaxed)
