@@ -402,7 +402,8 @@ impl Inner {
             return;
         }
         self.closed.store(true, Relaxed);
-        for server in &self.members().servers {
+        // Also those that left and are still asked.
+        for server in &self.members().reach {
             server.end();
         }
         let runtime = self.runtime.lock().take();
