@@ -37,18 +37,18 @@ struct Job {
     test: &'static str,
     /// The package that has it.
     package: &'static str,
-    /// Only tests whose names contain this, unless somebody asks for others.
+    /// Only tests whose names contain this, unless somebody asks for others among them.
     filter: &'static str,
     /// Variables that it runs with.
     variables: &'static [(&'static str, &'static str)],
-    /// Whether it runs when all others have ended, and only if asked for, because it takes the devices away from them.
+    /// Whether it runs when all others have ended, because it takes the devices away from them.
     alone: bool,
 }
 
 impl Job {
-    /// What takes the devices away runs only when it is asked for.
+    /// What takes the devices away runs with everything, or when it is asked for.
     fn is_selected(&self, filter: Option<&str>) -> bool {
-        !self.alone || filter.is_some_and(|filter| self.filter.contains(filter))
+        !self.alone || filter.is_none_or(|filter| self.filter.contains(filter))
     }
 }
 
