@@ -45,7 +45,7 @@ pub(super) fn start(cache: &Cache, room_bytes: u64) -> anyhow::Result<Box<dyn Su
         "64m",
     ]);
     // Memory that held pages of one size hardly ever comes back to another.
-    command.args(["-m", &(SIZES * room_bytes >> 20).to_string()]);
+    command.args(["-m", &((SIZES * room_bytes) >> 20).to_string()]);
     let mut process = Process::start(command)?;
     let mut conns: Vec<MemcachedConn> = [process.wait_port(port)?, process.wait_port(port)?]
         .into_iter()
