@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -90,10 +90,30 @@ impl Drop for Folder {
     }
 }
 
-fn one(seed: u64, trace: bool) -> Result<ExitCode> {
+/// Where folders for the memory of servers are made.
+fn place() -> PathBuf {
     let shared_memory = PathBuf::from("/dev/shm");
-    let place = if shared_memory.is_dir() { shared_memory } else { std::env::temp_dir() };
-    let folder = Folder(place.join(format!("memkv-sim-{}-{seed}", std::process::id())));
+    if shared_memory.is_dir() { shared_memory } else { std::env::temp_dir() }
+}
+
+/// Begins the name of a folder; the process and the seed follow.
+const FOLDER: &str = "memkv-sim-";
+
+/// Removes the folders of processes that were killed.
+fn sweep(place: &Path) {
+    let entries = std::fs::read_dir(place).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(FOLDER)) else { continue };
+        let pid = rest.split('-').next().and_then(|pid| pid.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            drop(Folder(entry.path()));
+        }
+    }
+}
+
+fn one(seed: u64, trace: bool) -> Result<ExitCode> {
+    let folder = Folder(place().join(format!("{FOLDER}{}-{seed}", std::process::id())));
     let path = folder.0.clone();
     // A new thread has heard nothing of the machine's randomness yet.
     let run =
@@ -141,6 +161,7 @@ impl Sums {
 }
 
 fn many(all: Many) -> Result<ExitCode> {
+    sweep(&place());
     let Many { from, seeds, jobs, failures: failures_max } = all;
     let next = AtomicU64::new(from);
     let (done, failures, sums) = (AtomicU64::new(0), Mutex::new(Vec::new()), Mutex::new(Sums::default()));
@@ -248,6 +269,23 @@ mod tests {
         assert!(parse(&["--seeds"]).is_err());
         assert!(parse(&["--seeds", "many"]).is_err());
         assert!(parse(&["--what"]).is_err());
+    }
+
+    #[test]
+    fn folders_of_processes_that_are_gone_are_removed() {
+        let place = tempfile::tempdir().unwrap();
+        // No process has this number: it is above the kernel's bound.
+        let (gone, own) = (format!("{FOLDER}4194305-7"), format!("{FOLDER}{}-7", std::process::id()));
+        for name in [gone.as_str(), own.as_str(), "memkv-sim-x-7", "else"] {
+            std::fs::create_dir_all(place.path().join(name).join("s0")).unwrap();
+        }
+        sweep(place.path());
+        let mut left: Vec<_> =
+            std::fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        let mut kept = [own.as_str(), "memkv-sim-x-7", "else"];
+        kept.sort_unstable();
+        assert_eq!(left, kept);
     }
 
     #[test]
