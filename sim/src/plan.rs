@@ -188,7 +188,19 @@ impl Plan {
         for server in (0..plan.servers).filter(|_| kind != Kind::Calm) {
             plan.disturb(server, &mut rng);
         }
+        if plan.is_calm() {
+            // Where nothing is done to the cluster nothing may time out, so the links have to be fast enough for that.
+            plan.op_timeout_ms = plan.op_timeout_ms.max(plan.longest_op_ms());
+        }
         plan
+    }
+
+    /// What a batch takes at most on quiet links, twice over: a window of bytes for each round trip.
+    fn longest_op_ms(&self) -> u64 {
+        const BATCH_BYTES: usize = 16 * (56 << 10);
+        const OTHER_TRIPS: u64 = 10;
+        let trips = OTHER_TRIPS + BATCH_BYTES.div_ceil(self.window_bytes) as u64;
+        2 * trips * 2 * self.latency_ms
     }
 
     /// What a run of its kind needs, whatever the seed says.
