@@ -369,18 +369,24 @@ impl Driver {
     /// All phases; an error ends the run at once.
     fn drive(&mut self) -> Result<(), String> {
         while self.now_ms < DISTURBED_MS {
-            while self.due.last().is_some_and(|(at, ..)| *at <= self.now_ms) {
-                let (_, begins, window) = self.due.pop().expect("there is one");
-                self.apply(begins, &window);
-            }
+            self.apply_due();
             self.step()?;
         }
+        // What ends within the last step.
+        self.apply_due();
         let clients = self.shared.plan.clients;
         self.shared.enter(Phase::Settling);
         self.until(SETTLE_MS, "clients settle and read", |shared| shared.settled.load(Relaxed) == clients)?;
         self.shared.enter(Phase::Closing);
         self.until(1000, "clients close", |shared| shared.closed.load(Relaxed) == clients)?;
         self.look_at_what_is_left()
+    }
+
+    fn apply_due(&mut self) {
+        while self.due.last().is_some_and(|(at, ..)| *at <= self.now_ms) {
+            let (_, begins, window) = self.due.pop().expect("there is one");
+            self.apply(begins, &window);
+        }
     }
 
     pub(crate) fn step(&mut self) -> Result<(), String> {
