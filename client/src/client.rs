@@ -577,6 +577,16 @@ mod tests {
     }
 
     #[test]
+    fn closing_ends_servers_that_left_as_well() {
+        let config = Config::builder().without_environment().servers("a=127.0.0.1:1,b=127.0.0.1:2");
+        let inner = Inner::new(config.build().unwrap(), None).unwrap();
+        let both = inner.members().servers.clone();
+        inner.adopt(&inner.shared.config.servers[..1]).unwrap();
+        inner.close();
+        assert!(both.len() == 2 && both.iter().all(|server| server.has_ended()));
+    }
+
+    #[test]
     fn the_error_of_a_config_is_told_before_anything_is_started() {
         let mut config = Config::default();
         assert_eq!(settle(config.clone()).unwrap_err().kind(), ErrorKind::Config);

@@ -145,6 +145,12 @@ impl Server {
         self.pool.end_session();
     }
 
+    /// Whether nothing keeps its session any more.
+    #[cfg(test)]
+    pub(crate) fn has_ended(&self) -> bool {
+        self.task.lock().is_none()
+    }
+
     /// Whether ops may go to it.
     pub(crate) fn is_available(&self) -> bool {
         self.pool.is_ready() && self.gates.lock().server.allows()

@@ -114,6 +114,9 @@ pub struct RequestBytes {
     pub server: u64,
 }
 
+/// The least that clients which do not read may leave in send buffers: those of a few connections.
+const UNREAD_BYTES_LEAST: u64 = 1 << 20;
+
 impl RequestBytes {
     /// The least for one session: two of the largest messages.
     const LEAST: u64 = 32 << 20;
@@ -416,6 +419,12 @@ impl Config {
             }
         }
         self.request_bytes.check()?;
+        if let Some(bytes) = self.unread_bytes.filter(|&bytes| bytes < UNREAD_BYTES_LEAST) {
+            let (bytes, least) = (units::show_size(bytes), units::show_size(UNREAD_BYTES_LEAST));
+            return invalid(format!(
+                "limits.unread_bytes_max is {bytes}; it must be at least {least}, or empty"
+            ));
+        }
         let ordered = 0.0 < self.low_watermark
             && self.low_watermark <= self.high_watermark
             && self.high_watermark <= 1.0;

@@ -371,7 +371,7 @@ pub(super) const LIMITS: &[Opt] = &[
         env: "MEMKV_SERVER_LIMITS_UNREAD_BYTES_MAX",
         flag: Some("limits-unread-bytes-max"),
         value: "SIZE",
-        help: "Most bytes that data connections whose clients do not read may leave in send buffers together. Beyond that, those that took nothing for longest are dropped. Empty: an eighth of the first bound in net.ipv4.tcp_mem.",
+        help: "Most bytes that data connections whose clients do not read may leave in send buffers together. Beyond that, those that took nothing for longest are dropped. At least 1MiB. Empty: an eighth of the first bound in net.ipv4.tcp_mem.",
         set: |c, text| put(&mut c.unread_bytes, optional(text, parse_size)),
         show: |c| quoted(c.unread_bytes.map(show_size).unwrap_or_default()),
     },

@@ -70,8 +70,12 @@ fn bad_values_name_their_source_and_say_what_is_right() {
 
 #[test]
 fn values_must_fit_together() {
-    let cases: [(&[&str], &str); 7] = [
+    let cases: [(&[&str], &str); 8] = [
         (&["--limits-sessions-max", "0"], "limits.sessions_max is 0; it must be 1 to"),
+        (
+            &["--limits-unread-bytes-max", "0B"],
+            "limits.unread_bytes_max is 0B; it must be at least 1MiB, or empty",
+        ),
         (&["--limits-batch-keys-max", "65537"], "limits.batch_keys_max is 65537; it must be 1 to 65536"),
         (&["--page-max", "128MiB"], "page_max is 134217728; it must be 1 to 67108864"),
         (&["--low-watermark", "0.999"], "low_watermark (0.999) and high_watermark (0.997)"),

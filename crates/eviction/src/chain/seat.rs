@@ -84,7 +84,7 @@ fn seat(pages: &[Page], seats: &mut Vec<Seat>) {
         let (last_ms, depth) = (page.last_access_ms, page.position);
         seats.push(Seat { last_ms, depth, at, worth: 0.0 });
     }
-    // One number takes a third less time to compare than three. All pages of a class are sorted in each round.
+    // All pages of a class are sorted in each round, and one number is compared more quickly than three.
     let number = |seat: &Seat| {
         let [last_ms, depth, at] = [seat.last_ms, u64::from(u32::MAX - seat.depth), seat.at.into()];
         u128::from(last_ms) << 64 | u128::from(depth << 32 | at)
