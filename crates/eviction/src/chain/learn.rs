@@ -14,12 +14,28 @@
 
 use super::age::{BUCKETS, start_ms, width_ms};
 use super::word::{CLASSES, PARTS, parts};
+use std::sync::OnceLock;
 
 /// A number per class and bucket.
 pub(crate) type Table = Vec<[f64; BUCKETS]>;
 
 pub(crate) fn table() -> Table {
     vec![[0.0; BUCKETS]; CLASSES]
+}
+
+/// What pages are worth, by class and age. A class is worked out when the first of its pages is asked for: most stores have
+/// pages of few classes.
+#[derive(Debug)]
+pub(crate) struct Worth {
+    hazards: Table,
+    rates: Vec<OnceLock<[f64; BUCKETS]>>,
+}
+
+impl Worth {
+    /// Uses per ms of a page of this class and bucket of age.
+    pub(crate) fn of(&self, class: usize, bucket: usize) -> f64 {
+        self.rates[class].get_or_init(|| best_rates(&self.hazards[class]))[bucket]
+    }
 }
 
 /// What a hazard is supposed to be times the age before anything is seen: a use becomes rarer as time passes.
@@ -54,11 +70,11 @@ impl Seen {
     }
 
     /// What pages are worth, given the lives that go on; `chain` is the mean number of pages that are used together.
-    pub(crate) fn worth(&self, living: &Table, chain: f64) -> Table {
+    pub(crate) fn worth(&self, living: &Table, chain: f64) -> Worth {
         let (mut uses, mut time) = (self.uses.clone(), self.times(living));
         smooth(&mut uses, &mut time);
         let hazards = hazards(&uses, &time, chain.max(1.0));
-        hazards.iter().map(best_rates).collect()
+        Worth { hazards, rates: vec![OnceLock::new(); CLASSES] }
     }
 
     /// The time that lives spent at each age: all of the buckets before the one in which they are, and half of that.

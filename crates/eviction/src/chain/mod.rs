@@ -27,7 +27,7 @@ mod word;
 
 use crate::{Choice, Page, Policy, Want};
 use ghosts::{Ghosts, upper};
-use learn::{Seen, Table, table};
+use learn::{Seen, Worth, table};
 use mini::AsIs;
 use parking_lot::{Mutex, RwLock};
 use rivals::Rivals;
@@ -65,7 +65,7 @@ pub(crate) struct Chain {
     /// How many pages will have come when a lesson is due.
     next_lesson: AtomicU64,
     lesson: Mutex<Lesson>,
-    worth: RwLock<Table>,
+    worth: RwLock<Worth>,
     rivals: Rivals,
     /// New words of the pages that go, by digest.
     going: Mutex<Words>,
@@ -128,7 +128,11 @@ impl Chain {
 
     /// Takes what was counted since the last lesson.
     fn take_counts(&self, seen: &mut Seen) {
-        let take = |counter: &AtomicU32| f64::from(counter.swap(0, Ordering::Relaxed));
+        // Most are 0, and to look is cheaper than to take.
+        let take = |counter: &AtomicU32| match counter.load(Ordering::Relaxed) {
+            0 => 0.0,
+            _ => f64::from(counter.swap(0, Ordering::Relaxed)),
+        };
         for (at, counter) in self.uses.iter().enumerate() {
             let (class, bucket) = (at / age::BUCKETS % CLASSES, at % age::BUCKETS);
             let uses = take(counter);

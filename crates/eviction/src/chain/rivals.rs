@@ -14,7 +14,7 @@
 //! - Nothing is played before the first lesson. Then the played stores start with the pages that there are.
 //! - Notes are lost when two threads meet, and when nobody evicts for long; the next lesson makes up for that.
 
-use super::learn::Table;
+use super::learn::Worth;
 use super::mini::{Mini, Ranking};
 use super::seat::{self, Seat};
 use super::word::Known;
@@ -117,7 +117,7 @@ impl Pace {
 
 /// Our own ranking, as it is now.
 struct Own<'w> {
-    worth: &'w Table,
+    worth: &'w Worth,
     seats: &'w mut Vec<Seat>,
 }
 
@@ -187,7 +187,7 @@ impl Rivals {
     }
 
     /// The store has these pages.
-    pub(super) fn learn(&self, seen: Sampler, worth: &Table) {
+    pub(super) fn learn(&self, seen: Sampler, worth: &Worth) {
         let game = &mut *self.game.lock();
         let Sampler { sample, mut pages } = seen;
         if self.sample.swap(sample, Ordering::Relaxed) != sample {
@@ -210,7 +210,7 @@ impl Rivals {
     }
 
     /// As [`Policy::choose`].
-    pub(super) fn choose(&self, worth: &Table, pages: &[Page], want: Want, now_ms: u64, choice: &mut Choice) {
+    pub(super) fn choose(&self, worth: &Worth, pages: &[Page], want: Want, now_ms: u64, choice: &mut Choice) {
         let game = &mut *self.game.lock();
         let mut notes = Vec::new();
         self.notes.iter().for_each(|part| notes.append(&mut part.lock()));
@@ -276,7 +276,7 @@ impl Sampler {
 
 impl Game {
     /// Lets all played stores start with these pages, as if they had come and been used in this order.
-    fn start(&mut self, pages: &mut [Page], worth: &Table) {
+    fn start(&mut self, pages: &mut [Page], worth: &Worth) {
         pages.sort_unstable_by_key(|page| (page.created_ms, u32::MAX - page.position));
         let first: Vec<Page> =
             pages.iter().map(|page| Page { last_access_ms: page.created_ms, ..*page }).collect();
@@ -289,7 +289,7 @@ impl Game {
     }
 
     /// Plays uses in the order of time, and counts who hits, if that is wanted.
-    fn play_all(&mut self, uses: &mut Vec<Page>, worth: &Table, count: bool) {
+    fn play_all(&mut self, uses: &mut Vec<Page>, worth: &Worth, count: bool) {
         uses.sort_unstable_by_key(|page| (page.last_access_ms, u32::MAX - page.position, page.digest));
         uses.dedup_by_key(|page| (page.last_access_ms, page.digest));
         for group in uses.chunk_by(|a, b| a.last_access_ms == b.last_access_ms) {
@@ -300,7 +300,7 @@ impl Game {
         }
     }
 
-    fn play(&mut self, group: &[Page], worth: &Table) {
+    fn play(&mut self, group: &[Page], worth: &Worth) {
         let own = &mut Own { worth, seats: &mut self.seats };
         self.minis[OWN].play(own, group, self.capacity);
         for (mini, classic) in self.minis[OWN + 1..self.rankings].iter_mut().zip(&mut self.classics) {
@@ -389,7 +389,7 @@ mod tests {
     const S3_FIFO: usize = 2;
 
     /// A store of 100 pages; at each lesson it has them all.
-    fn rivals() -> (Rivals, Table, Vec<Page>) {
+    fn rivals() -> (Rivals, Worth, Vec<Page>) {
         let (rivals, worth) = (Rivals::new(100), Seen::new().worth(&table(), 1.0));
         let pages: Vec<Page> = (0..100).map(|number| page(number, number)).collect();
         let mut sampler = rivals.sampler();

@@ -5,7 +5,7 @@
 //! when they are first shown, as long as the chain is together; nothing of it costs a request anything.
 
 use super::age;
-use super::learn::Table;
+use super::learn::Worth;
 use super::word::{Birth, Known};
 use crate::{Choice, Page, Want};
 
@@ -27,24 +27,24 @@ pub(super) struct Seat {
 }
 
 /// Expected uses per ms.
-pub(super) fn worth_of(worth: &Table, page: &Page, now_ms: u64) -> f64 {
+pub(super) fn worth_of(worth: &Worth, page: &Page, now_ms: u64) -> f64 {
     let age = age::bucket(now_ms.saturating_sub(page.last_access_ms));
     worth_known(worth, Known::from_word(page.word), age)
 }
 
-fn worth_known(worth: &Table, known: Known, age: usize) -> f64 {
+fn worth_known(worth: &Worth, known: Known, age: usize) -> f64 {
     let doubt = match (known.uses, known.birth) {
         (0 | 1, Birth::Unknown | Birth::New) => NEW,
         (0 | 1, Birth::Branch) => BRANCH,
         _ => 1.0,
     };
-    worth[known.class()][age] * doubt
+    worth.of(known.class(), age) * doubt
 }
 
 /// Chooses by worth. Of equal worth the oldest goes first, and of equally old ones the deepest. The words are of pages
 /// that stay and of pages that go.
 pub(super) fn choose(
-    worth: &Table,
+    worth: &Worth,
     pages: &[Page],
     want: Want,
     now_ms: u64,
@@ -60,7 +60,7 @@ pub(super) fn choose(
 
 /// Lets `rank` choose among the pages, and notes how they came.
 pub(super) fn choose_by(
-    worth: &Table,
+    worth: &Worth,
     pages: &[Page],
     now_ms: u64,
     seats: &mut Vec<Seat>,
@@ -93,7 +93,7 @@ fn seat(pages: &[Page], seats: &mut Vec<Seat>) {
 }
 
 /// Says what the pages of a chain are worth: none less than a deeper one. Notes how those came that were used once.
-fn judge(worth: &Table, pages: &[Page], now_ms: u64, chain: &mut [Seat], words: &mut Vec<(u32, u64)>) {
+fn judge(worth: &Worth, pages: &[Page], now_ms: u64, chain: &mut [Seat], words: &mut Vec<(u32, u64)>) {
     let Some(first) = chain.last().map(|seat| seat.depth) else { return };
     let age = age::bucket(now_ms.saturating_sub(chain[0].last_ms));
     let mut before = None;
