@@ -25,6 +25,7 @@ use memkv_core::Key;
 use memkv_eviction::{Choice, Page, Policy, Want};
 use memkv_memory::{ChunkView, ClassDemand, PageView, SlotId};
 use parking_lot::Mutex;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -34,6 +35,12 @@ const SCAN_PAGES_MAX: usize = 1 << 20;
 const PASSES: usize = 8;
 /// Of a scan that saw only a part of the pages, at most one in this many goes.
 const PARTIAL_SHARE: usize = 8;
+/// From this many pages on a scan is worth keeping: what it chose beyond what was wanted serves the next rounds.
+const KEEP_PAGES: usize = 1 << 16;
+/// How long a scan is kept, and how soon the next has to follow for more to be chosen than is wanted.
+const KEEP_MS: u64 = 1000;
+/// How much is chosen then: one in this many of the pages that were seen.
+const KEEP_SHARE: usize = 32;
 /// Slots that are looked at to tell how cold a chunk is.
 const CHUNK_SAMPLE: u32 = 64;
 /// Bounds of the search that a reservation makes itself.
@@ -54,8 +61,12 @@ struct Scan {
     /// Pages that may go, and where they are.
     pages: Vec<Page>,
     slots: Vec<SlotId>,
-    /// Which of them go.
+    /// Which of them go, in this round or in one of the next.
     choice: Choice,
+    /// Those of the choice that go in this round.
+    now: Range<usize>,
+    /// What was scanned, one class or all, and when; `None` if the choice is good for one round only.
+    of: Option<(Option<u32>, u64)>,
     /// The scan ended before it had seen all pages.
     partial: bool,
     /// The chunk at which the next scan starts.
@@ -70,6 +81,56 @@ impl Scan {
         if self.partial {
             self.choice.evict.truncate(self.pages.len() / PARTIAL_SHARE);
         }
+        self.now = 0..self.choice.evict.len();
+        self.of = None;
+    }
+
+    /// As [`Scan::choose`], for one class or all. If the last scan of it, at `last_ms`, was a moment ago and there are
+    /// many pages, chooses for some rounds ahead.
+    fn choose_ahead(
+        &mut self,
+        policy: &dyn Policy,
+        class: Option<u32>,
+        (want, last_ms): (Want, Option<u64>),
+        now_ms: u64,
+    ) {
+        let hurry = last_ms.is_some_and(|last_ms| now_ms.saturating_sub(last_ms) < KEEP_MS);
+        let more = match want {
+            _ if !hurry || self.pages.len() < KEEP_PAGES => want,
+            Want::Pages(pages) => Want::Pages(pages.max(self.pages.len() / KEEP_SHARE)),
+            Want::Bytes(bytes) => {
+                let all: u64 = self.pages.iter().map(|page| u64::from(page.bytes)).sum();
+                Want::Bytes(bytes.max(all / KEEP_SHARE as u64))
+            }
+        };
+        self.choose(policy, more, now_ms);
+        self.now.end = self.enough(0, want).unwrap_or(self.now.end);
+        self.of = Some((class, now_ms));
+    }
+
+    /// Goes on with what was chosen ahead. `false` if it was something else, too long ago, or is not enough.
+    fn go_on(&mut self, class: Option<u32>, want: Want, now_ms: u64) -> bool {
+        let Some((of, at_ms)) = self.of else { return false };
+        if of != class || now_ms.saturating_sub(at_ms) >= KEEP_MS {
+            return false;
+        }
+        let from = self.now.end;
+        let Some(end) = self.enough(from, want) else { return false };
+        self.now = from..end;
+        true
+    }
+
+    /// Where those of the choice end that are wanted, from `from` on; `None` if they are too few.
+    fn enough(&self, from: usize, want: Want) -> Option<usize> {
+        let mut bytes = 0;
+        let rest = self.choice.evict.get(from..)?;
+        for (count, &at) in rest.iter().enumerate() {
+            if want.is_met(count, bytes) {
+                return Some(from + count);
+            }
+            bytes += u64::from(self.pages[at as usize].bytes);
+        }
+        want.is_met(rest.len(), bytes).then_some(from + rest.len())
     }
 
     /// Leaves out pages in slots for which `is` does not say so.
@@ -85,9 +146,9 @@ impl Scan {
         self.slots.truncate(kept);
     }
 
-    /// The pages that were chosen, and where they are.
+    /// The pages that go now, and where they are.
     fn chosen(&self) -> impl Iterator<Item = (&Page, SlotId)> {
-        self.choice.evict.iter().map(|&at| (&self.pages[at as usize], self.slots[at as usize]))
+        self.choice.evict[self.now.clone()].iter().map(|&at| (&self.pages[at as usize], self.slots[at as usize]))
     }
 }
 
@@ -106,7 +167,6 @@ impl Evictor {
         let mut evicted = Evicted::default();
         state.saw(now_ms);
         state.kept.expire(now_ms);
-        teach(state, now_ms);
         for chunk in state.arena.draining() {
             empty_chunk(state, chunk, &mut evicted);
         }
@@ -142,9 +202,8 @@ impl Evictor {
             if missing == 0 || pass == 0 && !state.marks.slots_low(available, fill.potential) {
                 return;
             }
-            self.collect(state, scan, Some(slot_bytes));
             let missing = usize::try_from(missing).unwrap_or(usize::MAX);
-            scan.choose(&*state.policy, Want::Pages(missing), now_ms);
+            self.pick(state, scan, Some(slot_bytes), Want::Pages(missing), now_ms);
             let own = mean(scan.chosen().map(|(page, _)| state.policy.worth(page, now_ms)));
             if pass == 0 && self.take_chunks(state, demand, own, now_ms, evicted) > 0 {
                 return;
@@ -194,6 +253,7 @@ impl Evictor {
         if !account.is_high() {
             return;
         }
+        teach(state, now_ms);
         self.collect(state, scan, None);
         scan.retain(|slot| state.arena.page(slot).is_some_and(|page| state.is_of(&page, account)));
         scan.choose(&*state.policy, Want::Bytes(account.over_low()), now_ms);
@@ -214,13 +274,24 @@ impl Evictor {
             if over == 0 {
                 return;
             }
-            self.collect(state, scan, None);
-            scan.choose(&*state.policy, Want::Bytes(over), now_ms);
-            if scan.choice.evict.is_empty() {
+            self.pick(state, scan, None, Want::Bytes(over), now_ms);
+            if scan.now.is_empty() {
                 return;
             }
             self.evict(state, scan, now_ms, evicted);
         }
+    }
+
+    /// Chooses pages of one class, or of all, that go now: of those that a scan a moment ago chose ahead, or else by a
+    /// scan. So what a round costs when rounds follow each other does not grow with the store.
+    fn pick(&self, state: &State, scan: &mut Scan, class: Option<u32>, want: Want, now_ms: u64) {
+        if scan.go_on(class, want, now_ms) {
+            return;
+        }
+        let last_ms = scan.of.filter(|(of, _)| *of == class).map(|(_, at_ms)| at_ms);
+        teach(state, now_ms);
+        self.collect(state, scan, class);
+        scan.choose_ahead(&*state.policy, class, (want, last_ms), now_ms);
     }
 
     /// Fills `scan` with the evictable pages of one class, or of all.
@@ -248,8 +319,8 @@ impl Evictor {
     }
 
     /// Evicts the chosen pages that are still what they were.
-    fn evict(&self, state: &State, scan: &Scan, now_ms: u64, evicted: &mut Evicted) {
-        for &(at, next) in &scan.choice.words {
+    fn evict(&self, state: &State, scan: &mut Scan, now_ms: u64, evicted: &mut Evicted) {
+        for (at, next) in scan.choice.words.drain(..) {
             // A page that was asked for meanwhile keeps the word of that.
             let seen = scan.pages[at as usize].word;
             let slot = scan.slots[at as usize];
@@ -389,7 +460,7 @@ fn coldness(state: &State, view: ChunkView, now_ms: u64) -> Option<Coldness> {
     Some(Coldness { pinned, worth, chunk: view.chunk, slot_bytes: view.slot_bytes })
 }
 
-/// Shows the policy all pages, if it is time.
+/// Shows the policy all pages, if it is time. Only before a choice: a store that has room needs no lessons.
 fn teach(state: &State, now_ms: u64) {
     if !state.policy.wants_lesson() {
         return;
@@ -452,7 +523,7 @@ mod tests {
         scan.choose(&*engine.state.policy, Want::Pages(3), 9);
         touch(&engine, &space, b"hot", 9);
         let pin = get_at(&engine, &space, b"pin", 0);
-        evictor.evict(&engine.state, &scan, 9, &mut evicted);
+        evictor.evict(&engine.state, &mut scan, 9, &mut evicted);
         assert_eq!(evicted.pages, 1);
         assert!(!exists(&engine, &space, b"old"));
         assert!(exists(&engine, &space, b"hot") && exists(&engine, &space, b"pin"));
@@ -474,6 +545,53 @@ mod tests {
             scan.choose(&*state.policy, Want::Pages(50), 0);
             assert_eq!(scan.choice.evict.len(), kept);
         }
+    }
+
+    /// A scan of so many pages of 10 bytes; the first came first.
+    fn scanned(pages: usize) -> Scan {
+        let page = |at: usize| Page {
+            digest: at as u64,
+            word: at as u64,
+            created_ms: at as u64,
+            last_access_ms: at as u64,
+            position: 0,
+            hits: 0,
+            bytes: 10,
+        };
+        Scan { pages: (0..pages).map(page).collect(), ..Scan::default() }
+    }
+
+    #[test]
+    fn rounds_that_follow_each_other_share_the_scan_of_many_pages() {
+        let policy = memkv_eviction::PolicyKind::Lru.build(KEEP_PAGES);
+        let (class, first, ahead) = (Some(4096), Want::Pages(100), KEEP_PAGES / KEEP_SHARE);
+        let mut scan = scanned(KEEP_PAGES);
+        scan.choose_ahead(&*policy, class, (first, None), 5000);
+        assert_eq!((scan.now.clone(), scan.choice.evict.len()), (0..100, 100), "nobody is in a hurry");
+        assert!(!scan.go_on(class, first, 5001));
+
+        scan.choose_ahead(&*policy, class, (first, Some(5000)), 5999);
+        assert_eq!((scan.now.clone(), scan.choice.evict.len()), (0..100, ahead));
+        assert!(!scan.go_on(None, first, 6000), "that is another class");
+        assert!(scan.go_on(class, Want::Bytes(1995), 6998));
+        assert_eq!(scan.now, 100..300);
+        assert!(scan.choice.evict[scan.now.clone()].iter().copied().eq(100..300));
+        assert!(!scan.go_on(class, Want::Pages(ahead - 299), 6998), "one more than there are");
+        assert!(!scan.go_on(class, first, 6999), "that is too long ago");
+        assert!(scan.go_on(class, Want::Pages(ahead - 300), 6998));
+        assert!(!scan.go_on(class, Want::Pages(1), 6998));
+
+        scan.choose_ahead(&*policy, class, (first, Some(5000)), 6000);
+        assert_eq!(scan.now, 0..100, "a second late is no hurry");
+        assert_eq!(scan.choice.evict.len(), 100);
+        let mut few = scanned(KEEP_PAGES - 1);
+        few.choose_ahead(&*policy, class, (first, Some(5000)), 5001);
+        assert_eq!(few.choice.evict.len(), 100);
+        let all = Want::Bytes(u64::MAX);
+        few.choose_ahead(&*policy, class, (all, Some(5000)), 5001);
+        assert_eq!(few.now, 0..KEEP_PAGES - 1);
+        few.choose(&*policy, first, 5001);
+        assert!(!few.go_on(class, Want::Pages(0), 5001), "chosen for one round");
     }
 
     #[test]
