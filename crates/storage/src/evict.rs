@@ -15,6 +15,8 @@
 //!
 //! Invariant: eviction only unlinks. Bytes are freed by whoever holds them last.
 
+mod scan;
+
 use crate::account::Account;
 use crate::drives::write::{Exit, Left, Urgency};
 use crate::index::{Found, HashedKey, SHARDS};
@@ -22,10 +24,10 @@ use crate::policy::page_of;
 use crate::state::State;
 use crate::status::{Evicted, count};
 use memkv_core::Key;
-use memkv_eviction::{Choice, Page, Policy, Want};
+use memkv_eviction::{Page, Want};
 use memkv_memory::{ChunkView, ClassDemand, PageView, SlotId};
 use parking_lot::Mutex;
-use std::ops::Range;
+use scan::{Ahead, Scan};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -33,14 +35,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const SCAN_PAGES_MAX: usize = 1 << 20;
 /// The most scans of one round for one purpose.
 const PASSES: usize = 8;
-/// Of a scan that saw only a part of the pages, at most one in this many goes.
-const PARTIAL_SHARE: usize = 8;
-/// From this many pages on a scan is worth keeping: what it chose beyond what was wanted serves the next rounds.
-const KEEP_PAGES: usize = 1 << 16;
-/// How long a scan is kept, and how soon the next has to follow for more to be chosen than is wanted.
-const KEEP_MS: u64 = 1000;
-/// How much is chosen then: one in this many of the pages that were seen.
-const KEEP_SHARE: usize = 32;
 /// Slots that are looked at to tell how cold a chunk is.
 const CHUNK_SAMPLE: u32 = 64;
 /// Bounds of the search that a reservation makes itself.
@@ -52,104 +46,10 @@ const INLINE_PAGES: usize = 32;
 pub(crate) struct Evictor {
     /// Only one round at a time; its working memory is kept.
     round: Mutex<Scan>,
+    /// Never held while pages are looked at.
+    ahead: Mutex<Ahead>,
     /// Where the next search in line starts.
     hand: AtomicU32,
-}
-
-#[derive(Default)]
-struct Scan {
-    /// Pages that may go, and where they are.
-    pages: Vec<Page>,
-    slots: Vec<SlotId>,
-    /// Which of them go, in this round or in one of the next.
-    choice: Choice,
-    /// Those of the choice that go in this round.
-    now: Range<usize>,
-    /// What was scanned, one class or all, and when; `None` if the choice is good for one round only.
-    of: Option<(Option<u32>, u64)>,
-    /// The scan ended before it had seen all pages.
-    partial: bool,
-    /// The chunk at which the next scan starts.
-    hand: u32,
-}
-
-impl Scan {
-    /// Lets the policy choose. Fewer than wanted if the scan saw only a part of the pages, because the coldest of a
-    /// part are not the coldest of all.
-    fn choose(&mut self, policy: &dyn Policy, want: Want, now_ms: u64) {
-        policy.choose(&self.pages, want, now_ms, &mut self.choice);
-        if self.partial {
-            self.choice.evict.truncate(self.pages.len() / PARTIAL_SHARE);
-        }
-        self.now = 0..self.choice.evict.len();
-        self.of = None;
-    }
-
-    /// As [`Scan::choose`], for one class or all. If the last scan of it, at `last_ms`, was a moment ago and there are
-    /// many pages, chooses for some rounds ahead.
-    fn choose_ahead(
-        &mut self,
-        policy: &dyn Policy,
-        class: Option<u32>,
-        (want, last_ms): (Want, Option<u64>),
-        now_ms: u64,
-    ) {
-        let hurry = last_ms.is_some_and(|last_ms| now_ms.saturating_sub(last_ms) < KEEP_MS);
-        let more = match want {
-            _ if !hurry || self.pages.len() < KEEP_PAGES => want,
-            Want::Pages(pages) => Want::Pages(pages.max(self.pages.len() / KEEP_SHARE)),
-            Want::Bytes(bytes) => {
-                let all: u64 = self.pages.iter().map(|page| u64::from(page.bytes)).sum();
-                Want::Bytes(bytes.max(all / KEEP_SHARE as u64))
-            }
-        };
-        self.choose(policy, more, now_ms);
-        self.now.end = self.enough(0, want).unwrap_or(self.now.end);
-        self.of = Some((class, now_ms));
-    }
-
-    /// Goes on with what was chosen ahead. `false` if it was something else, too long ago, or is not enough.
-    fn go_on(&mut self, class: Option<u32>, want: Want, now_ms: u64) -> bool {
-        let Some((of, at_ms)) = self.of else { return false };
-        if of != class || now_ms.saturating_sub(at_ms) >= KEEP_MS {
-            return false;
-        }
-        let from = self.now.end;
-        let Some(end) = self.enough(from, want) else { return false };
-        self.now = from..end;
-        true
-    }
-
-    /// Where those of the choice end that are wanted, from `from` on; `None` if they are too few.
-    fn enough(&self, from: usize, want: Want) -> Option<usize> {
-        let mut bytes = 0;
-        let rest = self.choice.evict.get(from..)?;
-        for (count, &at) in rest.iter().enumerate() {
-            if want.is_met(count, bytes) {
-                return Some(from + count);
-            }
-            bytes += u64::from(self.pages[at as usize].bytes);
-        }
-        want.is_met(rest.len(), bytes).then_some(from + rest.len())
-    }
-
-    /// Leaves out pages in slots for which `is` does not say so.
-    fn retain(&mut self, is: impl Fn(SlotId) -> bool) {
-        let mut kept = 0;
-        for at in 0..self.pages.len() {
-            if is(self.slots[at]) {
-                (self.pages[kept], self.slots[kept]) = (self.pages[at], self.slots[at]);
-                kept += 1;
-            }
-        }
-        self.pages.truncate(kept);
-        self.slots.truncate(kept);
-    }
-
-    /// The pages that go now, and where they are.
-    fn chosen(&self) -> impl Iterator<Item = (&Page, SlotId)> {
-        self.choice.evict[self.now.clone()].iter().map(|&at| (&self.pages[at as usize], self.slots[at as usize]))
-    }
 }
 
 /// How cold a whole chunk is. Ordered: the first should go first.
@@ -204,7 +104,7 @@ impl Evictor {
             }
             let missing = usize::try_from(missing).unwrap_or(usize::MAX);
             self.pick(state, scan, Some(slot_bytes), Want::Pages(missing), now_ms);
-            let own = mean(scan.chosen().map(|(page, _)| state.policy.worth(page, now_ms)));
+            let own = mean(scan.going.iter().map(|(page, _)| state.policy.worth(page, now_ms)));
             if pass == 0 && self.take_chunks(state, demand, own, now_ms, evicted) > 0 {
                 return;
             }
@@ -275,7 +175,7 @@ impl Evictor {
                 return;
             }
             self.pick(state, scan, None, Want::Bytes(over), now_ms);
-            if scan.now.is_empty() {
+            if scan.going.is_empty() {
                 return;
             }
             self.evict(state, scan, now_ms, evicted);
@@ -285,13 +185,12 @@ impl Evictor {
     /// Chooses pages of one class, or of all, that go now: of those that a scan a moment ago chose ahead, or else by a
     /// scan. So what a round costs when rounds follow each other does not grow with the store.
     fn pick(&self, state: &State, scan: &mut Scan, class: Option<u32>, want: Want, now_ms: u64) {
-        if scan.go_on(class, want, now_ms) {
+        if self.ahead.lock().take(class, want, now_ms, &mut scan.going) {
             return;
         }
-        let last_ms = scan.of.filter(|(of, _)| *of == class).map(|(_, at_ms)| at_ms);
         teach(state, now_ms);
         self.collect(state, scan, class);
-        scan.choose_ahead(&*state.policy, class, (want, last_ms), now_ms);
+        scan.choose_ahead(&*state.policy, class, want, now_ms, &self.ahead);
     }
 
     /// Fills `scan` with the evictable pages of one class, or of all.
@@ -327,9 +226,8 @@ impl Evictor {
             state.arena.update_policy(slot, |word| (word == seen).then_some(next));
         }
         let mut exit = Exit::new(state);
-        for (seen, slot) in scan.chosen() {
-            let page = state.arena.page(slot).filter(|page| page.pins == 0);
-            let Some(page) = page.filter(|page| page_of(page, seen.bytes) == *seen) else { continue };
+        for &(ref seen, slot) in &scan.going {
+            let Some(page) = unchanged(state, seen, slot) else { continue };
             match exit.evict(&page, seen.bytes, Urgency::Calm) {
                 Left::Gone(bytes) => evicted.add(bytes),
                 Left::Leaving => {}
@@ -339,14 +237,17 @@ impl Evictor {
         }
     }
 
-    /// Evicts one page, the coldest of a few, for a reservation that found no room: of a class or of any, of an account
-    /// or of any. `false` if the few had none.
+    /// Evicts one page for a reservation that found no room: of a class or of any, of an account or of any. It is one that
+    /// was chosen ahead, or else the coldest of a few; `false` if the few had none.
     pub(crate) fn evict_one(
         &self,
         state: &State,
         class: Option<u32>,
         account: Option<&Arc<Account>>,
     ) -> bool {
+        if account.is_none() && self.evict_ahead(state, class) {
+            return true;
+        }
         let arena = &state.arena;
         let hand = self.hand.fetch_add(1, Ordering::Relaxed);
         let chunks = arena.chunk_count();
@@ -374,17 +275,44 @@ impl Evictor {
         let Some(page) = coldest else { return false };
         let slot_bytes = arena.slot_bytes(page.slot);
         // If it went meanwhile, somebody else has made room.
-        if let Left::Gone(bytes) = Exit::new(state).evict(&page, slot_bytes, Urgency::Now) {
-            state.policy.evicted(&page_of(&page, slot_bytes), state.now_ms());
-            count(&state.tally.evicted_pages, 1);
-            count(&state.tally.evicted_bytes, bytes);
-            count(&state.tally.evicted_inline, 1);
-            if let Some(account) = account {
-                account.count_evicted(1);
-            }
+        if evict_now(state, &page, slot_bytes)
+            && let Some(account) = account
+        {
+            account.count_evicted(1);
         }
         true
     }
+
+    /// Evicts the next page that was chosen ahead. `false` if there is none, and where there are drives: a page that goes
+    /// at once is lost to them.
+    fn evict_ahead(&self, state: &State, class: Option<u32>) -> bool {
+        if state.drives.is_some() {
+            return false;
+        }
+        for _ in 0..INLINE_PAGES {
+            let Some((seen, slot)) = self.ahead.lock().next(class, state.now_ms()) else { return false };
+            if unchanged(state, &seen, slot).is_some_and(|page| evict_now(state, &page, seen.bytes)) {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// The page in this slot, if it is the one that was seen, was not asked for since and nobody holds it.
+fn unchanged(state: &State, seen: &Page, slot: SlotId) -> Option<PageView> {
+    let page = state.arena.page(slot).filter(|page| page.pins == 0 && !state.kept.holds(page.digest))?;
+    (page_of(&page, seen.bytes) == *seen).then_some(page)
+}
+
+/// Evicts a page for a reservation. `false` if it went meanwhile, or stays.
+fn evict_now(state: &State, page: &PageView, slot_bytes: u32) -> bool {
+    let Left::Gone(bytes) = Exit::new(state).evict(page, slot_bytes, Urgency::Now) else { return false };
+    state.policy.evicted(&page_of(page, slot_bytes), state.now_ms());
+    count(&state.tally.evicted_pages, 1);
+    count(&state.tally.evicted_bytes, bytes);
+    count(&state.tally.evicted_inline, 1);
+    true
 }
 
 /// Removes a tenant's oldest pages from the drives if it is near its bound there: of each shard the same part, since keys
@@ -547,51 +475,26 @@ mod tests {
         }
     }
 
-    /// A scan of so many pages of 10 bytes; the first came first.
-    fn scanned(pages: usize) -> Scan {
-        let page = |at: usize| Page {
-            digest: at as u64,
-            word: at as u64,
-            created_ms: at as u64,
-            last_access_ms: at as u64,
-            position: 0,
-            hits: 0,
-            bytes: 10,
-        };
-        Scan { pages: (0..pages).map(page).collect(), ..Scan::default() }
-    }
-
     #[test]
-    fn rounds_that_follow_each_other_share_the_scan_of_many_pages() {
-        let policy = memkv_eviction::PolicyKind::Lru.build(KEEP_PAGES);
-        let (class, first, ahead) = (Some(4096), Want::Pages(100), KEEP_PAGES / KEEP_SHARE);
-        let mut scan = scanned(KEEP_PAGES);
-        scan.choose_ahead(&*policy, class, (first, None), 5000);
-        assert_eq!((scan.now.clone(), scan.choice.evict.len()), (0..100, 100), "nobody is in a hurry");
-        assert!(!scan.go_on(class, first, 5001));
-
-        scan.choose_ahead(&*policy, class, (first, Some(5000)), 5999);
-        assert_eq!((scan.now.clone(), scan.choice.evict.len()), (0..100, ahead));
-        assert!(!scan.go_on(None, first, 6000), "that is another class");
-        assert!(scan.go_on(class, Want::Bytes(1995), 6998));
-        assert_eq!(scan.now, 100..300);
-        assert!(scan.choice.evict[scan.now.clone()].iter().copied().eq(100..300));
-        assert!(!scan.go_on(class, Want::Pages(ahead - 299), 6998), "one more than there are");
-        assert!(!scan.go_on(class, first, 6999), "that is too long ago");
-        assert!(scan.go_on(class, Want::Pages(ahead - 300), 6998));
-        assert!(!scan.go_on(class, Want::Pages(1), 6998));
-
-        scan.choose_ahead(&*policy, class, (first, Some(5000)), 6000);
-        assert_eq!(scan.now, 0..100, "a second late is no hurry");
-        assert_eq!(scan.choice.evict.len(), 100);
-        let mut few = scanned(KEEP_PAGES - 1);
-        few.choose_ahead(&*policy, class, (first, Some(5000)), 5001);
-        assert_eq!(few.choice.evict.len(), 100);
-        let all = Want::Bytes(u64::MAX);
-        few.choose_ahead(&*policy, class, (all, Some(5000)), 5001);
-        assert_eq!(few.now, 0..KEEP_PAGES - 1);
-        few.choose(&*policy, first, 5001);
-        assert!(!few.go_on(class, Want::Pages(0), 5001), "chosen for one round");
+    fn a_reservation_takes_what_was_chosen_ahead_unless_it_was_wanted_since() {
+        let engine = engine(4 << 20);
+        let (state, space) = (&engine.state, space(&engine, "a"));
+        for key in [b"one", b"two", b"new"] {
+            put(&engine, &space, key, b"page").unwrap();
+        }
+        let (evictor, mut scan) = (Evictor::default(), Scan::default());
+        evictor.collect(state, &mut scan, None);
+        scan.choose(&*state.policy, Want::Pages(3), 0);
+        let class = Some(scan.pages[0].bytes);
+        let left = std::mem::take(&mut scan.going).into();
+        *evictor.ahead.lock() = Ahead { class, at_ms: state.now_ms(), chosen: 3, left };
+        touch(&engine, &space, b"one", 9);
+        assert!(evictor.evict_ahead(state, class));
+        assert!(exists(&engine, &space, b"one") && !exists(&engine, &space, b"two"));
+        assert!(exists(&engine, &space, b"new"));
+        assert!(evictor.evict_ahead(state, None) && !exists(&engine, &space, b"new"));
+        assert!(!evictor.evict_ahead(state, class), "none is left");
+        assert!(exists(&engine, &space, b"one"));
     }
 
     #[test]
