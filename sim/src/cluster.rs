@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use turmoil::net::TcpListener;
 use turmoil::{Builder, Sim};
 
@@ -62,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) gone: Mutex<Vec<String>>,
     /// Pages that came back after their removal.
     pub(crate) revived: Mutex<Vec<String>>,
+    /// When each client gave up an op.
+    pub(crate) given_up: Vec<Mutex<Vec<Instant>>>,
     pub(crate) settled: AtomicUsize,
     pub(crate) closed: AtomicUsize,
     pub(crate) ops: AtomicU64,
@@ -197,6 +200,7 @@ fn share(seed: u64, plan: Plan, trace: Arc<Trace>, folder: &Path) -> Arc<Shared>
         moments: AtomicU64::new(1),
         unnoted: AtomicU64::new(0),
         busy: AtomicU64::new(0),
+        given_up: (0..plan.clients).map(|_| Mutex::default()).collect(),
         settled: AtomicUsize::new(0),
         closed: AtomicUsize::new(0),
         ops: AtomicU64::new(0),

@@ -25,6 +25,11 @@ const LOOKS: u32 = 4;
 const LAST_READS: u32 = 6;
 const LAST_READS_MAX: u32 = 100;
 const LAST_PAUSE: Duration = Duration::from_millis(100);
+/// Connections that a client keeps to a server without being asked for more. An op that is given up costs its connection,
+/// and without any an op does not wait for a connect.
+const CONNECTIONS: usize = 2;
+/// How long a new connection takes at most where nothing is wrong.
+const RECONNECT: Duration = Duration::from_millis(300);
 
 /// The cluster's key.
 pub(crate) fn key() -> AuthKey {
@@ -201,11 +206,24 @@ impl Worker {
         }
     }
 
+    /// Notes that an op was given up.
+    fn give_up(&self, what: &str, pages: &[Page], begun: Instant) {
+        self.shared.given_up[self.me].lock().push(Instant::now());
+        self.tell(what, pages, &"", begun, 1);
+    }
+
+    /// Whether the client had just given up as many ops as it has connections when an op began, or did so since.
+    fn gave_all_up(&self, begun: Instant) -> bool {
+        let given_up = self.shared.given_up[self.me].lock();
+        given_up.iter().rev().nth(CONNECTIONS - 1).is_some_and(|&moment| moment + RECONNECT >= begun)
+    }
+
     /// In a calm run everything works.
-    fn check_calm(&self, what: &str, page: Page, outcome: PageOutcome) {
+    fn check_calm(&self, what: &str, page: Page, outcome: PageOutcome, begun: Instant) {
         use PageOutcome::{Busy, Corrupt, Denied, SizeMismatch, TimedOut, TooLarge, Unavailable};
         let plan = &self.shared.plan;
         let wrong = match outcome {
+            Unavailable if self.gave_all_up(begun) => false,
             Unavailable | TimedOut | Busy => plan.is_calm() && outcome != Busy,
             Corrupt => !plan.flips(),
             // Credentials of calls have a time, and a server whose clock is far off takes none.
@@ -252,7 +270,7 @@ impl Worker {
         let mut out = vec![PageOutcome::Unavailable; pages.len()];
         let op = space.put_from(&keys, &slices, &mut out);
         let Some(result) = patient(op, patience_ms).await else {
-            return self.tell("gave up a put", pages, &"", begun, 1);
+            return self.give_up("gave up a put", pages, begun);
         };
         self.tell("put", pages, &out, begun, 1);
         if let Err(error) = result {
@@ -265,7 +283,7 @@ impl Worker {
             if outcome.is_success() {
                 self.shared.book.lock().end_put(*page, put, ended, promised);
             }
-            self.check_calm("put", *page, outcome);
+            self.check_calm("put", *page, outcome, begun);
         }
     }
 
@@ -278,14 +296,14 @@ impl Worker {
         let mut slices: Vec<_> = rooms.iter_mut().map(Vec::as_mut_slice).collect();
         let op = space.get_into(&keys, &mut slices, &mut out);
         let Some(result) = patient(op, patience_ms).await else {
-            return self.tell("gave up a get", pages, &"", begun, 1);
+            return self.give_up("gave up a get", pages, begun);
         };
         self.tell("get", pages, &out, begun, 1);
         if let Err(error) = result {
             return self.shared.trace.wrong(format!("a get is an error: {error}"));
         }
         for (((page, outcome), room), value) in pages.iter().zip(out).zip(rooms).zip(values) {
-            self.check_calm("get", *page, outcome);
+            self.check_calm("get", *page, outcome, begun);
             match outcome {
                 PageOutcome::Hit if room == value => self.check_hit(*page, began),
                 PageOutcome::Hit => self.shared.trace.wrong(format!("c{}: WRONG BYTES of {page:?}", self.me)),
