@@ -265,6 +265,46 @@ fn a_tenant_over_its_bytes_loses_its_own_pages_and_nobody_elses() {
     assert!(wanted <= 64, "{wanted} slots of 64 KiB are more than 4 MiB");
 }
 
+#[test]
+fn a_tenant_over_its_bytes_on_drives_loses_its_own_pages_and_nobody_elses() {
+    const DRAM: u64 = 4 << 20;
+    const NVME: u64 = 8 << 20;
+    let drive = tempfile::tempdir().unwrap();
+    let path = format!("{}:256MiB", drive.path().display());
+    let args = ["--nvme-paths", &path, "--nvme-segment", "4MiB", "--nvme-mode", "write-through"];
+    let setup = Setup { args: args.map(str::to_owned).into(), ..Setup::default() };
+    let quotas = Quotas { dram_bytes: Some(DRAM), nvme_bytes: Some(NVME), ..Quotas::default() };
+    let small = Quotas { dram_bytes: Some(DRAM), ..Quotas::default() };
+    let tenants = [
+        memkv_credentials::Tenant { quotas, ..tenant("a", 1) },
+        memkv_credentials::Tenant { quotas: small, ..tenant("b", 2) },
+    ];
+    let estate = Estate::with_setup(&of(tenants), setup);
+    let (mut a, mut b) = (Guest::of(&estate, "a", 1), Guest::of(&estate, "b", 2));
+    let (of_a, of_b) = (a.control.open_space(NAME).unwrap(), b.control.open_space(NAME).unwrap());
+    let keys: Vec<[u8; 4]> = (0..300_u32).map(u32::to_le_bytes).collect();
+    let put_all = |guest: &mut Guest, space| {
+        for key in &keys {
+            let bytes = page(key, 64 << 10);
+            let stored = || (guest.data.put(space, key, &bytes).unwrap() == Code::Ok).then_some(());
+            wait_for("room for a page", PATIENCE, stored).unwrap();
+            let used = usage(&estate, "a").nvme_bytes;
+            assert!(used <= NVME, "{used} bytes on drives");
+        }
+    };
+    put_all(&mut b, of_b);
+    put_all(&mut a, of_a);
+    let now = usage(&estate, "a");
+    assert!(now.nvme_bytes > 0 && now.nvme_bytes_max == NVME && now.evicted_pages > 0, "{now:?}");
+    let kept = |guest: &mut Guest, space| {
+        keys.iter().filter(|key| guest.data.exists(space, &[&key[..]]).unwrap()[0]).count()
+    };
+    let (of_mine, of_others) = (kept(&mut a, of_a), kept(&mut b, of_b));
+    assert_eq!(of_others, keys.len(), "the other tenant has no bound on drives");
+    assert!(of_mine * (64 << 10) <= (DRAM + NVME) as usize, "{of_mine} pages");
+    assert!(of_mine > 50, "what is within the bounds stays: {of_mine} pages");
+}
+
 fn usage(estate: &Estate, name: &str) -> v1::TenantStatus {
     let operator = estate.operator();
     let tenants = admin!(operator, "ListTenants", list_tenants, v1::ListTenantsRequest {}).unwrap().tenants;

@@ -27,6 +27,8 @@ struct Check {
 
 /// What AddressSanitizer does with a finding: it ends the process, also for a leak at its end.
 const ASAN: (&str, &str) = ("ASAN_OPTIONS", "detect_leaks=1:abort_on_error=0:exitcode=23");
+/// What is no leak, and why.
+const LEAKS: &str = "xtask/leaks.supp";
 /// The crates that make up the engine: its tests are those of the arena, the drives and the tiers.
 const ENGINE: [&str; 8] =
     ["test", "--package", "memkv-memory", "--package", "memkv-nvme", "--package", "memkv-storage", "--lib"];
@@ -196,6 +198,7 @@ fn run_one(context: &Context, check: &Check) -> Result<()> {
         command.args(rest).env("CARGO_TARGET_DIR", &folder).env("RUSTFLAGS", check.flags);
         command.env("MEMKV_SERVER_BIN", folder.join(TRIPLE).join("debug").join("memkv-server"));
         command.envs(check.env.iter().copied());
+        command.env("LSAN_OPTIONS", format!("suppressions={}", context.root.join(LEAKS).display()));
         command
     };
     if let Some(first) = check.first {

@@ -185,7 +185,11 @@ mod tests {
         assert_eq!(take(class, Want::Pages(more), 6998), None, "so many are not left");
         assert_eq!(take(class, Want::Bytes(1995), 6998), Some((100..300).collect()));
         let next = |class, now_ms| ahead.lock().next(class, now_ms).map(|(page, _)| page.digest);
-        assert_eq!((next(class, 6998), next(None, 6998)), (Some(300), Some(301)), "reservations take of the same");
+        assert_eq!(
+            (next(class, 6998), next(None, 6998)),
+            (Some(300), Some(301)),
+            "reservations take of the same"
+        );
         assert_eq!((next(Some(1), 6998), next(class, 6999)), (None, None));
         assert!(take(class, Want::Pages(left() - (more - 100) / 4 + 1), 6998).is_some());
         assert_eq!(take(class, Want::Pages(1), 6998), None, "it is time for the next scan");
