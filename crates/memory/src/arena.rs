@@ -89,7 +89,7 @@ pub struct Arena {
     page_bytes_max: u32,
     memory: MemoryStatus,
     closed: AtomicBool,
-    /// Absent if all memory is resident from the start, and in simulations.
+    /// Absent if all memory is resident from the start.
     warmer: Option<Warmer>,
     /// What others map the memory by, if they may.
     shared: Option<File>,
@@ -192,8 +192,7 @@ impl Arena {
         let (file, found) =
             opened.map_or((None, None), |(file, past, counts)| (Some(file), Some((past, counts))));
         let data = Arc::new(data);
-        // A simulation has no threads of its own, and little memory.
-        let resident = config.prefault || config.mlock || cfg!(feature = "sim");
+        let resident = config.prefault || config.mlock;
         let warmer = if resident { None } else { Warmer::start(Arc::clone(&data), chunk_bytes) };
         if let Some(warmer) = &warmer {
             warmer.ahead(books.upcoming());

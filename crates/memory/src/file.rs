@@ -208,10 +208,6 @@ impl ArenaFile {
     }
 
     fn allocate(&self, range: Range<u64>) -> Result<(), Errno> {
-        if cfg!(feature = "sim") {
-            // Thousands of small stores follow each other, and most of each is never written.
-            return Ok(());
-        }
         loop {
             match fallocate(&self.file, FallocateFlags::empty(), range.start, range.end - range.start) {
                 // A file system that cannot allocate ahead can still be used, at one's own risk.
