@@ -288,13 +288,13 @@ fn a_tenant_over_its_bytes_on_drives_loses_its_own_pages_and_nobody_elses() {
             let bytes = page(key, 64 << 10);
             let stored = || (guest.data.put(space, key, &bytes).unwrap() == Code::Ok).then_some(());
             wait_for("room for a page", PATIENCE, stored).unwrap();
-            let used = usage(&estate, "a").nvme_bytes;
-            assert!(used <= NVME, "{used} bytes on drives");
         }
     };
     put_all(&mut b, of_b);
     put_all(&mut a, of_a);
-    let now = usage(&estate, "a");
+    // A page on its drive that leaves memory may exceed the bound until the next round.
+    let within = || Some(usage(&estate, "a")).filter(|usage| usage.nvme_bytes <= NVME);
+    let now = wait_for("the bound of drives", PATIENCE, within).unwrap();
     assert!(now.nvme_bytes > 0 && now.nvme_bytes_max == NVME && now.evicted_pages > 0, "{now:?}");
     let kept = |guest: &mut Guest, space| {
         keys.iter().filter(|key| guest.data.exists(space, &[&key[..]]).unwrap()[0]).count()

@@ -6,7 +6,8 @@
 //! A tenant that reaches its bound gives up pages of its own: a reservation beyond it evicts one of the tenant's pages or
 //! is [`Refusal::Busy`](crate::Refusal), and takes no slot from anybody else; the background brings the tenant to a little
 //! below its bound. A page that would go to a drive beyond the bound there is dropped, and the background removes the
-//! tenant's oldest pages from the drives to make room for later ones.
+//! tenant's oldest pages from the drives to make room for later ones. With write-through a page that leaves memory is on its
+//! drive already, so the bound there may be exceeded by a few pages until the next round.
 //!
 //! A page that is in memory and on a drive counts as being in memory.
 

@@ -6,7 +6,7 @@
 //! is above its high mark, the coldest pages of all classes go.
 //!
 //! Coldness is what the [policy](memkv_eviction) says about the records of the slots, read without any lock: an
-//! approximation, which costs one bounded scan per round and nothing on the request path. A page that is held by a
+//! approximation, which costs at most one bounded scan per round and purpose, and nothing on the request path. A page that is held by a
 //! reader is passed over; only if its whole chunk goes is it unlinked, and its slot follows when the reader is done.
 //!
 //! With a tier on drives a page that leaves memory goes there, see [`drives::write`](crate::drives::write): at once if
