@@ -11,10 +11,13 @@ use crate::tenants::tenant::{Connected, Proven};
 use crate::tls::TlsPeer;
 use dashmap::DashMap;
 use memkv_transport::auth::SessionKey;
+use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// A session's 16 random bytes.
 pub(crate) type SessionId = [u8; 16];
@@ -45,7 +48,39 @@ pub(crate) struct Session {
     /// What requests of its data connections may hold.
     pub(crate) held: Allowance,
     connections: AtomicU32,
+    rest: Mutex<Rest>,
+    /// Those of its connections whose socket is full.
+    unread: AtomicU32,
     ended: watch::Sender<bool>,
+}
+
+/// How long a session gets no connections, the first time that one of its own did not read while memory was short.
+const REST: Duration = Duration::from_secs(1);
+/// And the most, after as many times as that takes.
+const REST_MOST: Duration = Duration::from_secs(16);
+
+/// When a session that does not read may connect again. What a connection asks for is copied before anybody knows that nobody
+/// reads it, so one that comes back at once costs others as much as a reader does.
+#[derive(Debug, Default)]
+struct Rest {
+    until: Option<Instant>,
+    last: Duration,
+}
+
+impl Rest {
+    fn is_over(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| now >= until)
+    }
+
+    /// Begins one, twice as long as the last unless that was over for as long as the longest.
+    fn begin(&mut self, now: Instant) {
+        if !self.is_over(now) {
+            return;
+        }
+        let is_again = self.until.is_some_and(|until| now < until + REST_MOST);
+        self.last = if is_again { (2 * self.last).min(REST_MOST) } else { REST };
+        self.until = Some(now + self.last);
+    }
 }
 
 impl Session {
@@ -73,16 +108,34 @@ impl Session {
             rdma: SessionRdma::default(),
             held: Allowance::new(RequestBytes::default().session),
             connections: AtomicU32::new(0),
+            rest: Mutex::default(),
+            unread: AtomicU32::new(0),
             ended: watch::Sender::new(false),
         }
     }
 
-    /// Takes a connection's place; `None` if there are `most` already, or its tenant has as many as it may.
-    pub(crate) fn attach(self: &Arc<Self>, most: u32) -> Option<Attachment> {
+    /// Takes a connection's place; `None` if there are `most` already, its tenant has as many as it may, it rests, or it does not
+    /// read while the memory for that `is_short`.
+    pub(crate) fn attach(self: &Arc<Self>, most: u32, is_short: bool) -> Option<Attachment> {
+        let does_not_read = is_short && self.unread.load(Ordering::Relaxed) > 0;
+        if does_not_read || !self.rest.lock().is_over(Instant::now()) {
+            return None;
+        }
         let more = |now: u32| (now < most).then_some(now + 1);
         let place = self.tenant.connect()?;
         self.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
         Some(Attachment { session: Arc::clone(self), _place: place })
+    }
+
+    /// Notes that one of its connections has a full socket, until the result is dropped.
+    pub(crate) fn leaves_unread(&self) -> Unread<'_> {
+        self.unread.fetch_add(1, Ordering::Relaxed);
+        Unread(&self.unread)
+    }
+
+    /// Notes that one of its connections was dropped because it did not read: it gets no others for a while.
+    pub(crate) fn rest(&self, now: Instant) {
+        self.rest.lock().begin(now);
     }
 
     /// Counts bytes of pages that went to the client.
@@ -113,6 +166,16 @@ impl Session {
         let mut ended = self.ended.subscribe();
         // The sender lives in `self`, so waiting cannot fail while somebody waits.
         let _ended = ended.wait_for(|ended| *ended).await;
+    }
+}
+
+/// A session's connection whose socket is full, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Unread<'a>(&'a AtomicU32);
+
+impl Drop for Unread<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -180,5 +243,28 @@ impl Drop for Registered {
     fn drop(&mut self) {
         self.sessions.open.remove(&self.session.id);
         self.session.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_read_rests_twice_as_long_each_time_and_is_forgiven_in_the_end() {
+        let mut rest = Rest::default();
+        let mut now = Instant::now();
+        assert!(rest.is_over(now), "nobody rests at first");
+        for seconds in [1, 2, 4, 8, 16, 16] {
+            rest.begin(now);
+            // What else was dropped with it counts once.
+            rest.begin(now + Duration::from_millis(1));
+            assert!(!rest.is_over(now + Duration::from_millis(seconds * 1000 - 1)), "{seconds} s are not over");
+            now += Duration::from_secs(seconds);
+            assert!(rest.is_over(now), "{seconds} s are over");
+        }
+        now += REST_MOST;
+        rest.begin(now);
+        assert!(rest.is_over(now + REST), "it begins anew");
     }
 }

@@ -30,7 +30,8 @@ pub(crate) fn tear(folder: &Path, rng: &mut Rng) -> io::Result<()> {
             largest = Some((file.path(), len));
         }
     }
-    let Some((path, len)) = largest else { return Ok(()) };
+    // A drive that was full from the beginning has nothing that is as long.
+    let Some((path, len)) = largest.filter(|&(_, len)| len >= BLOCK) else { return Ok(()) };
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     for _ in 0..rng.range(1, BLOCKS_MAX) {
         let block = rng.range(0, len / BLOCK);

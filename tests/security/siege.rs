@@ -220,13 +220,13 @@ fn clients_that_do_not_read_hold_so_much_of_the_hosts_memory_together() {
     }
     // What one asks for is more than socket buffers take, and the buffers of all are more than may be held.
     let request = wire::get_frame(1, space, &keys.map(|key| (key, 1 << 20)), true);
-    let stopped: Vec<_> = (0..40)
-        .map(|_| {
-            let mut data = session.attach().unwrap();
-            data.send(&request).unwrap();
-            data
-        })
-        .collect();
+    let other = control.session().unwrap();
+    let stopped: Vec<_> = (0..40).map(|_| other.attach().unwrap()).collect();
+    let stopped = stopped.into_iter().map(|mut data| {
+        data.send(&request).unwrap();
+        data
+    });
+    let stopped: Vec<_> = stopped.collect();
     let dropped = || daemon.metrics().unwrap().sum("memkv_connections_stalled_total", &[]);
     wait_for("most of those that do not read are dropped", PATIENCE, || (dropped() >= 24.0).then_some(()))
         .unwrap();
@@ -235,5 +235,10 @@ fn clients_that_do_not_read_hold_so_much_of_the_hosts_memory_together() {
     for _ in 0..40 {
         assert_eq!(reader.get(space, b"d", 1 << 20).unwrap(), (Code::Ok, vec![7; 1 << 20]));
     }
+    // Who did not read may not come back at once to ask for as much again; others may come.
+    let again = other.attach().expect_err("a session that does not read rests");
+    assert!(format!("{again:?}").contains("TooMany"), "{again:?}");
+    session.attach().unwrap();
     drop(stopped);
+    wait_for("it may come back later", PATIENCE, || other.attach().ok()).unwrap();
 }

@@ -255,7 +255,7 @@ impl Arena {
             }
             self.tables.chunks()[taken.chunk as usize].store(slot_bytes, Ordering::Release);
         }
-        let upcoming = taken.new_chunk.then(|| books.upcoming());
+        let upcoming = taken.goes_on.then(|| books.upcoming());
         drop(books);
         if let (Some(warmer), Some(upcoming)) = (&self.warmer, upcoming) {
             warmer.ahead(upcoming);

@@ -10,7 +10,7 @@
 //!   length asks for one.
 
 use crate::class;
-use crate::warm::Upcoming;
+use crate::warm::{self, Upcoming};
 
 /// A request found no slot: the class has none free and no chunk is free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,6 +84,8 @@ pub(crate) struct Taken {
     pub(crate) fill: ClassFill,
     /// The chunk has just been given to the class.
     pub(crate) new_chunk: bool,
+    /// It begins a step of memory that nobody had used, or a chunk: what comes next is to be made resident.
+    pub(crate) goes_on: bool,
 }
 
 #[derive(Default)]
@@ -123,6 +125,10 @@ struct Class {
 pub(crate) struct Books {
     chunk_bytes: u32,
     chunks: Box<[Chunk]>,
+    /// How far each chunk was ever used, in bytes.
+    touched: Box<[u32]>,
+    /// Bytes that nobody ever used, in all chunks that have a class.
+    untouched: u64,
     free_chunks: Vec<u32>,
     draining: u32,
     /// Ordered by slot size.
@@ -139,6 +145,8 @@ impl Books {
         Self {
             chunk_bytes,
             chunks: chunks.into(),
+            touched: vec![0; chunk_count as usize].into(),
+            untouched: 0,
             // Handed out from the end: the lowest addresses first.
             free_chunks: (0..chunk_count).rev().collect(),
             draining: 0,
@@ -175,7 +183,18 @@ impl Books {
         }
         self.held_bytes += u64::from(slot_bytes);
         self.asked_bytes += u64::from(len);
-        Ok(Taken { chunk: index, slot, fill: self.fill(at), new_chunk })
+        let begins_step = self.touch(index, slot, slot_bytes);
+        Ok(Taken { chunk: index, slot, fill: self.fill(at), new_chunk, goes_on: new_chunk || begins_step })
+    }
+
+    /// Notes that a slot is used. Whether that begins a step of memory which nobody had used.
+    fn touch(&mut self, chunk: u32, slot: u32, slot_bytes: u32) -> bool {
+        let is_last = slot + 1 == self.chunks[chunk as usize].slots;
+        let end = if is_last { self.chunk_bytes } else { (slot + 1) * slot_bytes };
+        let touched = &mut self.touched[chunk as usize];
+        let before = std::mem::replace(touched, end.max(*touched));
+        self.untouched -= u64::from(*touched - before);
+        warm::steps(before) < warm::steps(*touched)
     }
 
     /// Takes back a slot that held a page of `len` bytes. `true` if its chunk went to the free pool.
@@ -251,6 +270,9 @@ impl Books {
         if pages.len() == self.chunks[index as usize].slots as usize {
             self.close(index, at);
         }
+        for &(slot, _) in pages {
+            self.touch(index, slot, slot_bytes);
+        }
         true
     }
 
@@ -291,10 +313,10 @@ impl Books {
         self.free_chunks.len()
     }
 
-    /// The chunks that will be opened next.
+    /// The chunks that will be opened next, and how much of them is to be resident.
     pub(crate) fn upcoming(&self) -> Upcoming {
         let mut chunks = self.free_chunks.iter().rev().copied();
-        std::array::from_fn(|_| chunks.next())
+        Upcoming::new(std::array::from_fn(|_| chunks.next()), self.chunk_bytes, self.untouched)
     }
 
     pub(crate) fn draining_chunk_count(&self) -> u32 {
@@ -369,6 +391,7 @@ impl Books {
         class.chunks += 1;
         class.free_slots += u64::from(class.slots_per_chunk);
         class.slots += u64::from(class.slots_per_chunk);
+        self.untouched += u64::from(self.chunk_bytes - self.touched[index as usize]);
     }
 
     /// Moves an empty chunk to the free pool.
@@ -386,6 +409,7 @@ impl Books {
         }
         self.classes[at].chunks -= 1;
         self.chunks[index as usize] = Chunk::default();
+        self.untouched -= u64::from(self.chunk_bytes - self.touched[index as usize]);
         self.free_chunks.push(index);
     }
 

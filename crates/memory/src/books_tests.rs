@@ -36,6 +36,20 @@ fn an_empty_chunk_may_change_class() {
 }
 
 #[test]
+fn who_makes_memory_resident_is_told_of_each_step_of_it_once() {
+    const PAGE: u32 = 1 << 20;
+    let mut books = Books::new(8 << 20, 8);
+    let taken: Vec<_> = (0..12).map(|_| take(&mut books, PAGE).unwrap()).collect();
+    let told: Vec<_> = (0..12).filter(|&at| taken[at].goes_on).collect();
+    assert_eq!(told, [0, 4, 8], "steps are 4 MiB, chunks 8");
+    let next = |untouched| Upcoming::new([Some(2), Some(3), Some(4), Some(5)], 8 << 20, untouched);
+    assert_eq!(books.upcoming(), next(u64::from(4 * PAGE)));
+    books.give(taken[9].chunk, taken[9].slot, PAGE);
+    assert!(!take(&mut books, PAGE).unwrap().goes_on, "memory that was used before is resident");
+    assert!(take(&mut books, PAGE).unwrap().goes_on);
+}
+
+#[test]
 fn a_full_table_falls_back_to_quarter_steps() {
     let mut books = Books::new(1 << 20, 100);
     for units in 1..=u32::try_from(books.learned_max).unwrap() {

@@ -2,28 +2,66 @@
 //!
 //! The first write to memory costs a page fault, in which the kernel zeroes the page and, in a virtual machine, the host
 //! finds memory for it: a put into fresh memory is up to fifty times slower than one into memory that was used before.
-//! Whenever a chunk is opened, a thread of the arena makes the chunks resident that come next. The window is small, so
-//! that an arena that is hardly used stays small; whoever wants no faults at all prefaults.
+//! Whenever a step of memory is begun, a thread of the arena makes as much resident in the chunks that come next, so that what
+//! is resident and was never used stays the same. The window is small, so that an arena that is hardly used stays small;
+//! whoever wants no faults at all prefaults.
 //!
 //! Deliberately absent: any wait for the thread. It is an aid; who comes before it pays for the fault.
 
 use crate::map::Mapping;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::thread;
 use std::time::Instant;
 
-/// Chunks that are made resident ahead of use: at most 256 MiB, and a sixteenth of a large arena.
+/// Chunks that are resident ahead of use: at most 256 MiB, and a sixteenth of a large arena. What nobody used yet of chunks
+/// that have a class counts.
 pub(crate) const AHEAD: usize = 4;
+/// But of chunks that have none at least so many, however many classes there are.
+const AHEAD_MIN: u64 = 2;
 /// Bytes in one go: short enough that the thread ends soon after its arena.
 const STEP: usize = 4 << 20;
 /// After each step in memory that is in use, the thread rests for so many times as long as the step took: the kernel copies
 /// such memory to make huge pages of it, and that must not be felt by those who use it.
 const REST: u32 = 24;
 
-/// The chunks that will be used next, in this order; fewer at the end of the arena.
-pub(crate) type Upcoming = [Option<u32>; AHEAD];
+/// What will be used next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Upcoming {
+    /// Chunks, in this order; fewer at the end of the arena.
+    chunks: [Option<u32>; AHEAD],
+    /// How much of them all, in bytes.
+    bytes: u64,
+}
+
+impl Upcoming {
+    /// These chunks, where those that have a class hold so many bytes that nobody ever used.
+    pub(crate) fn new(chunks: [Option<u32>; AHEAD], chunk_bytes: u32, untouched: u64) -> Self {
+        let chunk = u64::from(chunk_bytes);
+        let bytes = (AHEAD as u64 * chunk).saturating_sub(untouched).max(AHEAD_MIN * chunk);
+        Self { chunks, bytes }
+    }
+
+    /// Each of the chunks, and how much of it.
+    fn parts(self, chunk_bytes: usize) -> impl Iterator<Item = (u32, usize)> {
+        let mut left = usize::try_from(self.bytes).unwrap_or(usize::MAX);
+        self.chunks.into_iter().flatten().map(move |chunk| {
+            let part = left.next_multiple_of(STEP).min(chunk_bytes);
+            left = left.saturating_sub(chunk_bytes);
+            (chunk, part)
+        })
+    }
+
+    fn has(&self, chunk: u32) -> bool {
+        self.chunks.contains(&Some(chunk))
+    }
+}
+
+/// Steps in which so much of a chunk is made resident.
+pub(crate) fn steps(bytes: u32) -> u32 {
+    bytes.div_ceil(STEP as u32)
+}
 
 /// The way to tell the thread which chunks come next. The thread ends when this is dropped.
 pub(crate) struct Warmer {
@@ -47,31 +85,36 @@ impl Warmer {
 }
 
 fn run(data: &Mapping, chunk_bytes: usize, messages: &Receiver<Upcoming>) {
-    let mut warm = HashSet::new();
+    // How much of each chunk is done.
+    let mut done = HashMap::new();
     // Chunks that were in use before their turn came. Only huge pages are worth going back for.
     let mut missed = Vec::new();
     let mut upcoming = messages.recv().ok();
-    while let Some(chunks) = upcoming.take() {
-        for chunk in chunks.into_iter().flatten() {
+    while let Some(current) = upcoming.take() {
+        for (chunk, most) in current.parts(chunk_bytes) {
+            let start = done.entry(chunk).or_default();
+            let Some(newer) = warm_part(data, chunk as usize * chunk_bytes, start, most, messages) else { return };
+            upcoming = newer;
             if upcoming.is_some() {
-                missed.push(chunk);
-            } else if warm.insert(chunk) {
-                let Some(newer) = warm_chunk(data, chunk, chunk_bytes, messages) else { return };
-                upcoming = newer;
+                break;
             }
+        }
+        if let Some(newer) = upcoming {
+            let parts = current.parts(chunk_bytes).map(|(chunk, _)| chunk);
+            missed.extend(parts.filter(|&chunk| !newer.has(chunk) && done.get(&chunk) != Some(&chunk_bytes)));
         }
         while upcoming.is_none()
             && data.collapses()
             && let Some(chunk) = missed.pop()
         {
-            if warm.contains(&chunk) {
+            if done.get(&chunk) == Some(&chunk_bytes) {
                 continue;
             }
             let Some(newer) = go_back(data, chunk, chunk_bytes, messages) else { return };
             // Interrupted, it begins again later; what it has done already takes no time then.
             match newer {
                 Some(_) => missed.push(chunk),
-                None => drop(warm.insert(chunk)),
+                None => drop(done.insert(chunk, chunk_bytes)),
             }
             upcoming = newer;
         }
@@ -79,8 +122,7 @@ fn run(data: &Mapping, chunk_bytes: usize, messages: &Receiver<Upcoming>) {
     }
 }
 
-/// Makes huge pages of a chunk that is in use, with rests. The result is that of [`warm_chunk`]; what is next by now ends it
-/// at once.
+/// Makes huge pages of a chunk that is in use, with rests. The result is that of [`warm_part`].
 fn go_back(
     data: &Mapping,
     chunk: u32,
@@ -100,24 +142,26 @@ fn go_back(
     Some(None)
 }
 
-/// Makes a chunk resident. `None` if there is no more to do: the kernel cannot, or the arena is gone. Else what is next by
-/// now, if that has changed meanwhile.
-fn warm_chunk(
+/// Makes a chunk that begins at `start` resident from `done` to `most`. `None` if there is no more to do: the kernel cannot, or
+/// the arena is gone. Else what is next by now, if that has changed meanwhile; that ends it after the step.
+fn warm_part(
     data: &Mapping,
-    chunk: u32,
-    chunk_bytes: usize,
+    start: usize,
+    done: &mut usize,
+    most: usize,
     messages: &Receiver<Upcoming>,
 ) -> Option<Option<Upcoming>> {
-    let (start, mut upcoming) = (chunk as usize * chunk_bytes, None);
-    for at in (start..start + chunk_bytes).step_by(STEP) {
-        data.warm(at, STEP.min(start + chunk_bytes - at)).ok()?;
+    while *done < most {
+        let step = STEP.min(most - *done);
+        data.warm(start + *done, step).ok()?;
+        *done += step;
         match messages.try_recv() {
-            Ok(newer) => upcoming = Some(newer),
+            Ok(newer) => return Some(Some(newer)),
             Err(TryRecvError::Empty) => {}
             Err(TryRecvError::Disconnected) => return None,
         }
     }
-    Some(upcoming)
+    Some(None)
 }
 
 #[cfg(test)]
@@ -127,15 +171,31 @@ mod tests {
 
     #[test]
     fn upcoming_chunks_become_resident_and_the_thread_ends_with_its_owner() {
-        const CHUNK: usize = 8 << 20;
-        let data = Arc::new(Mapping::anonymous(4 * CHUNK, HugePages::Off).unwrap());
-        let warmer = Warmer::start(Arc::clone(&data), u32::try_from(CHUNK).unwrap()).unwrap();
-        warmer.ahead([Some(2), Some(0), None, None]);
+        const MIB8: u32 = 8 << 20;
+        const CHUNK: usize = MIB8 as usize;
+        let data = Arc::new(Mapping::anonymous(8 * CHUNK, HugePages::Off).unwrap());
+        let resident = |chunk: usize| data.resident(chunk * CHUNK, CHUNK);
         // It says nothing when it is done; its effect is what can be waited for.
-        while data.resident(2 * CHUNK, CHUNK) < CHUNK || data.resident(0, CHUNK) < CHUNK {
-            thread::yield_now();
-        }
-        assert_eq!((data.resident(CHUNK, CHUNK), data.resident(3 * CHUNK, CHUNK)), (0, 0));
+        let wait = |chunk, bytes| {
+            while resident(chunk) < bytes {
+                thread::yield_now();
+            }
+        };
+        let warmer = Warmer::start(Arc::clone(&data), u32::try_from(CHUNK).unwrap()).unwrap();
+        warmer.ahead(Upcoming::new([Some(2), Some(0), None, None], MIB8, 0));
+        wait(2, CHUNK);
+        wait(0, CHUNK);
+        assert_eq!((resident(1), resident(3)), (0, 0));
+        // What others hold and never used is as good, but two chunks there are to be.
+        let next = [Some(3), Some(4), Some(5), Some(6)];
+        warmer.ahead(Upcoming::new(next, MIB8, u64::from(MIB8) + 1));
+        wait(5, CHUNK);
+        assert_eq!((resident(4), resident(6)), (CHUNK, 0));
+        warmer.ahead(Upcoming::new(next, MIB8, u64::from(MIB8) - 1));
+        wait(6, STEP);
+        assert_eq!(resident(6), STEP);
+        let at_least = Upcoming::new([Some(0), Some(2), Some(1), None], MIB8, u64::MAX);
+        assert!(at_least.parts(CHUNK).eq([(0, CHUNK), (2, CHUNK), (1, 0)]));
         drop(warmer);
         while Arc::strong_count(&data) > 1 {
             thread::yield_now();
@@ -149,8 +209,9 @@ mod tests {
         // SAFETY: the mapping has these bytes and nobody else uses it.
         unsafe { data.start().write_bytes(7, STEP) };
         let (sender, messages) = sync_channel(1);
-        sender.send([Some(3), None, None, None]).unwrap();
-        assert_eq!(go_back(&data, 0, CHUNK, &messages), Some(Some([Some(3), None, None, None])));
+        let news = Upcoming::new([Some(3), None, None, None], 2 * STEP as u32, 0);
+        sender.send(news).unwrap();
+        assert_eq!(go_back(&data, 0, CHUNK, &messages), Some(Some(news)));
         assert_eq!(data.resident(STEP, STEP), 0, "the news came first");
         assert_eq!(go_back(&data, 0, CHUNK, &messages), Some(None));
         assert_eq!(data.resident(0, CHUNK), CHUNK);

@@ -40,7 +40,7 @@ pub enum AttachStatus {
     UnknownSession = 1,
     /// The proof is wrong.
     Denied = 2,
-    /// The session or the server has as many connections as it may have.
+    /// The session or the server has as many connections as it may have, or the session rests because it did not read.
     TooMany = 3,
     /// The client's layout version is not known; step 2 carries the server's.
     Version = 4,

@@ -7,7 +7,7 @@ use super::desk::{Desk, Taken};
 use super::inbox::Inbox;
 use super::movers::Bound;
 use super::offers::{Held, Offer, Offers, PIECES, Receiving};
-use super::transfer::{Broken, Patience, read_exact, read_some, write_reply};
+use super::transfer::{Broken, Patience, Shared, read_exact, read_some, write_reply};
 use super::wire::Wire;
 use crate::allowance::{FREE_BYTES, Lease};
 use crate::metrics::Metrics;
@@ -81,7 +81,10 @@ impl Connection {
                 Ok(Next::Go) => {}
                 Ok(Next::Close) => return self.leave().await,
                 Err(Broken::Closed) => return,
-                Err(broken @ Broken::Stalled) => {
+                Err(broken @ (Broken::Stalled | Broken::Unread)) => {
+                    if matches!(broken, Broken::Unread) {
+                        self.attachment.session.rest(Instant::now());
+                    }
                     Metrics::add(&self.node.metrics.stalled, 1);
                     self.stream.forget_unsent();
                     tracing::debug!(%broken, client = self.attachment.session.client_name, "data connection dropped");
@@ -387,7 +390,8 @@ impl Connection {
     /// Writes a header, then what the desk has prepared.
     async fn send(&mut self, patience: &Patience, head: &[u8]) -> Result<(), Broken> {
         let Desk { meta, pins, .. } = &mut self.desk;
-        let shared = (&self.node.asides, &self.node.slow);
+        let (asides, slow) = (&self.node.asides, &self.node.slow);
+        let shared = Shared { asides, slow, session: &self.attachment.session };
         write_reply(&self.stream, patience, Some(shared), (head, meta), pins).await
     }
 

@@ -148,7 +148,7 @@ async fn handshake(
         }
         _ => {}
     }
-    let Some(attachment) = session.attach(node.limits.session_connections_max) else {
+    let Some(attachment) = session.attach(node.limits.session_connections_max, node.slow.is_short()) else {
         return refused(AttachStatus::TooMany).await;
     };
     let server_nonce = crate::random::bytes();

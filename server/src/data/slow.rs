@@ -6,6 +6,7 @@
 //! of it together. Beyond that, those that took nothing for the longest time go first, long before the stall time is over.
 
 use super::wire::Wire;
+use crate::sessions::{Session, Unread};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::fs;
@@ -50,6 +51,7 @@ pub(crate) struct Held<'a> {
     slow: &'a Slow,
     number: u64,
     given_up: Arc<Notify>,
+    unread: Option<Unread<'a>>,
 }
 
 impl Held<'_> {
@@ -79,8 +81,15 @@ impl Slow {
     }
 
     /// Notes that a socket is full, and gives up others if all of them hold too much.
-    pub(crate) fn hold(&self, stream: &Wire) -> Held<'_> {
-        self.hold_at(stream.send_buffer_bytes(), Instant::now())
+    pub(crate) fn hold<'a>(&'a self, stream: &Wire, session: &'a Session) -> Held<'a> {
+        let mut held = self.hold_at(stream.send_buffer_bytes(), Instant::now());
+        held.unread = Some(session.leaves_unread());
+        held
+    }
+
+    /// Whether the connections whose socket is full hold more than half of what they may.
+    pub(crate) fn is_short(&self) -> bool {
+        self.book.lock().bytes > self.most / 2
     }
 
     fn hold_at(&self, bytes: u64, now: Instant) -> Held<'_> {
@@ -93,7 +102,7 @@ impl Slow {
         book.waiting.insert(number, full);
         drop(book);
         self.give_up_at(now);
-        Held { slow: self, number, given_up }
+        Held { slow: self, number, given_up, unread: None }
     }
 
     /// Gives up those that took nothing for the longest time, as far as all of them hold too much.
@@ -151,7 +160,9 @@ mod tests {
         assert!(!is_given_up(&second).await, "it may be slow for a moment");
         slow.give_up_at(begin + 2 * GRACE);
         assert!(is_given_up(&second).await && !is_given_up(&third).await);
+        assert!(slow.is_short());
         drop((first, second, third, fourth));
+        assert!(!slow.is_short());
         let book = slow.book.lock();
         assert_eq!((book.bytes, book.waiting.len()), (0, 0));
     }

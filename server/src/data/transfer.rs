@@ -5,6 +5,7 @@
 
 use super::aside::Asides;
 use super::slow::{Held, Slow};
+use crate::sessions::Session;
 use super::wire::Wire;
 use memkv_storage::PagePin;
 use memkv_transport::iov::Progress;
@@ -25,6 +26,9 @@ pub(crate) enum Broken {
     /// The peer made no progress for too long.
     #[error("the peer stalled in the middle of a request")]
     Stalled,
+    /// The peer does not read, and what lies with it is wanted for others.
+    #[error("the peer does not read while others wait for memory of sockets")]
+    Unread,
 }
 
 /// How long a peer may take.
@@ -147,20 +151,28 @@ impl Reply<'_> {
     }
 }
 
+/// What a connection that was proved has in common with others.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared<'a> {
+    pub(crate) asides: &'a Asides,
+    pub(crate) slow: &'a Slow,
+    pub(crate) session: &'a Session,
+}
+
 /// Writes a header, records, and then all pages straight from their slots. A page's pin is dropped as soon as the
 /// kernel has taken the page, the others with the call's end at the latest.
 pub(crate) async fn write_reply(
     stream: &Wire,
     patience: &Patience,
-    shared: Option<(&Asides, &Slow)>,
+    shared: Option<Shared<'_>>,
     (head, meta): (&[u8], &[u8]),
     pages: &mut Vec<Option<PagePin>>,
 ) -> Result<(), Broken> {
     pages.retain(Option::is_some);
     let mut reply = Reply { head, meta, pages, progress: Progress::default() };
-    let mut outcome = shared.map_or(Ok(()), |(asides, _)| asides.write(stream, patience, &mut reply));
+    let mut outcome = shared.map_or(Ok(()), |shared| shared.asides.write(stream, patience, &mut reply));
     if outcome.is_ok() {
-        outcome = write_rest(stream, patience, shared.map(|(_, slow)| slow), &mut reply).await;
+        outcome = write_rest(stream, patience, shared, &mut reply).await;
     }
     pages.clear();
     outcome
@@ -169,7 +181,7 @@ pub(crate) async fn write_reply(
 async fn write_rest(
     stream: &Wire,
     patience: &Patience,
-    slow: Option<&Slow>,
+    shared: Option<Shared<'_>>,
     reply: &mut Reply<'_>,
 ) -> Result<(), Broken> {
     let (mut since, mut is_silent, mut held) = (None, false, None);
@@ -193,21 +205,21 @@ async fn write_rest(
                     return Err(Broken::Stalled);
                 }
                 if held.is_none() {
-                    held = slow.map(|slow| slow.hold(stream));
+                    held = shared.map(|shared| shared.slow.hold(stream, shared.session));
                 }
                 let look = end.min(now + LOOK_AGAIN.min(patience.stall / LOOKS));
                 let ready = tokio::select! {
                     biased;
                     ready = timeout_at(look, stream.writable()) => ready,
-                    () = given_up(held.as_ref()) => return Err(Broken::Stalled),
+                    () = given_up(held.as_ref()) => return Err(Broken::Unread),
                 };
                 match ready {
                     Ok(Ok(())) => is_silent = false,
                     Ok(Err(_)) => return Err(Broken::Closed),
                     Err(_elapsed) => {
                         is_silent = true;
-                        if let Some(slow) = slow {
-                            slow.give_up();
+                        if let Some(shared) = shared {
+                            shared.slow.give_up();
                         }
                     }
                 }
