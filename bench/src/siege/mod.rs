@@ -1,7 +1,8 @@
 //! `memkv-bench siege`: what many hostile connections cost a server, and the clients that are served beside them.
 //!
 //! For each kind of hostility: before, during, after, some rounds of it. The besiegers are a process of their own, at the lowest
-//! priority, because elsewhere they would have processors of their own; what is measured is what they take from the server.
+//! priority, because elsewhere they would have processors of their own. What they and a besieged server take of the processors is
+//! told apart from what it does to those it serves: in each round the same besiegers also besiege another server beside it.
 //! Beside them one client gets pages all the time, and new clients come, are served and go.
 //!
 //! Deliberately absent: a besieger that uses up the network or all of its own host's processor. That is not for the server to stop.
@@ -78,10 +79,14 @@ struct Row {
     standing: usize,
     closed: usize,
     before: Part,
+    /// While another server on this machine is besieged.
+    elsewhere: Part,
     during: Part,
     after: Part,
     /// The p99 of the gets during by that before, of each round; the one in the middle.
     p99_ratio: f64,
+    /// The same by that while another server is besieged.
+    p99_ratio_elsewhere: f64,
 }
 
 /// A stretch of time.
@@ -242,8 +247,8 @@ pub(crate) fn run(args: &SiegeArgs) -> anyhow::Result<()> {
     let mut failed = Vec::new();
     for &kind in all {
         // Each kind has a server of its own: what one leaves in memory is not the next one's.
-        let city = City::start(args)?;
-        match besiege(&city, kind, args) {
+        let [city, other] = [City::start(args)?, City::start(args)?];
+        match besiege(&city, &other, kind, args) {
             Ok(row) => rows.push(row),
             // The others may still be measured.
             Err(error) => {
@@ -252,6 +257,7 @@ pub(crate) fn run(args: &SiegeArgs) -> anyhow::Result<()> {
             }
         }
         city.client.close();
+        other.client.close();
     }
     let report = Report {
         command: command_line(),
@@ -281,9 +287,9 @@ fn may_open(files: u64) -> anyhow::Result<()> {
     setrlimit(Resource::Nofile, raised).context("raise the number of open files")
 }
 
-fn besiege(city: &City, kind: Kind, args: &SiegeArgs) -> anyhow::Result<Row> {
-    let time = Duration::from_secs_f64(args.seconds);
-    let order = Order {
+/// What the besiegers of a city are told.
+fn order(city: &City, kind: Kind, args: &SiegeArgs) -> anyhow::Result<Order> {
+    Ok(Order {
         address: city.daemon.address().parse().context("read the server's address")?,
         key: city.daemon.key().to_owned(),
         kind,
@@ -291,35 +297,50 @@ fn besiege(city: &City, kind: Kind, args: &SiegeArgs) -> anyhow::Result<Row> {
         redials: args.redials,
         pages: city.keys.iter().map(hex::encode).collect(),
         space: hex::encode(city.space.id().0),
-    };
-    let mut parts: [Seen; 3] = Default::default();
-    let (mut ratios, mut standings) = (Vec::new(), Vec::new());
+    })
+}
+
+fn besiege(city: &City, other: &City, kind: Kind, args: &SiegeArgs) -> anyhow::Result<Row> {
+    let time = Duration::from_secs_f64(args.seconds);
+    let orders = [order(other, kind, args)?, order(city, kind, args)?];
+    let mut parts: [Seen; 4] = Default::default();
+    let (mut ratios, mut standings) = ([Vec::new(), Vec::new()], Vec::new());
     let rounds = args.rounds.max(1);
     // What the server takes once, it takes before the first round.
     drop(city.look(time / 4)?);
     for round in 1..=rounds {
         eprintln!("{}, round {round} …", kind.name());
         let before = city.look(time)?;
-        let crew = Crew::start(&order)?;
+        let crew = Crew::start(&orders[0])?;
+        let elsewhere = city.look(time)?;
+        crew.end()?;
+        let crew = Crew::start(&orders[1])?;
         let during = city.look(time)?;
         standings.push(crew.end()?);
         let after = city.look(time)?;
-        ratios.push(during.p99() / before.p99());
-        for (sum, part) in parts.iter_mut().zip([before, during, after]) {
+        for (ratios, beside) in ratios.iter_mut().zip([&before, &elsewhere]) {
+            ratios.push(during.p99() / beside.p99());
+        }
+        for (sum, part) in parts.iter_mut().zip([before, elsewhere, during, after]) {
             sum.add(part);
         }
     }
-    ratios.sort_by(f64::total_cmp);
+    let [p99_ratio, p99_ratio_elsewhere] = ratios.map(|mut ratios| {
+        ratios.sort_by(f64::total_cmp);
+        ratios[rounds / 2]
+    });
     let mean = |of: fn(&Standing) -> usize| standings.iter().map(of).sum::<usize>() / rounds;
-    let [before, during, after] = parts.map(|part| part.part());
+    let [before, elsewhere, during, after] = parts.map(|part| part.part());
     Ok(Row {
         kind: kind.name(),
         standing: mean(|standing| standing.at_begin),
         closed: mean(|standing| standing.closed),
         before,
+        elsewhere,
         during,
         after,
-        p99_ratio: ratios[rounds / 2],
+        p99_ratio,
+        p99_ratio_elsewhere,
     })
 }
 
@@ -337,21 +358,24 @@ fn table(report: &Report) -> String {
     let mut out = format!(
         "Gets of one page of {} KiB beside {} hostile connections, p50 / p99, µs; new clients, from nothing to their first page, \
          p50 / p99, ms; the server's memory, MiB.\n\n\
-         | besiegers | stand | closed | gets: before | during | after | p99, in the middle of the rounds | new clients: before | \
-         during | memory: before | during | after |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+         | besiegers | stand | closed | gets: before | another server besieged | this one | after | p99, in the middle of the rounds: \
+         of before | of another besieged | new clients: before | during | memory: before | during | after |\n\
+         |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
         PAGE_BYTES >> 10,
         report.connections,
     );
     for row in &report.kinds {
         out += &format!(
-            "| {} | {} | {} | {} | {} | {} | × {:.2} | {} | {} | {} | {} | {} |\n",
+            "| {} | {} | {} | {} | {} | {} | {} | × {:.2} | × {:.2} | {} | {} | {} | {} | {} |\n",
             row.kind,
             row.standing,
             row.closed,
             pair(&row.before.gets),
+            pair(&row.elsewhere.gets),
             pair(&row.during.gets),
             pair(&row.after.gets),
             row.p99_ratio,
+            row.p99_ratio_elsewhere,
             new(&row.before),
             new(&row.during),
             row.before.resident_bytes >> 20,
@@ -379,9 +403,11 @@ mod tests {
             standing: 9,
             closed: 8,
             before: seen(&[1000], 1 << 20).part(),
+            elsewhere: seen(&[4000], 0).part(),
             during: part,
             after: seen(&[], 0).part(),
             p99_ratio: 1.25,
+            p99_ratio_elsewhere: 0.75,
         };
         let report = Report {
             command: String::new(),
@@ -393,7 +419,7 @@ mod tests {
         let table = table(&report);
         assert!(
             table.contains(
-                "| silent | 9 | 8 | 1 / 1 | 2 / 3 | – | × 1.25 | – | –, 1 not served | 1 | 7 | 0 |"
+                "| silent | 9 | 8 | 1 / 1 | 4 / 4 | 2 / 3 | – | × 1.25 | × 0.75 | – | –, 1 not served | 1 | 7 | 0 |"
             ),
             "{table}"
         );
