@@ -59,12 +59,19 @@ def server_binary() -> str:
 class Daemon:
     """One ``memkv-server`` on loopback."""
 
-    def __init__(self, directory: Path, *, auth_key: str | None = AUTH_KEY, dram: str = "128MiB" if SMALL else "512MiB") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        auth_key: str | None = AUTH_KEY,
+        dram: str = "128MiB" if SMALL else "512MiB",
+        more: tuple[str, ...] = (),
+    ) -> None:
         self.port = _free_port_pair()
         self.address = f"127.0.0.1:{self.port}"
         self._log = directory / f"memkv-server-{self.port}.log"
         self._auth_key = auth_key
-        self._dram = dram
+        self._arguments = ("--dram", dram, *more)
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -73,7 +80,7 @@ class Daemon:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MEMKV_")}
         if self._auth_key is not None:
             environment["MEMKV_SERVER_AUTH_KEY"] = self._auth_key
-        command = [server_binary(), "--listen", self.address, "--dram", self._dram]
+        command = [server_binary(), "--listen", self.address, *self._arguments]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         self._wait_until_ready()
