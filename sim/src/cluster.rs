@@ -163,7 +163,7 @@ pub(crate) fn run(seed: u64, folder: &Path, print: bool) -> Report {
     sealed::hurry(memkv_server::sim::prepare);
     let plan = Plan::new(seed);
     let names = (0..plan.servers).map(|n| format!("s{n}")).chain((0..plan.clients).map(|n| format!("c{n}")));
-    let trace = Trace::new(names.collect(), print);
+    let trace = Trace::new(names.collect(), folder, print);
     for (host, skew) in plan.skews_ms.iter().enumerate() {
         trace.set_skew_ms(host, *skew);
     }

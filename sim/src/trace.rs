@@ -7,6 +7,7 @@ use crate::sealed;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use tracing::field::{Field, Visit};
@@ -23,6 +24,8 @@ pub(crate) struct Trace {
     /// The host that runs now, and whom that is when no host runs: the last one.
     current: AtomicUsize,
     hosts: Vec<Host>,
+    /// Where this process keeps its files: no two runs have it in common, so it is in no event.
+    folder: String,
     print: bool,
     log: Mutex<Log>,
 }
@@ -41,14 +44,15 @@ struct Log {
 }
 
 impl Trace {
-    /// A record for these hosts; `print` shows every event at once.
-    pub(crate) fn new(hosts: Vec<String>, print: bool) -> Arc<Self> {
+    /// A record for these hosts, whose files are in `folder`; `print` shows every event at once.
+    pub(crate) fn new(hosts: Vec<String>, folder: &Path, print: bool) -> Arc<Self> {
         let hosts = hosts.into_iter().chain(["world".to_owned()]);
         let hosts: Vec<_> = hosts.map(|name| Host { name, skew_ms: AtomicI64::new(0) }).collect();
         Arc::new(Self {
             now_ms: AtomicU64::new(0),
             current: AtomicUsize::new(hosts.len() - 1),
             hosts,
+            folder: folder.display().to_string(),
             print,
             log: Mutex::default(),
         })
@@ -73,6 +77,7 @@ impl Trace {
     /// Notes an event of the host that runs now.
     pub(crate) fn note(&self, text: &str) {
         let host = &self.hosts[self.current.load(Relaxed)].name;
+        let text = text.replace(&self.folder, "FOLDER");
         let line = format!("{:>7} {host:<5} {text}", self.now_ms());
         if self.print {
             eprintln!("{line}");
@@ -181,5 +186,21 @@ impl Visit for Words {
             name => write!(self.fields, " {name}={value:?}"),
         };
         written.expect("a string takes everything");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_a_run_keeps_its_files_is_not_in_its_digest() {
+        let digest = |folder: &str, text: &str| {
+            let trace = Trace::new(vec!["s0".to_owned()], Path::new(folder), false);
+            trace.note(&format!("{text} {folder}/s0-drive"));
+            (trace.digest(), trace.last())
+        };
+        assert_eq!(digest("/tmp/x-1", "full:"), digest("/tmp/x-22", "full:"));
+        assert_ne!(digest("/tmp/x-1", "full:").0, digest("/tmp/x-1", "failed:").0);
     }
 }
