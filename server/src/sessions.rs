@@ -259,7 +259,10 @@ mod tests {
             rest.begin(now);
             // What else was dropped with it counts once.
             rest.begin(now + Duration::from_millis(1));
-            assert!(!rest.is_over(now + Duration::from_millis(seconds * 1000 - 1)), "{seconds} s are not over");
+            assert!(
+                !rest.is_over(now + Duration::from_millis(seconds * 1000 - 1)),
+                "{seconds} s are not over"
+            );
             now += Duration::from_secs(seconds);
             assert!(rest.is_over(now), "{seconds} s are over");
         }

@@ -93,7 +93,9 @@ fn run(data: &Mapping, chunk_bytes: usize, messages: &Receiver<Upcoming>) {
     while let Some(current) = upcoming.take() {
         for (chunk, most) in current.parts(chunk_bytes) {
             let start = done.entry(chunk).or_default();
-            let Some(newer) = warm_part(data, chunk as usize * chunk_bytes, start, most, messages) else { return };
+            let Some(newer) = warm_part(data, chunk as usize * chunk_bytes, start, most, messages) else {
+                return;
+            };
             upcoming = newer;
             if upcoming.is_some() {
                 break;

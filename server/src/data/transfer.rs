@@ -5,8 +5,8 @@
 
 use super::aside::Asides;
 use super::slow::{Held, Slow};
-use crate::sessions::Session;
 use super::wire::Wire;
+use crate::sessions::Session;
 use memkv_storage::PagePin;
 use memkv_transport::iov::Progress;
 use std::future::Future;
