@@ -72,6 +72,15 @@ pub(crate) fn become_it(args: &ChildArgs) -> anyhow::Result<()> {
     Err(error).with_context(|| format!("start {}", Path::new(program).display()))
 }
 
+/// Stops a process that this one has started, until it is let go on.
+pub(crate) fn set_stopped(pid: u32, stopped: bool) {
+    let signal = if stopped { Signal::STOP } else { Signal::CONT };
+    // It may have ended; whoever uses it next finds out.
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        kill_process(pid, signal).ok();
+    }
+}
+
 /// Gives this program a folder for all its temporary files, and removes it when a signal ends the program. Processes that it started
 /// are killed first, or they would go on writing there.
 ///

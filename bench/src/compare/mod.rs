@@ -154,11 +154,14 @@ impl Bench {
 
     fn add(&mut self, name: &str, subject: anyhow::Result<Box<dyn Subject>>) {
         match subject {
-            Ok(subject) => self.subjects.push(Entry {
-                subject,
-                series: self.plan.cells.iter().map(|_| Default::default()).collect(),
-                exists: vec![Vec::new(); self.plan.exists.len()],
-            }),
+            Ok(mut subject) => {
+                subject.turn(false);
+                self.subjects.push(Entry {
+                    subject,
+                    series: self.plan.cells.iter().map(|_| Default::default()).collect(),
+                    exists: vec![Vec::new(); self.plan.exists.len()],
+                });
+            }
             Err(error) => self.skip(name, &error),
         }
     }
@@ -178,7 +181,10 @@ impl Bench {
         for turn in 0..count {
             let which = (turn + round) % count;
             let entry = &mut self.subjects[which];
-            if let Err(error) = act(entry, &mut self.workload) {
+            entry.subject.turn(true);
+            let acted = act(entry, &mut self.workload);
+            entry.subject.turn(false);
+            if let Err(error) = acted {
                 let name = entry.subject.name().to_owned();
                 ensure!(entry.subject.kind() == Kind::Peer, "{name}: {error:#}");
                 eprintln!("{name} failed and is left out: {error:#}");

@@ -4,6 +4,7 @@
 //! batch, as a caller waits for its batch.
 
 use super::{Kind, Subject};
+use crate::child;
 use crate::raw::elapsed_nanos;
 use anyhow::ensure;
 use std::sync::Barrier;
@@ -79,6 +80,12 @@ impl<C: Conn> Subject for Connected<C> {
     fn takes(&self, batch: usize) -> bool {
         // The baseline of two connections is no other for a single page.
         batch > 1 || self.conns.len() == 1 || self.kind == Kind::Peer
+    }
+
+    fn turn(&mut self, begins: bool) {
+        if self.kind == Kind::Peer {
+            self.servers.iter().for_each(|&server| child::set_stopped(server, !begins));
+        }
     }
 
     fn clear(&mut self) -> anyhow::Result<()> {
@@ -273,6 +280,30 @@ mod tests {
             let step = if conns == 2 && batch > 1 { usize::div_ceil(batch, 2) } else { batch };
             assert_eq!(firsts, (0..batches).map(|i| i * step).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn a_peer_s_server_is_stopped_between_its_turns() {
+        let (mut subject, _) = connected(1);
+        let mut server = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let becomes = |state: &str| {
+            let of = || std::fs::read_to_string(format!("/proc/{}/stat", server.id())).unwrap();
+            (0..1000).any(|_| {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+                of().contains(&format!(") {state} "))
+            })
+        };
+        subject.servers = vec![server.id()];
+        subject.turn(false);
+        assert!(becomes("T"));
+        subject.turn(true);
+        assert!(becomes("S"));
+        subject.kind = Kind::Baseline;
+        subject.turn(false);
+        subject.kind = Kind::Peer;
+        assert!(becomes("S"), "a baseline is never stopped");
+        server.kill().unwrap();
+        server.wait().unwrap();
     }
 
     #[test]
