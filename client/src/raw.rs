@@ -214,20 +214,31 @@ impl<'a> Pieces<'a> {
 
     /// The checksum of the first `len` bytes of a page.
     pub(crate) fn checksum(&self, page: usize, len: usize, digest: u64) -> u64 {
-        let mut hasher = None;
         let mut whole = None;
         self.parts(page, 0, len, |start, part| {
+            if part == len {
+                // SAFETY: `parts` stays inside a piece, which the constructor's borrow or contract makes readable; the
+                // slice ends with this closure, and no write happens meanwhile.
+                let bytes = unsafe { std::slice::from_raw_parts(start, part) };
+                whole = Some(PageHasher::oneshot(digest, bytes));
+            }
+            false
+        });
+        whole.unwrap_or_else(|| {
+            let mut hasher = PageHasher::new(digest);
+            self.hash(&mut hasher, page, 0, len);
+            hasher.finish()
+        })
+    }
+
+    /// Adds a page's bytes `from..to` to a hash.
+    pub(crate) fn hash(&self, hasher: &mut PageHasher, page: usize, from: usize, to: usize) {
+        self.parts(page, from, to, |start, part| {
             // SAFETY: `parts` stays inside a piece, which the constructor's borrow or contract makes readable; the
             // slice ends with this closure, and no write happens meanwhile.
-            let bytes = unsafe { std::slice::from_raw_parts(start, part) };
-            if part == len {
-                whole = Some(PageHasher::oneshot(digest, bytes));
-            } else {
-                hasher.get_or_insert_with(|| PageHasher::new(digest)).update(bytes);
-            }
+            hasher.update(unsafe { std::slice::from_raw_parts(start, part) });
             true
         });
-        whole.unwrap_or_else(|| hasher.unwrap_or_else(|| PageHasher::new(digest)).finish())
     }
 
     /// Reads the next bytes of a body from a socket straight into the pages, at most about `bytes_max` at once.

@@ -7,9 +7,12 @@ use super::{Batch, Step, Sub};
 use crate::link::{Link, LinkError};
 use crate::outcome::{self, PageOutcome};
 use crate::raw::{BodyCursor, BodyPage};
-use memkv_core::PageMeta;
+use memkv_core::{PageHasher, PageMeta};
 use memkv_transport::frame::{Code, FLAG_EXACT, Header, Op};
 use memkv_transport::records::{self, PAGE_RECORD_BYTES};
+
+/// A part of a page that is hashed before the rest has come is at least this long: short parts are hashed more slowly.
+const HASH_BYTES: usize = 32 << 10;
 
 pub(super) struct Fetch {
     /// The first place not yet asked for.
@@ -21,11 +24,13 @@ pub(super) struct Fetch {
     body: Option<BodyCursor>,
     /// Pages of that body that are verified.
     verified: usize,
+    /// The hash of the page behind them, as far as it is, and of how many bytes.
+    hashed: Option<(PageHasher, usize)>,
 }
 
 impl Fetch {
     pub(super) fn new(from: usize, to: usize) -> Self {
-        Self { next: from, end: to, waiting: [None; 2], body: None, verified: 0 }
+        Self { next: from, end: to, waiting: [None; 2], body: None, verified: 0, hashed: None }
     }
 
     pub(super) fn advance(&mut self, link: &mut Link, batch: &mut Batch<'_>) -> Result<Step, LinkError> {
@@ -151,7 +156,7 @@ impl Fetch {
             return Err(LinkError::Unexpected("its body has another length than its records say"));
         }
         self.body = (!body.is_empty()).then(BodyCursor::default);
-        self.verified = 0;
+        (self.verified, self.hashed) = (0, None);
         link.body = body;
         Ok(())
     }
@@ -164,9 +169,17 @@ impl Fetch {
             for entry in &link.body[self.verified..cursor.at] {
                 let page = entry.page as usize;
                 let (_, meta) = records::read_page_record(&entry.record)?;
-                batch.outcomes[page] = verified(batch, page, meta);
+                let hash = match self.hashed.take() {
+                    Some((mut hasher, from)) => {
+                        batch.pieces.hash(&mut hasher, page, from, meta.len as usize);
+                        hasher.finish()
+                    }
+                    None => batch.pieces.checksum(page, meta.len as usize, batch.digests[page]),
+                };
+                batch.outcomes[page] = judged(meta, hash);
             }
             self.verified = cursor.at;
+            self.hash_part(cursor, link, batch);
             self.body = Some(cursor);
             if more.is_none() {
                 return Ok(false);
@@ -175,11 +188,28 @@ impl Fetch {
         self.body = None;
         Ok(true)
     }
+
+    /// Hashes what has come of the page that is not whole yet: it is still in the core's cache, and the rest is on its way.
+    fn hash_part(&mut self, cursor: BodyCursor, link: &Link, batch: &Batch<'_>) {
+        let Some(entry) = link.body.get(cursor.at) else { return };
+        let from = self.hashed.as_ref().map_or(0, |(_, from)| *from);
+        if cursor.done - from >= HASH_BYTES {
+            let page = entry.page as usize;
+            let new = || (PageHasher::new(batch.digests[page]), 0);
+            let (hasher, to) = self.hashed.get_or_insert_with(new);
+            batch.pieces.hash(hasher, page, from, cursor.done);
+            *to = cursor.done;
+        }
+    }
 }
 
 /// What a page whose bytes are there is, by its record.
 pub(super) fn verified(batch: &Batch<'_>, page: usize, meta: PageMeta) -> PageOutcome {
-    let hash = batch.pieces.checksum(page, meta.len as usize, batch.digests[page]);
+    judged(meta, batch.pieces.checksum(page, meta.len as usize, batch.digests[page]))
+}
+
+/// What a page with this record is, whose bytes have this hash.
+fn judged(meta: PageMeta, hash: u64) -> PageOutcome {
     // Only raw bytes can be handed out; another codec is of another release.
     let raw = meta.codec == 0 && meta.flags == 0;
     match (meta.checksum_of(hash) == meta.checksum, raw) {
