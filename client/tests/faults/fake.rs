@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -28,6 +29,8 @@ use tonic::{Request, Response, Status, Streaming};
 pub(crate) enum Act {
     /// Sends these bytes and goes on.
     Send(Vec<u8>),
+    /// Sends these bytes in parts of so many, with pauses between them, and goes on.
+    SendParts(Vec<u8>, usize),
     /// Sends these bytes and closes the connection.
     SendAndClose(Vec<u8>),
     /// Answers nothing, and reads nothing more, until the client closes.
@@ -134,7 +137,7 @@ impl Fake {
         let mut counter = counter.subscribe();
         let reached = async move { counter.wait_for(|now| *now >= count).await.map(|_| ()) };
         let handle = self.runtime.as_ref().unwrap().handle();
-        let limit = std::time::Duration::from_secs(20);
+        let limit = Duration::from_secs(20);
         let reached = handle.block_on(async move { tokio::time::timeout(limit, reached).await });
         reached.expect("the event comes").unwrap();
     }
@@ -318,6 +321,13 @@ async fn data(mut stream: TcpStream, state: &State) -> std::io::Result<()> {
         };
         match act {
             Act::Send(bytes) => stream.write_all(&bytes).await?,
+            Act::SendParts(bytes, part) => {
+                stream.set_nodelay(true)?;
+                for part in bytes.chunks(part) {
+                    stream.write_all(part).await?;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
             Act::SendAndClose(bytes) => {
                 stream.write_all(&bytes).await?;
                 return stream.shutdown().await;

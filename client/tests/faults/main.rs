@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a panic is how a failure is reported")]
 
 mod fake;
+mod parts;
 
 use fake::{Act, Fake};
 use memkv_client::blocking::{Client, Space};
