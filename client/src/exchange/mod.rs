@@ -199,6 +199,7 @@ pub(crate) enum Step {
     Wait { write: bool },
 }
 
+#[allow(clippy::large_enum_variant, reason = "a box would be an allocation for each batch")]
 enum Machine {
     Fetch(Fetch),
     Near(Near),
