@@ -154,7 +154,7 @@ impl Bench {
 
     fn add(&mut self, name: &str, subject: anyhow::Result<Box<dyn Subject>>) {
         match subject {
-            Ok(mut subject) => {
+            Ok(subject) => {
                 subject.turn(false);
                 self.subjects.push(Entry {
                     subject,

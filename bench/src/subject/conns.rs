@@ -82,7 +82,7 @@ impl<C: Conn> Subject for Connected<C> {
         batch > 1 || self.conns.len() == 1 || self.kind == Kind::Peer
     }
 
-    fn turn(&mut self, begins: bool) {
+    fn turn(&self, begins: bool) {
         if self.kind == Kind::Peer {
             self.servers.iter().for_each(|&server| child::set_stopped(server, !begins));
         }

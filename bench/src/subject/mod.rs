@@ -62,7 +62,7 @@ pub(crate) trait Subject {
 
     /// Its turn begins or is over. Between turns a peer's servers are stopped if they can be: some use a processor even when
     /// nobody asks anything of them, and that must not slow down the others.
-    fn turn(&mut self, begins: bool) {
+    fn turn(&self, begins: bool) {
         let _ = begins;
     }
 
