@@ -140,9 +140,10 @@ fn reads_are_refused_where_there_is_nothing() {
     assert_eq!(read(extent, 5000), None);
     assert_eq!(read(extent, 4096), Some(ReadError::Size));
     let bits = extent.to_bits();
-    for (bit, error) in [(52, ReadError::Gone), (33, ReadError::Gone), (31, ReadError::Gone)] {
+    // Another drive, a segment far behind the spare ones that may be made by now, a block behind the segment's end.
+    for bit in [52, 45, 31] {
         let other = crate::Extent::from_bits(bits ^ 1 << bit).unwrap();
-        assert_eq!(read(other, 5000), Some(error), "bit {bit}");
+        assert_eq!(read(other, 5000), Some(ReadError::Gone), "bit {bit}");
     }
     log.close();
     assert_eq!(read(extent, 5000), Some(ReadError::Gone), "a closed log reads nothing");
