@@ -1,14 +1,16 @@
 """The plugin beside the crate: batches of pages of one of SGLang's host pools, and the same batches by ``memkv-bench load``.
 
 Both use one daemon, TCP or shared memory, pages of 1 MiB, batches of 128, and take turns. The daemon's memory is made resident
-first: the plugin stores new pages each time, and would pay for fresh memory that the load generator has paid for in its first
-round. Neither counts its first batch after a pause. What the plugin read is compared with what it wrote between the timed parts,
-as the load generator does. Run it with ``cargo xtask bench plugin``.
+first: otherwise the plugin would pay for fresh memory that the load generator has paid for in its first round. Neither counts its
+first batch after a pause. What the plugin read is compared with what it wrote between the timed parts, and removed, as the load
+generator does: nothing is evicted for either. SGLang's host pool is shared memory, which has pages of 4 KiB on most systems, so
+the load generator gets no huge pages either. Run it with ``cargo xtask bench plugin``.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import json
 import os
@@ -91,6 +93,7 @@ class Plugin:
         get = self._timed(self.backend.batch_get_v1, keys)
         if not torch.equal(self.used, self.source):
             raise SystemExit("the plugin read other bytes than it wrote")
+        self.backend.clear()
         return put, get
 
     def _timed(self, act: Any, keys: list[list[str]]) -> float:
@@ -104,6 +107,13 @@ class Plugin:
         return len(rest) * BATCH * PAGE_BYTES / seconds / 1e9
 
 
+def use_small_pages() -> None:
+    """Keeps this process, and what it starts, from huge pages."""
+    pr_set_thp_disable = 41
+    if ctypes.CDLL(None, use_errno=True).prctl(pr_set_thp_disable, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl: cannot do without huge pages")
+
+
 def crate(bench: str, server: Daemon, transport: str, op: str, pages: int) -> float:
     """Gigabytes a second of the load generator, over the same daemon."""
     args = ["load", "--op", op, "--page", "1MiB", "--batch", str(BATCH), "--working-set", f"{pages}MiB", "--json"]
@@ -111,7 +121,9 @@ def crate(bench: str, server: Daemon, transport: str, op: str, pages: int) -> fl
     environment = {**os.environ, "MEMKV_AUTH_KEY": AUTH_KEY}
     # It asks the daemon that runs, and starts none.
     environment.pop("MEMKV_SERVER_BIN", None)
-    output = subprocess.run([bench, *args], env=environment, capture_output=True, text=True, check=False)
+    output = subprocess.run(
+        [bench, *args], env=environment, capture_output=True, text=True, check=False, preexec_fn=use_small_pages
+    )
     if output.returncode != 0:
         raise SystemExit(f"memkv-bench load: {output.stderr.strip()}")
     return float(json.loads(output.stdout)["memkv"]["gb_per_s"]["median"])
