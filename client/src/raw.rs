@@ -24,7 +24,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
 
-/// Bytes that are copied and then hashed, so that they are still in the core's cache.
+/// Bytes that are copied and hashed, one after the other, so that the second finds them in the core's cache.
 const COPY_BYTES: usize = 128 << 10;
 
 /// The caller's raw memory: page `i` is the pieces `i * per_page .. (i + 1) * per_page`, one after the other.
@@ -409,8 +409,11 @@ impl<'a> Pieces<'a> {
         whole.then(|| hasher.finish())
     }
 
-    /// Copies a page's first `len` bytes to `at` in staging memory, and computes their checksum on the way, while they are in
-    /// the core's cache. `None` if the memory does not take them.
+    /// Copies a page's first `len` bytes to `at` in staging memory, and computes their checksum on the way. `None` if the
+    /// memory does not take them.
+    ///
+    /// The checksum comes first: it brings the bytes into the core's cache, and the copy to lines that the server's core has just
+    /// read does not wait for memory as well.
     pub(crate) fn copy_staged(
         &self,
         stage: &mut Stage,
@@ -425,9 +428,9 @@ impl<'a> Pieces<'a> {
             // slice ends with this closure, and no write happens meanwhile: the staging memory is other memory.
             let part = unsafe { std::slice::from_raw_parts(start, part) };
             part.chunks(COPY_BYTES).all(|chunk| {
+                hasher.update(chunk);
                 let written = stage.write(at, chunk);
                 at += chunk.len();
-                hasher.update(chunk);
                 written
             })
         });

@@ -38,7 +38,7 @@ pub(crate) struct Shared {
 /// Parts of the staging memory: one is filled while the server reads the other.
 pub(crate) const STAGE_PARTS: usize = 2;
 /// Bytes of one part, and so of the longest page that goes through it.
-pub(crate) const STAGE_PART_BYTES: usize = 2 << 20;
+pub(crate) const STAGE_PART_BYTES: usize = 4 << 20;
 
 /// The mapping of one life of a server, for as long as a connection uses it.
 #[derive(Debug, Default)]

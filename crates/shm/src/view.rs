@@ -2,7 +2,9 @@
 
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat, fstatfs};
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MlockFlags, ProtFlags, madvise, mlock_with, mmap, mmap_anonymous, munmap,
+};
 use std::os::fd::AsFd;
 use std::ptr::{NonNull, null_mut};
 
@@ -137,6 +139,14 @@ impl View {
         self.len == 0
     }
 
+    /// Has the system keep in memory what was read once, so that to read it again never waits for a swap device. `false` if this
+    /// process may not lock so much (`RLIMIT_MEMLOCK`); then nothing has changed. Takes no memory.
+    #[must_use]
+    pub fn hold(&self) -> bool {
+        // SAFETY: the range is this mapping; to lock it changes neither what it holds nor who may reach it.
+        unsafe { mlock_with(self.start.as_ptr().cast(), self.len, MlockFlags::ONFAULT) }.is_ok()
+    }
+
     /// Copies what the memory holds at `at` now. `false`, and nothing is copied, if it does not have these bytes.
     ///
     /// The owner may write at the same time; then the bytes are whatever they are, and only a checksum tells.
@@ -192,6 +202,24 @@ mod tests {
         file.write_all_at(&[7], 9_996).unwrap();
         assert!(view.read(9_996, &mut out));
         assert_eq!(out, [7, 2, 3, 4], "it shows what is there now");
+    }
+
+    #[test]
+    fn what_is_held_is_locked_when_it_is_read_and_not_before() {
+        let file = memory(8192);
+        fcntl_add_seals(&file, SealFlags::SHRINK).unwrap();
+        let view = View::of_other(&file, 8192).unwrap();
+        let locked = || {
+            let start = format!("{:x}-", view.start.as_ptr().addr());
+            let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let mut lines = maps.lines().skip_while(|line| !line.starts_with(&start));
+            lines.find_map(|line| line.strip_prefix("Locked:")).unwrap().trim().to_owned()
+        };
+        assert!(view.hold(), "every system lets a process lock two pages");
+        assert_eq!(locked(), "0 kB");
+        let mut out = [9];
+        assert!(view.read(4096, &mut out) && out == [0]);
+        assert_eq!(locked(), "4 kB");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Puts through memory that the client passed: what goes through it, and what a client that means ill can do with it.
 
 use super::raw::{self, NearConn};
-use super::{SPACE, maps_of, space_of};
+use super::{SPACE, daemon_with, maps_of, space_of};
 use crate::common::{assert_all, assert_hits, put};
 use memkv_client::{PageOutcome, RawPieces, Transport};
 use memkv_core::{PageMeta, SpaceId};
@@ -22,7 +22,7 @@ use std::os::unix::fs::FileExt as _;
 /// The name of staging memory in `/proc/self/maps`.
 pub(super) const STAGE: &str = "memkv-stage";
 /// The longest page that a client stages.
-const PART: usize = 2 << 20;
+const PART: usize = 4 << 20;
 
 /// KiB that this process has written of the staging memory that a daemon reads.
 fn staged_kib(daemon: &Daemon) -> u64 {
@@ -43,7 +43,7 @@ fn staged_kib(daemon: &Daemon) -> u64 {
 
 #[test]
 fn pages_of_any_length_and_cut_are_put() {
-    let daemon = Daemon::start().unwrap();
+    let daemon = daemon_with(&["--dram", "256MiB", "--page-max", "8MiB"]);
     let (_near, near) = space_of(&daemon, Transport::Shm);
     let (_far, far) = space_of(&daemon, Transport::Tcp);
     // First only what is longer than a part.

@@ -15,9 +15,6 @@ use std::sync::Arc;
 use tokio::io::Interest;
 use tokio::time::{Instant, timeout_at};
 
-/// A put of more bytes than this is copied beside the runtime's threads.
-const INLINE_BYTES: u64 = 256 << 10;
-
 impl Connection {
     /// Gives the client the memory for pages, and tries whether the client's own can be read. What cannot be done is left
     /// out, and its pages go in frames.
@@ -51,7 +48,7 @@ impl Connection {
         self.desk.meta.clear();
         let bound = ShmBound { memory_bytes, reads_client: peer.is_some(), reads_stage: stage.is_some() };
         self.desk.meta.extend_from_slice(&records::shm_bound(bound));
-        self.mover = Bound::Shm(shm::Shm::new(shm::Reads { peer, stage }, memory.is_some()));
+        self.mover = Bound::Shm(shm::Shm::new(shm::Reads::new(peer, stage), memory.is_some()));
         let reply = Header::reply_to(header, Code::Ok, 0);
         match memory {
             Some((memory, _)) => self.reply_with(&reply, memory).await,
@@ -131,7 +128,8 @@ impl Connection {
             })
         };
         let bytes: u64 = pages().map(|page| u64::from(page.page.len)).sum();
-        let copied = if bytes <= INLINE_BYTES { copy() } else { tokio::task::block_in_place(copy) };
+        let is_quick = reads.is_quick(bytes, pages().map(|page| page.spans));
+        let copied = if is_quick { copy() } else { tokio::task::block_in_place(copy) };
         let stored_bytes = copied.map_err(|error| {
             let client = &self.attachment.session.client_name;
             tracing::debug!(%error, client, "a client's memory cannot be read any more, closing");

@@ -68,9 +68,28 @@ pub(crate) struct Reads {
     pub(crate) peer: Option<Peer>,
     /// The staging memory that it passed.
     pub(crate) stage: Option<View>,
+    /// Whether the system keeps the staging memory where it can be read at once.
+    pub(crate) is_held: bool,
 }
 
+/// What is copied in less time than it takes to hand the thread's other work on: from memory that may be slow, and from
+/// staging memory that is held. The latter is more than a client stages at once.
+const QUICK_BYTES: u64 = 256 << 10;
+const QUICK_HELD_BYTES: u64 = 4 << 20;
+
 impl Reads {
+    /// From a client's process and staging memory, as far as they can be read.
+    pub(crate) fn new(peer: Option<Peer>, stage: Option<View>) -> Self {
+        let is_held = stage.as_ref().is_some_and(View::hold);
+        Self { peer, stage, is_held }
+    }
+
+    /// Whether so many bytes of allowed spans are copied in a moment, whatever the client does.
+    pub(crate) fn is_quick<'s>(&self, bytes: u64, mut pages: impl Iterator<Item = Spans<'s>>) -> bool {
+        let is_staged = |spans: Spans<'_>| spans.iter().all(|span| span.region == REGION_STAGE);
+        bytes <= QUICK_BYTES || bytes <= QUICK_HELD_BYTES && self.is_held && pages.all(is_staged)
+    }
+
     /// Whether a page's spans may be read: all of them in the client's process, or all in the staging memory.
     pub(crate) fn allow(&self, spans: Spans<'_>) -> bool {
         let staged = |span: Span, stage: &View| {
@@ -175,7 +194,7 @@ mod tests {
     #[test]
     fn parts_follow_each_other_across_spans() {
         let source: Vec<u8> = (0..100).collect();
-        let reads = Reads { peer: Some(peer()), stage: Some(stage(&source)) };
+        let reads = Reads::new(Some(peer()), Some(stage(&source)));
         for spans in [cut(REGION_OWN, own(&source)), cut(REGION_STAGE, 200)] {
             let meta = offer(&spans);
             let spans = spans_of(&meta);
@@ -190,16 +209,33 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_with_other_work_copies_only_what_cannot_be_slow() {
+        let (near, staged) = (offer(&cut(REGION_OWN, 64)), offer(&cut(REGION_STAGE, 200)));
+        let [near, staged] = [&near, &staged].map(|meta| spans_of(meta));
+        let mut reads = Reads::new(Some(peer()), Some(stage(&[])));
+        assert!(reads.is_held, "every system lets a process lock a page");
+        assert!(reads.is_quick(QUICK_HELD_BYTES, [staged, staged].into_iter()));
+        assert!(
+            !reads.is_quick(QUICK_HELD_BYTES + 1, [staged].into_iter()),
+            "spans may name the same bytes again"
+        );
+        assert!(!reads.is_quick(QUICK_BYTES + 1, [staged, near].into_iter()));
+        assert!(reads.is_quick(QUICK_BYTES, [near].into_iter()));
+        reads.is_held = false;
+        assert!(!reads.is_quick(QUICK_BYTES + 1, [staged].into_iter()));
+    }
+
+    #[test]
     fn only_what_was_given_may_be_read() {
         let (near, staged) = (cut(REGION_OWN, 64), cut(REGION_STAGE, 200));
         let allow = |reads: &Reads, spans: &[Span]| reads.allow(spans_of(&offer(spans)));
         let nothing = Reads::default();
         assert!(!allow(&nothing, &near) && !allow(&nothing, &staged));
-        let process = Reads { peer: Some(peer()), stage: None };
+        let process = Reads::new(Some(peer()), None);
         assert!(allow(&process, &near) && !allow(&process, &staged));
-        let stage = Reads { peer: None, stage: Some(stage(&[])) };
+        let stage = Reads::new(None, Some(stage(&[])));
         assert!(!allow(&stage, &near) && allow(&stage, &staged));
-        let both = Reads { peer: process.peer, stage: stage.stage };
+        let both = Reads::new(process.peer, stage.stage);
         assert!(!allow(&both, &[near, staged].concat()), "one page is in one place");
         for (offset, len) in [(0, 301), (300, 1), (299, 2), (u64::MAX, 1), (u64::MAX - 4, 100)] {
             assert!(!allow(&both, &[Span { region: REGION_STAGE, len, offset }]), "{offset} {len}");
