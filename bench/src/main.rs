@@ -22,6 +22,8 @@ mod hot;
 mod index;
 mod load;
 mod machine;
+#[allow(unsafe_code, reason = "memory on huge pages can only be asked for by address")]
+mod pages;
 mod peer;
 mod plot;
 mod publish;

@@ -15,6 +15,7 @@
 //! A put has its pages behind the request; an exists has its key list. The answer is eight bytes, then the pages
 //! of a get, or one bit a key of an exists. The exists looks nothing up: it is a round trip with the same bytes.
 
+use crate::pages::Pages;
 use anyhow::{Context as _, ensure};
 use std::io::{BufRead as _, BufReader, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -52,7 +53,7 @@ fn serve_connection(mut stream: TcpStream) -> anyhow::Result<()> {
     let mut size = [0; 8];
     stream.read_exact(&mut size)?;
     // Not zero, so that every page of memory is there before the first measurement.
-    let mut arena = vec![1_u8; usize::try_from(u64::from_le_bytes(size))?];
+    let mut arena = Pages::filled(usize::try_from(u64::from_le_bytes(size))?, 1)?;
     stream.write_all(&[0; REPLY_BYTES])?;
     let mut keys = Vec::new();
     let mut request = [0; REQUEST_BYTES];
@@ -103,8 +104,7 @@ impl Server {
     pub(crate) fn start() -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("find this program")?;
         let mut command = Command::new(program);
-        // Asks glibc for huge pages: the limit must not be slower for want of them.
-        command.arg("raw-server").env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
+        command.arg("raw-server");
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let stdout = child.stdout.take().context("read the raw server's address")?;
         let mut line = String::new();

@@ -3,18 +3,28 @@
 //! Every eight bytes of the source differ, so a lost, shifted or mixed-up page cannot go unnoticed. Filling,
 //! spoiling and verifying happen outside the timed regions.
 
-use anyhow::ensure;
+use crate::pages::Pages;
+use anyhow::{Context, ensure};
 
 /// Source and destination of all transfers, each as large as the working set.
 pub(crate) struct Workload {
-    source: Vec<u8>,
-    target: Vec<u8>,
+    source: Pages,
+    target: Pages,
 }
 
 impl Workload {
     /// A working set of `bytes`.
-    pub(crate) fn new(bytes: usize) -> Self {
-        Self { source: pattern(bytes), target: vec![0xee; bytes] }
+    ///
+    /// # Errors
+    ///
+    /// If there is no memory for it.
+    pub(crate) fn new(bytes: usize) -> anyhow::Result<Self> {
+        let both = || -> Result<_, rustix::io::Errno> {
+            let mut source = Pages::new(bytes)?;
+            fill(&mut source);
+            Ok(Self { source, target: Pages::filled(bytes, 0xee)? })
+        };
+        both().with_context(|| format!("no memory for twice {bytes} bytes of pages"))
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -51,7 +61,7 @@ impl Workload {
         if self.source[..bytes] == self.target[..bytes] {
             return Ok(());
         }
-        let at = self.source.iter().zip(&self.target).position(|(a, b)| a != b);
+        let at = self.source.iter().zip(&*self.target).position(|(a, b)| a != b);
         ensure!(false, "{what}: wrong bytes, first at {at:?} of the working set");
         Ok(())
     }
@@ -60,12 +70,17 @@ impl Workload {
 /// Bytes of which every eight differ.
 pub(crate) fn pattern(bytes: usize) -> Vec<u8> {
     let mut source = vec![0; bytes];
+    fill(&mut source);
+    source
+}
+
+/// Fills memory with [`pattern`].
+pub(crate) fn fill(source: &mut [u8]) {
     let mut state = 0x243f_6a88_85a3_08d3_u64;
     for word in source.as_chunks_mut::<8>().0 {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         *word = (state ^ (state >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9).to_le_bytes();
     }
-    source
 }
 
 /// Keys as an engine has them: 64 hex digits of a hash, here of a name and number. The last 16 are the number.
@@ -93,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_wrong_byte_is_found() {
-        let mut workload = Workload::new(1 << 16);
+        let mut workload = Workload::new(1 << 16).unwrap();
         assert!(workload.verify(1 << 16, "unfilled").is_err());
         let (source, target) = workload.halves();
         target.copy_from_slice(source);

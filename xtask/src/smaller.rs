@@ -30,8 +30,6 @@ fn beside_plugin(context: &Context, args: &[String]) -> Result<()> {
     let mut command = venv.run(context, &["sglang-plugin/bench/beside_crate.py", "--bench"]);
     command.arg(context.binary(Profile::Release, "memkv-bench")).args(args);
     command.env("MEMKV_SERVER_BIN", context.binary(Profile::Release, "memkv-server"));
-    // As the load generator has it: memory on huge pages where the kernel allows it.
-    command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
     let status = command.status().context("start Python")?;
     if status.success() { Ok(()) } else { bail!("the comparison ended with {status}") }
 }

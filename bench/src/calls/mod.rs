@@ -313,7 +313,7 @@ pub(crate) fn client(args: &ClientArgs) -> anyhow::Result<()> {
     let of = |batch: usize| (0..args.keys).map(|i| format!("{batch}-{i:096}")).collect::<Vec<_>>();
     let rounds = WARM_UP + args.batches;
     let names: Vec<_> = (0..if args.op == "put" { rounds } else { 1 }).map(of).collect();
-    let mut load = Workload::new(args.keys * args.page);
+    let mut load = Workload::new(args.keys * args.page)?;
     let (source, target) = load.halves();
     let sources: Vec<&[u8]> = source.chunks_exact(args.page).collect();
     let mut targets: Vec<&mut [u8]> = target.chunks_exact_mut(args.page).collect();
@@ -339,7 +339,7 @@ pub(crate) fn client(args: &ClientArgs) -> anyhow::Result<()> {
 fn raw_client(args: &ClientArgs) -> anyhow::Result<()> {
     let server = raw::Server::start()?;
     let mut conns = [server.connect(args.keys * args.page)?];
-    let mut load = Workload::new(args.keys * args.page);
+    let mut load = Workload::new(args.keys * args.page)?;
     let (source, target) = load.halves();
     let sources: Vec<&[u8]> = source.chunks_exact(args.page).collect();
     let mut targets: Vec<&mut [u8]> = target.chunks_exact_mut(args.page).collect();

@@ -117,7 +117,7 @@ impl Bench {
         let daemon = Daemon::start(&plan.server, room)?;
         let empty_bytes = machine::settled_resident_bytes(daemon.pid());
         let mut bench = Self {
-            workload: Workload::new(bytes),
+            workload: Workload::new(bytes)?,
             plan,
             daemon,
             raw_server: Rc::new(raw::Server::start()?),

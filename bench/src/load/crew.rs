@@ -27,8 +27,7 @@ impl Crew {
         let mut members = Vec::with_capacity(jobs.len());
         for job in jobs {
             let mut command = Command::new(&program);
-            // As the server of the baseline: memory on huge pages where the kernel allows it.
-            command.arg("worker").env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
+            command.arg("worker");
             let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
             let orders = child.stdin.take().context("write to a client process")?;
             let answers = BufReader::new(child.stdout.take().context("read from a client process")?);

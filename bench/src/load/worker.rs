@@ -7,6 +7,7 @@ use super::endpoint::{Named, Open};
 use super::keys::{Draw, Random};
 use super::orders::{Answer, Endpoint, Job, Op, Order};
 use crate::machine;
+use crate::pages::Pages;
 use crate::workload;
 use anyhow::{Context as _, ensure};
 use hdrhistogram::Histogram;
@@ -34,8 +35,8 @@ struct Worker {
     open: Open,
     draw: Draw,
     random: Random,
-    source: Vec<u8>,
-    target: Vec<u8>,
+    source: Pages,
+    target: Pages,
     steps: Vec<Step>,
 }
 
@@ -95,8 +96,9 @@ impl Worker {
         let open = Open::new(&job.endpoint, slots).context("connect")?;
         let draw = Draw::new(&job.choice, job.pages, job.batch, job.index, job.of)?;
         let random = Random(job.seed ^ (job.index as u64) << 32);
-        let source = workload::pattern(SOURCE_BYTES + job.page_bytes);
-        let target = vec![0xee; burst_bytes];
+        let mut source = Pages::new(SOURCE_BYTES + job.page_bytes).context("find memory for pages")?;
+        workload::fill(&mut source);
+        let target = Pages::filled(burst_bytes, 0xee).context("find memory for pages")?;
         Ok(Self { job, open, draw, random, source, target, steps: Vec::new() })
     }
 
