@@ -14,8 +14,9 @@ use hdrhistogram::Histogram;
 use std::io::{BufRead as _, Write as _};
 use std::time::Duration;
 
-/// Bytes that pages are taken from, besides one page.
-const SOURCE_BYTES: usize = 32 << 20;
+/// Bytes that pages are taken from, besides one page: a process's share of all pages, within these bounds. What is put is to come from
+/// memory, as it does from an engine's host pool, and not from a cache that a smaller source fits into.
+const SOURCE_BYTES: std::ops::RangeInclusive<u64> = 32 << 20..=256 << 20;
 /// Places in the source are multiples of this.
 const STEP_BYTES: usize = 64;
 /// Before a batch's begin the clock is watched: sleeping is not that exact.
@@ -81,9 +82,16 @@ fn say(answer: &Answer) -> anyhow::Result<()> {
     Ok(out.flush()?)
 }
 
+/// Bytes of the source, the same in all processes of a job.
+fn source_bytes(pages: u64, page_bytes: usize, processes: usize) -> usize {
+    let share = pages.saturating_mul(page_bytes as u64) / processes.max(1) as u64;
+    let bytes = share.clamp(*SOURCE_BYTES.start(), *SOURCE_BYTES.end()) as usize;
+    bytes.next_multiple_of(STEP_BYTES) + page_bytes
+}
+
 /// Where the source has the bytes of a page.
-fn place(id: u64, page_bytes: usize) -> std::ops::Range<usize> {
-    let places = (SOURCE_BYTES / STEP_BYTES) as u64;
+fn place(id: u64, page_bytes: usize, source_bytes: usize) -> std::ops::Range<usize> {
+    let places = ((source_bytes - page_bytes) / STEP_BYTES) as u64;
     let at = usize::try_from(Random(id).next() % places).unwrap_or(0) * STEP_BYTES;
     at..at + page_bytes
 }
@@ -96,7 +104,8 @@ impl Worker {
         let open = Open::new(&job.endpoint, slots).context("connect")?;
         let draw = Draw::new(&job.choice, job.pages, job.batch, job.index, job.of)?;
         let random = Random(job.seed ^ (job.index as u64) << 32);
-        let mut source = Pages::new(SOURCE_BYTES + job.page_bytes).context("find memory for pages")?;
+        let mut source =
+            Pages::new(source_bytes(job.pages, job.page_bytes, job.of)).context("find memory for pages")?;
         workload::fill(&mut source);
         let target = Pages::filled(burst_bytes, 0xee).context("find memory for pages")?;
         Ok(Self { job, open, draw, random, source, target, steps: Vec::new() })
@@ -223,7 +232,10 @@ impl Worker {
             for (at, (page_now, &id)) in pages.iter().zip(&step.named.ids).enumerate() {
                 // What a put stored may have been evicted since; what came must be right.
                 if kept[at] && step.there[at] {
-                    ensure!(**page_now == self.source[place(id, page)], "wrong bytes in page {id}");
+                    ensure!(
+                        **page_now == self.source[place(id, page, self.source.len())],
+                        "wrong bytes in page {id}"
+                    );
                     answer.compared += 1;
                 }
             }
@@ -246,7 +258,7 @@ fn put_marked(
     named: &Named,
     kept: &mut [bool],
 ) -> anyhow::Result<super::endpoint::Told> {
-    let pages: Vec<&[u8]> = named.ids.iter().map(|&id| &source[place(id, page)]).collect();
+    let pages: Vec<&[u8]> = named.ids.iter().map(|&id| &source[place(id, page, source.len())]).collect();
     open.put(named, &pages, kept)
 }
 
@@ -274,8 +286,15 @@ mod tests {
 
     #[test]
     fn pages_lie_within_the_source_and_differ() {
-        let mut starts: Vec<usize> = (0..1000).map(|id| place(id, 1 << 20).start).collect();
-        assert!(starts.iter().all(|start| start % STEP_BYTES == 0 && *start < SOURCE_BYTES));
+        const MIB: usize = 1 << 20;
+        let source = source_bytes(1000, MIB, 10);
+        assert_eq!(source, 101 * MIB);
+        let mut places: Vec<_> = (0..1000).map(|id| place(id, MIB, source)).collect();
+        assert!(places.iter().all(|place| place.start % STEP_BYTES == 0 && place.end <= source));
+        let last = places.iter().map(|place| place.end).max().unwrap();
+        assert!(last > 99 * MIB, "all of the source is used, not only {last} bytes");
+        assert_eq!([(1, 1), (u64::MAX, 1)].map(|(pages, of)| source_bytes(pages, MIB, of) / MIB), [33, 257]);
+        let mut starts: Vec<usize> = places.drain(..).map(|place| place.start).collect();
         starts.sort_unstable();
         starts.dedup();
         assert!(starts.len() > 990, "{} places of 1000 pages", starts.len());
