@@ -1,7 +1,7 @@
 //! Memory for pages, on huge pages where the kernel allows it.
 //!
-//! An allocator could be asked for that (`glibc.malloc.hugetlb=1`), but glibc 2.36 finds out what the kernel allows with a comparison
-//! that reads one byte too many: about every second process gets none, and two sides of a comparison would not be alike.
+//! An allocator could be asked for that (`glibc.malloc.hugetlb=1`), but with glibc 2.36 that had an effect in about every second process
+//! only, so that the two sides of a comparison were not alike.
 
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
