@@ -110,10 +110,14 @@ pub(crate) struct Pass {
 }
 
 impl Pass {
-    /// 10^9 bytes a second.
     #[allow(clippy::cast_precision_loss, reason = "bytes and nanoseconds of a pass stay far below 2^53")]
-    pub(crate) fn gb_per_s(&self) -> f64 {
-        self.bytes as f64 / self.batch_nanos.iter().sum::<u64>().max(1) as f64
+    fn figures(&self) -> Round {
+        let per_gb = |cpu: Duration| cpu.as_secs_f64() / (self.bytes as f64 / 1e9);
+        Round {
+            gb_per_s: self.bytes as f64 / self.batch_nanos.iter().sum::<u64>().max(1) as f64,
+            client_cpu_s_per_gb: per_gb(self.client_cpu),
+            server_cpu_s_per_gb: per_gb(self.server_cpu),
+        }
     }
 }
 
@@ -124,7 +128,7 @@ pub(crate) struct Series {
 }
 
 /// One subject's figures in one cell.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Figures {
     /// 10^9 bytes of pages a second.
     pub gb_per_s: Spread,
@@ -133,6 +137,17 @@ pub(crate) struct Figures {
     pub server_cpu_s_per_gb: f64,
     /// Time of one batch.
     pub latency: Latency,
+    /// What each round had: a median hides that a machine has two speeds.
+    #[serde(default)]
+    pub by_round: Vec<Round>,
+}
+
+/// One round of [`Figures`], in the same units.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Round {
+    pub gb_per_s: f64,
+    pub client_cpu_s_per_gb: f64,
+    pub server_cpu_s_per_gb: f64,
 }
 
 impl Figures {
@@ -146,7 +161,8 @@ impl Series {
     /// Medians over the passes; `None` if there are none.
     #[allow(clippy::cast_precision_loss, reason = "byte counts of a run stay far below 2^53")]
     pub(crate) fn figures(&self) -> Option<Figures> {
-        let speeds: Vec<f64> = self.passes.iter().map(Pass::gb_per_s).collect();
+        let by_round: Vec<Round> = self.passes.iter().map(Pass::figures).collect();
+        let speeds: Vec<f64> = by_round.iter().map(|round| round.gb_per_s).collect();
         let gb: f64 = self.passes.iter().map(|pass| pass.bytes as f64 / 1e9).sum();
         let client: Duration = self.passes.iter().map(|pass| pass.client_cpu).sum();
         let server: Duration = self.passes.iter().map(|pass| pass.server_cpu).sum();
@@ -156,6 +172,7 @@ impl Series {
             client_cpu_s_per_gb: client.as_secs_f64() / gb,
             server_cpu_s_per_gb: server.as_secs_f64() / gb,
             latency: Latency::of(&nanos)?,
+            by_round,
         })
     }
 }
