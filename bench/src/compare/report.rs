@@ -160,7 +160,13 @@ pub(crate) fn sample() -> Report {
         let latency = Latency { p50_us: 30.0 / gb, p99_us: 60.0 / gb, count: 3 };
         Named {
             subject: subject.to_owned(),
-            value: Figures { gb_per_s, client_cpu_s_per_gb: 0.25, server_cpu_s_per_gb: 0.5, latency, by_round: Vec::new() },
+            value: Figures {
+                gb_per_s,
+                client_cpu_s_per_gb: 0.25,
+                server_cpu_s_per_gb: 0.5,
+                latency,
+                by_round: Vec::new(),
+            },
         }
     };
     let all = [

@@ -8,12 +8,14 @@
 //!
 //! Absent: TLS, whose records a task reads and writes.
 
+use super::follow::{Follower, Near};
 use super::offers::{PIECES, Receiving, WrongBody};
 use super::transfer::{Broken, Patience, Reply};
 use super::wire::Wire;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use std::io::{self, ErrorKind, IoSliceMut};
+use std::num::NonZero;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -32,6 +34,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct Asides {
     free: AtomicUsize,
+    near: Near,
 }
 
 /// A place that is taken.
@@ -46,7 +49,9 @@ impl Drop for Place<'_> {
 impl Asides {
     /// For a runtime of so many threads.
     pub(crate) fn new(threads: usize) -> Self {
-        Self { free: AtomicUsize::new((threads * PLACES_PER_THREAD).max(PLACES_MIN)) }
+        let free = AtomicUsize::new((threads * PLACES_PER_THREAD).max(PLACES_MIN));
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        Self { free, near: Near::new(processors) }
     }
 
     fn enter(&self, bytes: u64) -> Option<Place<'_>> {
@@ -74,7 +79,7 @@ impl Asides {
             reply.write(|slices| Ok(rustix::io::writev(socket, slices)?))?;
             Ok(reply.is_done())
         };
-        tokio::task::block_in_place(|| run(socket, PollFlags::OUT, patience, write))
+        tokio::task::block_in_place(|| run(socket, PollFlags::OUT, patience, self.near.follow(stream), write))
     }
 
     /// Receives the pages of a body of `bytes` bytes, or the first ones.
@@ -102,7 +107,7 @@ impl Asides {
             outcome = pages.arrived(came);
             Ok(outcome.is_err() || pages.is_done())
         };
-        tokio::task::block_in_place(|| run(socket, PollFlags::IN, patience, read))?;
+        tokio::task::block_in_place(|| run(socket, PollFlags::IN, patience, self.near.follow(stream), read))?;
         Ok(outcome)
     }
 }
@@ -112,10 +117,12 @@ fn run(
     socket: BorrowedFd<'_>,
     wanted: PollFlags,
     patience: &Patience,
+    mut follower: Follower<'_>,
     mut step: impl FnMut() -> io::Result<bool>,
 ) -> Result<(), Broken> {
     let mut was_called_ready = false;
     loop {
+        follower.step(socket);
         match step() {
             Ok(true) => return Ok(()),
             Ok(false) => was_called_ready = false,
@@ -170,7 +177,7 @@ mod tests {
             progress.offset += went;
             Ok(progress.offset == bytes.len())
         };
-        run(one.as_fd(), PollFlags::OUT, &patience(), step).map(|()| progress.offset)
+        run(one.as_fd(), PollFlags::OUT, &patience(), Follower::default(), step).map(|()| progress.offset)
     }
 
     #[test]
@@ -204,7 +211,7 @@ mod tests {
             // Whoever asks again and again gets no further than this.
             if steps > 1000 { Ok(true) } else { Err(ErrorKind::WouldBlock.into()) }
         };
-        run(one.as_fd(), PollFlags::OUT, &patience(), step).unwrap();
+        run(one.as_fd(), PollFlags::OUT, &patience(), Follower::default(), step).unwrap();
         assert_eq!(steps, 2);
         assert!(begun.elapsed() < patience().stall);
     }

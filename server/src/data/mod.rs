@@ -4,7 +4,7 @@
 //! - [`desk`]: what each op means;
 //! - [`offers`]: slots between a put's offer and its pages;
 //! - [`inbox`], [`transfer`], [`wire`]: bytes between socket and memory;
-//! - [`aside`]: large transfers, on threads of their own;
+//! - [`aside`]: large transfers, on threads of their own; [`follow`]: on which processor;
 //! - [`movers`]: the ways for pages beside the socket.
 //!
 //! Everything that a connection holds lives in its one task. When the session ends or the server closes, the task
@@ -13,6 +13,7 @@
 mod aside;
 mod connection;
 mod desk;
+mod follow;
 mod inbox;
 mod movers;
 mod offers;

@@ -201,11 +201,16 @@ impl Wire {
 
     /// Sets how much the kernel buffers for a peer on this host.
     pub(crate) fn limit_buffer(&self) -> io::Result<()> {
-        let (Self::Tcp(stream) | Self::Tls(stream, _)) = self else { return Ok(()) };
-        if near::is_near(stream.local_addr()?, stream.peer_addr()?) {
-            socket2::SockRef::from(stream).set_send_buffer_size(near::SEND_BYTES)?;
+        if self.is_near()? {
+            socket2::SockRef::from(self).set_send_buffer_size(near::SEND_BYTES)?;
         }
         Ok(())
+    }
+
+    /// Whether it is a TCP connection to a peer on this host.
+    pub(crate) fn is_near(&self) -> io::Result<bool> {
+        let (Self::Tcp(stream) | Self::Tls(stream, _)) = self else { return Ok(false) };
+        Ok(near::is_near(stream.local_addr()?, stream.peer_addr()?))
     }
 
     /// Has the kernel drop what it still holds for the peer when this is dropped. Otherwise it keeps that for minutes in
