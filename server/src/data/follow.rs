@@ -23,6 +23,8 @@ const STEPS: u32 = 4;
 pub(super) struct Near {
     transfers: AtomicUsize,
     processors: usize,
+    /// How many of them stay on each processor, by its number.
+    staying: Box<[AtomicUsize]>,
     /// Both ends of all of them could not run at once, the last time that mattered. It stays when one of a batch's transfers
     /// ends before the others or begins after them, and goes when one was alone from its first step to its last.
     is_crowded: AtomicBool,
@@ -31,7 +33,17 @@ pub(super) struct Near {
 impl Near {
     /// With so many processors.
     pub(super) fn new(processors: usize) -> Self {
-        Self { transfers: AtomicUsize::new(0), processors, is_crowded: AtomicBool::new(false) }
+        let staying = std::iter::repeat_with(AtomicUsize::default).take(CpuSet::MAX_CPU).collect();
+        Self { transfers: AtomicUsize::new(0), processors, staying, is_crowded: AtomicBool::new(false) }
+    }
+
+    /// A place on a processor, unless more stay there than its share.
+    fn place(&self, processor: usize) -> Option<Place<'_>> {
+        let staying = self.staying.get(processor)?;
+        let share = self.transfers.load(Ordering::Relaxed).div_ceil(self.processors);
+        let place = Place(staying, processor);
+        // Taken first, and given back by the drop.
+        (staying.fetch_add(1, Ordering::Relaxed) < share).then_some(place)
     }
 
     /// For one transfer over a connection, on the thread that does it.
@@ -52,24 +64,33 @@ pub(super) struct Follower<'a> {
     steps: u32,
     /// Whether there was a crowd at any of its steps.
     met_others: bool,
-    pinned: Option<Pinned>,
+    pinned: Option<Pinned<'a>>,
 }
 
 /// The thread may run on one processor only.
-struct Pinned {
-    processor: usize,
+struct Pinned<'a> {
+    place: Place<'a>,
     /// Where it might run before.
     before: CpuSet,
 }
 
-impl Drop for Pinned {
+/// A place on a processor, and its number.
+struct Place<'a>(&'a AtomicUsize, usize);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Pinned<'_> {
     fn drop(&mut self) {
         // Processors of before may be gone by now; then the kernel chooses.
         sched_setaffinity(None, &self.before).ok();
     }
 }
 
-impl Follower<'_> {
+impl<'a> Follower<'a> {
     /// Before a step of the transfer.
     pub(super) fn step(&mut self, socket: BorrowedFd<'_>) {
         let Some(near) = self.near else { return };
@@ -84,29 +105,32 @@ impl Follower<'_> {
         if !near.is_crowded.load(Ordering::Relaxed) {
             self.pinned = None;
         } else if let Ok(processor) = socket_incoming_cpu(socket) {
-            self.go_to(processor as usize);
+            self.go_to(near, processor as usize);
         }
     }
 
-    fn go_to(&mut self, processor: usize) {
+    fn go_to(&mut self, near: &'a Near, processor: usize) {
         let before = match &self.pinned {
-            Some(pinned) if pinned.processor == processor => return,
+            Some(pinned) if pinned.place.1 == processor => return,
             Some(pinned) => pinned.before,
             None => match sched_getaffinity(None) {
                 Ok(before) => before,
                 Err(_) => return self.give_up(),
             },
         };
-        // The peer may be confined to others.
-        if processor >= CpuSet::MAX_CPU || !before.is_set(processor) {
-            return;
-        }
         let mut only = CpuSet::new();
+        let place = near.place(processor).filter(|_| before.is_set(processor));
+        let Some(place) = place else {
+            // The peer may be confined to processors that are not ours. Or its processor is taken: two that stay on one
+            // never find that the other is idle.
+            self.pinned = None;
+            return;
+        };
         only.set(processor);
         match sched_setaffinity(None, &only) {
             Ok(()) => match &mut self.pinned {
-                Some(pinned) => pinned.processor = processor,
-                none => *none = Some(Pinned { processor, before }),
+                Some(pinned) => pinned.place = place,
+                none => *none = Some(Pinned { place, before }),
             },
             Err(_) => self.give_up(),
         }
@@ -206,6 +230,20 @@ mod tests {
         assert_eq!(transfer(&near, &wire, &other)[0], before[..1], "the others may come back");
         assert_eq!(transfer(&near, &wire, &other)[0], before, "they did not");
         assert_eq!(near.transfers.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn no_processor_has_more_than_its_share() {
+        let near = Near::new(2);
+        near.transfers.store(2, Ordering::Relaxed);
+        let first = near.place(1).unwrap();
+        assert!(near.place(1).is_none() && near.place(0).is_some());
+        near.transfers.store(3, Ordering::Relaxed);
+        let second = near.place(1).unwrap();
+        assert!(near.place(1).is_none());
+        drop((first, second));
+        assert!(near.place(1).is_some());
+        assert!(near.place(CpuSet::MAX_CPU).is_none() && near.place(usize::MAX).is_none());
     }
 
     #[tokio::test]
