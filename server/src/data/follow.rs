@@ -2,7 +2,7 @@
 //!
 //! A transfer within a host has two ends, and both copy the same bytes. On one processor they take turns, and the second copy
 //! finds in its cache what the first one left there; on two, every byte crosses between their caches, and each end
-//! sleeps until a processor is woken for it. So two processors carry two such transfers nearly twice as fast when each
+//! sleeps until a processor is woken for it. So two processors carry two such transfers half as fast again when each
 //! has one of them as when each has half of both, and the scheduler arranges that only by chance: it moves a thread that
 //! is woken to any processor that is idle just then. When there are processors to spare, a transfer alone is faster on two.
 //!
