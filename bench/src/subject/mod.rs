@@ -232,3 +232,27 @@ fn cpu(subject: &dyn Subject) -> anyhow::Result<[Duration; 2]> {
     }
     Ok([client, servers])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_have_every_round_beside_their_median() {
+        let pass = |millis: u64, client: u64, server: u64| Pass {
+            bytes: 1_000_000_000,
+            client_cpu: Duration::from_millis(client),
+            server_cpu: Duration::from_millis(server),
+            batch_nanos: vec![millis * 400_000, millis * 600_000],
+        };
+        let passes = vec![pass(200, 100, 300), pass(125, 50, 100), pass(500, 150, 200)];
+        let figures = Series { passes }.figures().unwrap();
+        let round = |gb_per_s, client_cpu_s_per_gb, server_cpu_s_per_gb| Round {
+            gb_per_s,
+            client_cpu_s_per_gb,
+            server_cpu_s_per_gb,
+        };
+        assert_eq!(figures.by_round, [round(5.0, 0.1, 0.3), round(8.0, 0.05, 0.1), round(2.0, 0.15, 0.2)]);
+        assert_eq!(figures.gb_per_s.median, 5.0);
+    }
+}
