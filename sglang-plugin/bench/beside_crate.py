@@ -1,8 +1,9 @@
 """The plugin beside the crate: batches of pages of one of SGLang's host pools, and the same batches by ``memkv-bench load``.
 
 Both use one daemon, TCP or shared memory, pages of 1 MiB, batches of 128, and take turns. The daemon's memory is made resident
-first: otherwise the plugin would pay for fresh memory that the load generator has paid for in its first round. Neither counts its
-first batch after a pause. What the plugin read is compared with what it wrote between the timed parts, and removed, as the load
+first: otherwise the plugin would pay for fresh memory that the load generator has paid for in its first round. Each goes on for
+a second of its op in a turn, and does not count its first pass: for some fifty milliseconds after a pause of a second or more
+either of them puts a third slower. What the plugin read is compared with what it wrote between the timed parts, and removed, as the load
 generator does: nothing is evicted for either. SGLang's host pool is shared memory, which has pages of 4 KiB on most systems, so
 the load generator gets no huge pages either. Run it with ``cargo xtask bench plugin``.
 """
@@ -34,6 +35,8 @@ from sglang.srt.mem_cache.pool_host.mha import get_mha_host_pool_cls
 PAGE_TOKENS = 8
 PAGE_BYTES = 1 << 20
 BATCH = 128
+TURN_SECONDS = 1.0
+"""How long the puts of a turn take together, and about how long the gets."""
 
 
 def host_pool(pages: int) -> Any:
@@ -79,15 +82,26 @@ class Plugin:
             torch.arange(first * PAGE_TOKENS, (first + BATCH) * PAGE_TOKENS) for first in range(0, pages, BATCH)
         ]
         self.pages = pages
+        self.passes = 0
 
-    def keys(self, turn: int) -> list[list[str]]:
-        """New keys for every turn."""
-        names = [hashlib.sha256(f"{turn}/{page}".encode()).hexdigest() for page in range(self.pages)]
+    def keys(self, number: int) -> list[list[str]]:
+        """New keys for every pass."""
+        names = [hashlib.sha256(f"{number}/{page}".encode()).hexdigest() for page in range(self.pages)]
         return [names[first : first + BATCH] for first in range(0, self.pages, BATCH)]
 
-    def turn(self, turn: int) -> tuple[float, float]:
-        """Gigabytes a second of a put pass and of a get pass."""
-        keys = self.keys(turn)
+    def turn(self) -> tuple[float, float]:
+        """Gigabytes a second of puts and of gets, medians of the passes of one turn."""
+        self._pass()
+        passes: list[tuple[float, float]] = []
+        while sum(self.pages * PAGE_BYTES / 1e9 / put for put, _ in passes) < TURN_SECONDS:
+            passes.append(self._pass())
+        put, get = (statistics.median(values) for values in zip(*passes, strict=True))
+        return put, get
+
+    def _pass(self) -> tuple[float, float]:
+        """All pages are put, read, compared and removed."""
+        self.passes += 1
+        keys = self.keys(self.passes)
         put = self._timed(self.backend.batch_set_v1, keys)
         self.pool.kv_buffer.zero_()
         get = self._timed(self.backend.batch_get_v1, keys)
@@ -149,8 +163,8 @@ def measure(options: argparse.Namespace, transport: str) -> None:
             plugin = Plugin(server, transport, options.pages)
             rounds: list[tuple[float, float, float, float]] = []
             # The first turn touches fresh memory on both sides and is not counted.
-            for turn in range(options.rounds + 1):
-                put, get = plugin.turn(turn)
+            for _ in range(options.rounds + 1):
+                put, get = plugin.turn()
                 crates = (crate(options.bench, server, transport, op, options.pages) for op in ("put", "get"))
                 rounds.append((put, get, *crates))
         finally:
