@@ -64,6 +64,17 @@ fn bad_lines_are_named() {
 }
 
 #[test]
+fn requests_of_one_time_come_evenly_until_the_next() {
+    let times = |times: &[u64]| -> Vec<u64> {
+        let lines = times.iter().map(|&time| line(time, 100, &[1])).collect();
+        Trace::from_lines(lines).unwrap().requests.iter().map(|request| request.now_ms).collect()
+    };
+    assert_eq!(times(&[0, 0, 0, 3000, 3000, 9000, 9000]), [0, 1000, 2000, 3000, 6000, 9000, 11_250]);
+    assert_eq!(times(&[5, 5, 6, 40, 39]), [5, 5, 6, 40, 48], "no step is longer than it is");
+    assert_eq!(times(&[7, 7, 7]), [7, 8, 9], "a trace without times");
+}
+
+#[test]
 fn shares_are_read() {
     assert_eq!((parse_share("5%"), parse_share("0.05")), (Ok(0.05), Ok(0.05)));
     for bad in ["0%", "101%", "five", "-1"] {

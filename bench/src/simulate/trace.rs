@@ -68,7 +68,8 @@ pub(crate) enum BadTrace {
 }
 
 impl Trace {
-    /// Reads a trace. Empty lines are passed over. Time that runs backwards stands still instead.
+    /// Reads a trace. Empty lines are passed over. Time that runs backwards stands still instead. Requests of one time are
+    /// [spread](spread) until the next.
     pub(crate) fn parse(text: &str) -> Result<Self, BadTrace> {
         let mut lines = Vec::new();
         for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
@@ -96,12 +97,33 @@ impl Trace {
             trace.input_tokens += line.input_length;
             trace.requests.push(Request { now_ms, input_tokens: line.input_length, blocks });
         }
+        spread(&mut trace.requests);
         if trace.requests.is_empty() { Err(BadTrace::Empty) } else { Ok(trace) }
     }
 
     /// The number of different blocks.
     pub(crate) fn distinct(&self) -> usize {
         self.ids.len()
+    }
+}
+
+/// Many traces tell time in steps of a second or more, so requests seem to come at once which did not. Those of one step
+/// are taken to come evenly until the next one, in their order; those of the last step as far apart as on average.
+fn spread(requests: &mut [Request]) {
+    let steps = requests.chunk_by(|a, b| a.now_ms == b.now_ms).count();
+    let mean_ms = match requests {
+        [first, .., last] if steps > 1 => (last.now_ms - first.now_ms) / (steps as u64 - 1),
+        _ => requests.len() as u64,
+    };
+    let next: Vec<u64> =
+        requests.chunk_by(|a, b| a.now_ms == b.now_ms).skip(1).map(|step| step[0].now_ms).collect();
+    let mut next = next.into_iter();
+    for step in requests.chunk_by_mut(|a, b| a.now_ms == b.now_ms) {
+        let (start_ms, count) = (step[0].now_ms, step.len() as u64);
+        let length_ms = next.next().map_or(mean_ms, |end_ms| end_ms - start_ms);
+        for (number, request) in (0..).zip(step) {
+            request.now_ms = start_ms + number * length_ms / count;
+        }
     }
 }
 
