@@ -4,12 +4,14 @@
 //! it, and each drops what it holds: pins, reserved slots, its place in the limits.
 
 use crate::allowance::Allowance;
+use crate::clock::Clock;
 use crate::config::RequestBytes;
 use crate::data::SessionRdma;
 use crate::tenants::Tenant;
 use crate::tenants::tenant::{Connected, Proven};
 use crate::tls::TlsPeer;
 use dashmap::DashMap;
+use memkv_storage::Moment;
 use memkv_transport::auth::SessionKey;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
@@ -84,6 +86,12 @@ impl Rest {
 }
 
 impl Session {
+    /// When its client uses pages. A batch may come over several of its connections within a millisecond: that is one
+    /// moment, and what other clients use then is another.
+    pub(crate) fn moment(&self, clock: &Clock) -> Moment {
+        Moment { ms: clock.now_ms(), tag: u16::from_le_bytes([self.id[0], self.id[1]]) }
+    }
+
     /// A session without connections.
     pub(crate) fn new(
         id: SessionId,

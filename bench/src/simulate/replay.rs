@@ -7,7 +7,7 @@
 //! - if a request has more blocks than there is room for, the first are stored and the rest are not.
 
 use super::trace::{Request, Trace};
-use memkv_eviction::{Choice, Page, Policy, Want};
+use memkv_eviction::{Choice, Moment, Page, Policy, Want};
 
 /// When and how much is evicted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -60,29 +60,29 @@ impl<'p> Store<'p> {
         for (position, &block) in request.blocks.iter().enumerate() {
             match self.at[block as usize] {
                 ABSENT => missing += 1,
-                place => self.access(place as usize, number, request.now_ms, position < hits),
+                place => self.access(place as usize, number, request.now, position < hits),
             }
         }
-        self.make_room(missing, number, request.now_ms, room);
+        self.make_room(missing, number, request.now.ms, room);
         for (position, &block) in (0..).zip(&request.blocks) {
             if self.at[block as usize] == ABSENT && self.pages.len() < self.capacity {
-                self.insert(block, position, number, request.now_ms);
+                self.insert(block, position, number, request.now);
             }
         }
         hits
     }
 
-    fn access(&mut self, place: usize, number: u32, now_ms: u64, read: bool) {
+    fn access(&mut self, place: usize, number: u32, now: Moment, read: bool) {
         let page = &mut self.pages[place];
-        page.word = self.policy.accessed(page, now_ms);
-        page.last_access_ms = now_ms;
+        page.word = self.policy.accessed(page, now);
+        page.last_access_ms = now.ms;
         page.hits += u32::from(read);
         self.used_by[place] = number;
     }
 
-    fn insert(&mut self, block: u32, position: u32, number: u32, now_ms: u64) {
+    fn insert(&mut self, block: u32, position: u32, number: u32, now: Moment) {
         let digest = digest(block);
-        let times = (now_ms, now_ms);
+        let times = (now.ms, now.ms);
         let mut page = Page {
             digest,
             word: 0,
@@ -92,7 +92,7 @@ impl<'p> Store<'p> {
             hits: 0,
             bytes: 1,
         };
-        page.word = self.policy.inserted(&page);
+        page.word = self.policy.inserted(&page, now.tag);
         self.at[block as usize] = u32::try_from(self.pages.len()).expect("blocks are numbered in 32 bits");
         self.pages.push(page);
         self.blocks.push(block);

@@ -48,7 +48,7 @@ fn only_the_leading_run_is_hit_and_a_request_keeps_its_own_blocks() {
 #[test]
 fn bad_lines_are_named() {
     let good = r#"{"timestamp": 1.5, "input_length": 600, "hash_ids": [1, 2]}"#;
-    assert_eq!(Trace::parse(good).unwrap().requests[0].now_ms, 1);
+    assert_eq!(Trace::parse(good).unwrap().requests[0].now.ms, 1);
     let bad = [
         r#"{"timestamp": 0"#,
         r#"{"timestamp": -1, "input_length": 600, "hash_ids": [1, 2]}"#,
@@ -67,7 +67,7 @@ fn bad_lines_are_named() {
 fn requests_of_one_time_come_evenly_until_the_next() {
     let times = |times: &[u64]| -> Vec<u64> {
         let lines = times.iter().map(|&time| line(time, 100, &[1])).collect();
-        Trace::from_lines(lines).unwrap().requests.iter().map(|request| request.now_ms).collect()
+        Trace::from_lines(lines).unwrap().requests.iter().map(|request| request.now.ms).collect()
     };
     assert_eq!(times(&[0, 0, 0, 3000, 3000, 9000, 9000]), [0, 1000, 2000, 3000, 6000, 9000, 11_250]);
     assert_eq!(times(&[5, 5, 6, 40, 39]), [5, 5, 6, 40, 48], "no step is longer than it is");

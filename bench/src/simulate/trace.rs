@@ -7,6 +7,7 @@
 //! | `output_length` | tokens of the answer; optional, not used                             |
 //! | `hash_ids`      | one id per block of 512 tokens of the prompt, in order; equal ids are equal prefixes |
 
+use memkv_eviction::Moment;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::HashMap;
@@ -34,7 +35,7 @@ pub(crate) struct Line {
 /// A request, with blocks numbered from 0 in the order in which the trace first names them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
-    pub now_ms: u64,
+    pub now: Moment,
     pub input_tokens: u64,
     pub blocks: Vec<u32>,
 }
@@ -95,7 +96,7 @@ impl Trace {
                 }));
             }
             trace.input_tokens += line.input_length;
-            trace.requests.push(Request { now_ms, input_tokens: line.input_length, blocks });
+            trace.requests.push(Request { now: now_ms.into(), input_tokens: line.input_length, blocks });
         }
         spread(&mut trace.requests);
         if trace.requests.is_empty() { Err(BadTrace::Empty) } else { Ok(trace) }
@@ -110,19 +111,19 @@ impl Trace {
 /// Many traces tell time in steps of a second or more, so requests seem to come at once which did not. Those of one step
 /// are taken to come evenly until the next one, in their order; those of the last step as far apart as on average.
 fn spread(requests: &mut [Request]) {
-    let steps = requests.chunk_by(|a, b| a.now_ms == b.now_ms).count();
+    let steps = requests.chunk_by(|a, b| a.now == b.now).count();
     let mean_ms = match requests {
-        [first, .., last] if steps > 1 => (last.now_ms - first.now_ms) / (steps as u64 - 1),
+        [first, .., last] if steps > 1 => (last.now.ms - first.now.ms) / (steps as u64 - 1),
         _ => requests.len() as u64,
     };
-    let next: Vec<u64> =
-        requests.chunk_by(|a, b| a.now_ms == b.now_ms).skip(1).map(|step| step[0].now_ms).collect();
-    let mut next = next.into_iter();
-    for step in requests.chunk_by_mut(|a, b| a.now_ms == b.now_ms) {
-        let (start_ms, count) = (step[0].now_ms, step.len() as u64);
-        let length_ms = next.next().map_or(mean_ms, |end_ms| end_ms - start_ms);
+    let starts: Vec<u64> = requests.chunk_by(|a, b| a.now == b.now).map(|step| step[0].now.ms).collect();
+    let mut ends = starts.into_iter().skip(1);
+    for step in requests.chunk_by_mut(|a, b| a.now == b.now) {
+        let (start, count) = (step[0].now, step.len() as u128);
+        let length = Moment::from(ends.next().map_or(mean_ms, |end_ms| end_ms - start.ms)).number();
         for (number, request) in (0..).zip(step) {
-            request.now_ms = start_ms + number * length_ms / count;
+            let later = u128::from(length) * number / count;
+            request.now = Moment::from_number(start.number() + later as u64);
         }
     }
 }

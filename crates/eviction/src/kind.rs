@@ -42,7 +42,7 @@ impl PolicyKind {
     #[must_use]
     pub fn build(self, pages_max: usize) -> Box<dyn Policy> {
         match self {
-            Self::Lru => Box::new(Lru::default()),
+            Self::Lru => Box::new(Lru),
             Self::S3Fifo => Box::new(S3Fifo::new(pages_max)),
             Self::Sieve => Box::new(Sieve::default()),
             Self::Chain => Box::new(Chain::new(pages_max)),

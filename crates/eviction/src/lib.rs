@@ -27,20 +27,20 @@ mod sieve;
 mod tests;
 
 pub use kind::{PolicyKind, UnknownPolicy};
-pub use page::{Choice, Page, Want};
+pub use page::{Choice, Moment, Page, Want};
 
 /// Decides which pages go first.
 ///
 /// The hooks are called from many threads at once, for one page possibly at the same time; a lost update of a page's
 /// word must do no harm.
 pub trait Policy: Send + Sync {
-    /// A page came, at [`Page::created_ms`]. Returns its first word.
-    fn inserted(&self, page: &Page) -> u64;
+    /// A page came, at [`Page::created_ms`], with this [tag](Moment::tag). Returns its first word.
+    fn inserted(&self, page: &Page, tag: u16) -> u64;
 
-    /// A page is asked for at `now_ms`; `page` tells what was known before. Returns its new word.
+    /// A page is asked for; `page` tells what was known before. Returns its new word.
     ///
     /// On the path of requests: never waits, and in a large store seldom writes to memory that other pages share.
-    fn accessed(&self, page: &Page, now_ms: u64) -> u64;
+    fn accessed(&self, page: &Page, now: Moment) -> u64;
 
     /// A page went to make room.
     fn evicted(&self, page: &Page, now_ms: u64);

@@ -1,5 +1,35 @@
 //! What a policy is told of a page, and what it answers.
 
+/// When pages are used, finer than milliseconds: those that are used together have one moment, others that are used in the
+/// same millisecond another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment {
+    /// The time, in milliseconds.
+    pub ms: u64,
+    /// Tells apart what is used in the same millisecond; a smaller one counts as earlier.
+    pub tag: u16,
+}
+
+impl Moment {
+    /// The moment as one number; later ones have larger numbers.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        self.ms << u16::BITS | u64::from(self.tag)
+    }
+
+    /// The moment of a [number](Self::number).
+    #[must_use]
+    pub fn from_number(number: u64) -> Self {
+        Self { ms: number >> u16::BITS, tag: number as u16 }
+    }
+}
+
+impl From<u64> for Moment {
+    fn from(ms: u64) -> Self {
+        Self { ms, tag: 0 }
+    }
+}
+
 /// What is known of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Page {

@@ -1,24 +1,25 @@
 //! What the queue policies share: the order in which pages came.
 
-use crate::Page;
+use crate::{Moment, Page};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bits of a stamp.
 const STAMP_BITS: u32 = 56;
 const STAMP: u64 = (1 << STAMP_BITS) - 1;
 
-/// Hands out stamps that grow. Pages that come at one time get one stamp: they are of one request, and of those the
+/// Hands out stamps that grow. Pages that come at one moment get one stamp: they are of one request, and of those the
 /// deepest leaves the queue first.
 #[derive(Debug, Default)]
 pub(crate) struct Stamps {
     last: AtomicU64,
-    last_ms: AtomicU64,
+    /// The number of the last moment.
+    moment: AtomicU64,
 }
 
 impl Stamps {
-    /// The stamp of a page that comes at this time.
-    pub(crate) fn at(&self, now_ms: u64) -> u64 {
-        if self.last_ms.swap(now_ms, Ordering::Relaxed) == now_ms {
+    /// The stamp of a page that comes now.
+    pub(crate) fn at(&self, now: Moment) -> u64 {
+        if self.moment.swap(now.number(), Ordering::Relaxed) == now.number() {
             return self.last.load(Ordering::Relaxed);
         }
         self.next()

@@ -1,7 +1,7 @@
 //! S3-FIFO.
 
 use crate::queue::{Stamps, Word, in_order};
-use crate::{Choice, Page, Policy, Want};
+use crate::{Choice, Moment, Page, Policy, Want};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 
@@ -59,12 +59,12 @@ impl S3Fifo {
 }
 
 impl Policy for S3Fifo {
-    fn inserted(&self, page: &Page) -> u64 {
+    fn inserted(&self, page: &Page, tag: u16) -> u64 {
         let known = self.ghosts.lock().known.remove(&page.digest).is_some();
-        Word::new(self.stamps.at(page.created_ms), if known { MAIN } else { 0 }).0
+        Word::new(self.stamps.at(Moment { ms: page.created_ms, tag }), if known { MAIN } else { 0 }).0
     }
 
-    fn accessed(&self, page: &Page, _: u64) -> u64 {
+    fn accessed(&self, page: &Page, _: Moment) -> u64 {
         let word = Word(page.word);
         let uses = (word.byte() & USES).saturating_add(1).min(USES_MAX);
         word.with_byte(word.byte() & MAIN | uses).0

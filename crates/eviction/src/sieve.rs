@@ -1,7 +1,7 @@
 //! SIEVE.
 
 use crate::queue::{Stamps, Word, in_order};
-use crate::{Choice, Page, Policy, Want};
+use crate::{Choice, Moment, Page, Policy, Want};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const VISITED: u8 = 1;
@@ -18,11 +18,11 @@ pub(crate) struct Sieve {
 }
 
 impl Policy for Sieve {
-    fn inserted(&self, page: &Page) -> u64 {
-        Word::new(self.stamps.at(page.created_ms), 0).0
+    fn inserted(&self, page: &Page, tag: u16) -> u64 {
+        Word::new(self.stamps.at(Moment { ms: page.created_ms, tag }), 0).0
     }
 
-    fn accessed(&self, page: &Page, _: u64) -> u64 {
+    fn accessed(&self, page: &Page, _: Moment) -> u64 {
         Word(page.word).with_byte(VISITED).0
     }
 

@@ -13,6 +13,7 @@ use crate::spaces_file::SpacesFile;
 use crate::state::State;
 use crate::status::{Cleared, Evicted, RecoveryReport, count};
 use memkv_core::{SpaceDescription, SpaceId};
+use memkv_eviction::Moment;
 use memkv_memory::ReservedSlot;
 use parking_lot::Mutex;
 use std::os::fd::BorrowedFd;
@@ -162,17 +163,24 @@ impl Engine {
         self.state.index.each(keys, |shard, at, key| found[at] = shard.find(space, key).is_some());
     }
 
-    /// Like [`Engine::exists_batch`], and notes an access at `now_ms` to each page that is there. A page that is only
+    /// Like [`Engine::exists_batch`], and notes an access now to each page that is there. A page that is only
     /// on a drive stays there.
-    pub fn touch_batch(&self, space: &Space, keys: &[HashedKey<'_>], found: &mut [bool], now_ms: u64) {
+    pub fn touch_batch(
+        &self,
+        space: &Space,
+        keys: &[HashedKey<'_>],
+        found: &mut [bool],
+        now: impl Into<Moment>,
+    ) {
+        let now = now.into();
         assert_eq!(keys.len(), found.len(), "one answer for each key");
-        self.state.saw(now_ms);
+        self.state.saw(now);
         self.state.index.each(keys, |shard, at, key| {
             let place = shard.find(space, key);
             match place {
-                Some(Place::Dram(slot)) => self.state.accessed(slot, now_ms, false),
+                Some(Place::Dram(slot)) => self.state.accessed(slot, now, false),
                 Some(Place::Drive(at)) => {
-                    shard.move_drive(space.number(), key, (at, at), |meta| meta.want(now_ms));
+                    shard.move_drive(space.number(), key, (at, at), |meta| meta.want(now.ms));
                 }
                 None => {}
             }
@@ -222,7 +230,7 @@ impl Engine {
         if let Some(place) = self.state.index.shard_for(key.digest).find(space, key) {
             // Whoever puts a page has just computed it, so it is in use.
             if let Place::Dram(slot) = place {
-                self.state.accessed(slot, self.state.now_ms(), false);
+                self.state.accessed(slot, self.state.now(), false);
             }
             count(&self.state.tally.existing, 1);
             return Err(Refusal::Exists);

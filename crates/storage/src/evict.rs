@@ -65,7 +65,7 @@ impl Evictor {
     pub(crate) fn round(&self, state: &State, now_ms: u64) -> Evicted {
         let mut scan = self.round.lock();
         let mut evicted = Evicted::default();
-        state.saw(now_ms);
+        state.saw(now_ms.into());
         state.kept.expire(now_ms);
         for chunk in state.arena.draining() {
             empty_chunk(state, chunk, &mut evicted);

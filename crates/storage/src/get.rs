@@ -9,6 +9,7 @@ use crate::page::PagePin;
 use crate::space::Space;
 use crate::status::count;
 use memkv_core::PageHasher;
+use memkv_eviction::Moment;
 use memkv_memory::{PageRecord, ReservedSlot, SlotPin};
 use memkv_nvme::{Extent, ReadError, Reading};
 use std::collections::VecDeque;
@@ -47,14 +48,14 @@ struct Batch<'a> {
     engine: &'a Engine,
     space: &'a Space,
     keys: &'a [HashedKey<'a>],
-    now_ms: u64,
+    now: Moment,
     pins: &'a mut [Option<PagePin>],
     /// Keys answered from memory and from drives.
     hits: (u64, u64),
 }
 
 impl Engine {
-    /// Pins every page that is there and counts a read at `now_ms`: afterwards `pins[i]` belongs to `keys[i]`.
+    /// Pins every page that is there and counts a read now: afterwards `pins[i]` belongs to `keys[i]`.
     ///
     /// Completes at once if all pages that are there are in memory. Pages on drives are read into memory first; one
     /// for which there is no memory, or whose drive fails, is a miss. The future may be dropped at any moment.
@@ -62,13 +63,14 @@ impl Engine {
         &self,
         space: &Space,
         keys: &[HashedKey<'_>],
-        now_ms: u64,
+        now: impl Into<Moment>,
         pins: &mut Vec<Option<PagePin>>,
     ) {
         pins.clear();
         pins.resize_with(keys.len(), || None);
-        self.state.saw(now_ms);
-        let mut batch = Batch { engine: self, space, keys, now_ms, pins, hits: (0, 0) };
+        let now = now.into();
+        self.state.saw(now);
+        let mut batch = Batch { engine: self, space, keys, now, pins, hits: (0, 0) };
         let mut wanted = batch.pin_in_memory();
         for _ in 0..ROUNDS {
             let Some(drives) = self.state.drives.as_ref().filter(|_| !wanted.is_empty()) else { break };
@@ -85,13 +87,13 @@ impl Batch<'_> {
     /// Pins what is in memory; returns what is only on drives.
     fn pin_in_memory(&mut self) -> Vec<Wanted> {
         let state = &self.engine.state;
-        let (space, now_ms, pins) = (self.space, self.now_ms, &mut *self.pins);
+        let (space, now, pins) = (self.space, self.now, &mut *self.pins);
         let (mut wanted, mut suspects, mut hits) = (Vec::new(), Vec::new(), 0);
         state.index.each(self.keys, |shard, at, key| match shard.find(space, key) {
             None => {}
             Some(Place::Dram(slot)) => {
                 let Some(pin) = state.arena.pin(slot) else { return };
-                state.accessed(slot, now_ms, true);
+                state.accessed(slot, now, true);
                 let pin = PagePin::new(pin);
                 if !pin.is_verified() {
                     suspects.push(at);
@@ -161,7 +163,7 @@ impl Batch<'_> {
     async fn end(&mut self, started: Started, again: &mut Vec<usize>) {
         let Started { wanted, reading, _flight, _part } = started;
         let result = reading.await;
-        match self.engine.arrived(self.space, self.keys[wanted.at], wanted, result, self.now_ms) {
+        match self.engine.arrived(self.space, self.keys[wanted.at], wanted, result, self.now) {
             Outcome::Pinned(pin) => {
                 self.pins[wanted.at] = Some(PagePin::new(pin));
                 self.hits.1 += 1;
@@ -183,7 +185,7 @@ impl Batch<'_> {
                 Some(found) => match found.place {
                     Place::Dram(slot) => {
                         if let Some(pin) = state.arena.pin(slot) {
-                            state.accessed(slot, self.now_ms, true);
+                            state.accessed(slot, self.now, true);
                             self.pins[at] = Some(PagePin::new(pin));
                             self.hits.1 += 1;
                         }
@@ -218,7 +220,7 @@ impl Engine {
         key: HashedKey<'_>,
         wanted: Wanted,
         result: Result<ReservedSlot, ReadError>,
-        now_ms: u64,
+        now: Moment,
     ) -> Outcome {
         let here = Place::Drive(wanted.extent);
         let mut slot = match result {
@@ -250,7 +252,7 @@ impl Engine {
             );
             return Outcome::Miss;
         }
-        self.promote(space, key, &wanted.meta, slot, now_ms)
+        self.promote(space, key, &wanted.meta, slot, now)
     }
 
     /// Moves a page that was read and verified into memory.
@@ -260,7 +262,7 @@ impl Engine {
         key: HashedKey<'_>,
         read: &DriveMeta,
         slot: ReservedSlot,
-        now_ms: u64,
+        now: Moment,
     ) -> Outcome {
         let state = &self.state;
         let sealed = slot.seal();
@@ -269,13 +271,13 @@ impl Engine {
             meta: read.meta,
             digest: key.digest,
             position: read.position,
-            now_ms,
+            now_ms: now.ms,
             ..PageRecord::default()
         };
         let mut shard = state.index.shard_for(key.digest);
         let same = |meta: &DriveMeta| meta.meta == read.meta;
         let entered = shard.enter_dram(space, key, same, |extent| {
-            let policy = state.first_word(key.digest, read.position, now_ms);
+            let policy = state.first_word(key.digest, read.position, now);
             sealed.publish(&PageRecord { extent: extent.to_bits(), policy, ..record }, &space.id().0, name)
         });
         if entered {
@@ -289,7 +291,7 @@ impl Engine {
         };
         match state.arena.pin(slot) {
             Some(pin) => {
-                state.accessed(slot, now_ms, true);
+                state.accessed(slot, now, true);
                 Outcome::Pinned(pin)
             }
             None => Outcome::Miss,
@@ -338,12 +340,12 @@ mod tests {
         let (old_meta, old_slot) = read(&old);
         assert!(delete(&engine, &space, b"k"));
         let (new_meta, new_slot) = read(&new);
-        let outcome = engine.promote(&space, key, &old_meta, old_slot, 5);
+        let outcome = engine.promote(&space, key, &old_meta, old_slot, 5.into());
         assert!(matches!(outcome, Outcome::Again), "the page is to be looked up again");
         assert_eq!(in_dram(&engine, &space, b"k"), Some(false));
         assert_eq!(engine.status().counters.promoted_pages, 0);
         // What was read of the page that is there does.
-        let outcome = engine.promote(&space, key, &new_meta, new_slot, 6);
+        let outcome = engine.promote(&space, key, &new_meta, new_slot, 6.into());
         assert!(matches!(outcome, Outcome::Pinned(pin) if pin[..] == new));
         assert_eq!(fetch(&engine, &space, b"k").unwrap()[..], new);
     }

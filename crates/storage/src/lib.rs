@@ -62,7 +62,7 @@ pub use engine::Engine;
 pub use index::HashedKey;
 pub use keep::{KeepReport, KeptInfo};
 pub use list::{BadCursor, KeyInfo, Listing};
-pub use memkv_eviction::{PolicyKind, UnknownPolicy};
+pub use memkv_eviction::{Moment, PolicyKind, UnknownPolicy};
 pub use memkv_memory::{Backing, ClassStatus, HugePages, MemoryStatus, Numa, Share, Shared};
 pub use memkv_nvme::{
     DriveConfig, DriveState, DriveStatus, DroppedCounts, IoBackend, IoChoice, LogStatus, SegmentState,

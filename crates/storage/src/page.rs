@@ -6,6 +6,7 @@ use crate::space::Space;
 use crate::state::State;
 use crate::status::count;
 use memkv_core::{Key, PageHasher, PageMeta};
+use memkv_eviction::Moment;
 use memkv_memory::{PageRecord, ReservedSlot, SealedSlot, SlotId, SlotPin};
 use std::ops::Deref;
 use std::sync::Arc;
@@ -149,15 +150,17 @@ pub struct Sealed {
 
 impl Sealed {
     /// Makes the page visible, unless the key got one meanwhile: the first wins.
-    pub fn publish(self, now_ms: u64) -> Published {
+    pub fn publish(self, now: impl Into<Moment>) -> Published {
+        let now = now.into();
         let Self { arrival, slot, meta } = self;
         let Arrival { state, space, key, digest, position, len, charge } = arrival;
-        let record = |policy| PageRecord { meta, digest, position, now_ms, policy, ..PageRecord::default() };
+        let record =
+            |policy| PageRecord { meta, digest, position, now_ms: now.ms, policy, ..PageRecord::default() };
         let hashed = HashedKey { key: Key::new(&key).expect("it was a key when it was hashed"), digest };
-        state.saw(now_ms);
+        state.saw(now);
         let mut shard = state.index.shard_for(digest);
         let publish = || {
-            let record = record(state.first_word(digest, position, now_ms));
+            let record = record(state.first_word(digest, position, now));
             slot.publish(&record, &space.id().0, &key)
         };
         if !shard.insert(&space, hashed, publish) {

@@ -1,7 +1,7 @@
 //! Between the arena's records and the [policy](memkv_eviction).
 
 use crate::state::State;
-use memkv_eviction::{Page, Policy, PolicyKind};
+use memkv_eviction::{Moment, Page, Policy, PolicyKind};
 use memkv_memory::{PageView, SlotId};
 
 /// The size of page that the policy's memory of evicted pages is made for: smaller ones are remembered for a shorter
@@ -31,28 +31,21 @@ pub(crate) fn page_of(view: &PageView, slot_bytes: u32) -> Page {
 
 impl State {
     /// Notes that the page in a slot is asked for, and whether it is read.
-    pub(crate) fn accessed(&self, slot: SlotId, now_ms: u64, read: bool) {
+    pub(crate) fn accessed(&self, slot: SlotId, now: Moment, read: bool) {
         if let Some(view) = self.arena.page(slot) {
-            let word = self.policy.accessed(&page_of(&view, 0), now_ms);
+            let word = self.policy.accessed(&page_of(&view, 0), now);
             // Most accesses change nothing: the line of the record stays shared.
             if word != view.policy {
                 self.arena.set_policy(slot, word);
             }
         }
-        if read { self.arena.hit(slot, now_ms) } else { self.arena.touch(slot, now_ms) }
+        if read { self.arena.hit(slot, now.ms) } else { self.arena.touch(slot, now.ms) }
     }
 
     /// The policy's word of a page that comes.
-    pub(crate) fn first_word(&self, digest: u64, position: u32, now_ms: u64) -> u64 {
-        let (created_ms, last_access_ms) = (now_ms, now_ms);
-        self.policy.inserted(&Page {
-            digest,
-            word: 0,
-            created_ms,
-            last_access_ms,
-            position,
-            hits: 0,
-            bytes: 0,
-        })
+    pub(crate) fn first_word(&self, digest: u64, position: u32, now: Moment) -> u64 {
+        let (created_ms, last_access_ms) = (now.ms, now.ms);
+        let page = Page { digest, word: 0, created_ms, last_access_ms, position, hits: 0, bytes: 0 };
+        self.policy.inserted(&page, now.tag)
     }
 }

@@ -10,7 +10,7 @@ use crate::pressure::Pressure;
 use crate::quarantine::{Quarantine, QuarantinedInfo};
 use crate::space::{Space, Spaces};
 use crate::status::{Tally, Tier, count};
-use memkv_eviction::Policy;
+use memkv_eviction::{Moment, Policy};
 use memkv_memory::{Arena, PageView};
 use memkv_nvme::Extent;
 use std::sync::Arc;
@@ -28,8 +28,8 @@ pub(crate) struct State {
     pub(crate) quarantine: Quarantine,
     pub(crate) kept: Kept,
     pub(crate) drives: Option<Drives>,
-    /// The latest time that any caller brought, for events that have none of their own.
-    now_ms: AtomicU64,
+    /// The number of the latest moment that any caller brought, for events that have none of their own.
+    now: AtomicU64,
     /// The engine is closed: nothing moves any more, so that what outlives the process stays whole.
     closed: AtomicBool,
 }
@@ -53,15 +53,15 @@ impl State {
             quarantine: Quarantine::default(),
             kept,
             drives,
-            now_ms: AtomicU64::new(0),
+            now: AtomicU64::new(0),
             closed: AtomicBool::new(false),
         }
     }
 
     /// Notes the time.
-    pub(crate) fn saw(&self, now_ms: u64) {
-        if self.now_ms.load(Ordering::Relaxed) < now_ms {
-            self.now_ms.store(now_ms, Ordering::Relaxed);
+    pub(crate) fn saw(&self, now: Moment) {
+        if self.now.load(Ordering::Relaxed) < now.number() {
+            self.now.store(now.number(), Ordering::Relaxed);
         }
     }
 
@@ -73,8 +73,12 @@ impl State {
         self.closed.load(Ordering::Acquire)
     }
 
+    pub(crate) fn now(&self) -> Moment {
+        Moment::from_number(self.now.load(Ordering::Relaxed))
+    }
+
     pub(crate) fn now_ms(&self) -> u64 {
-        self.now_ms.load(Ordering::Relaxed)
+        self.now().ms
     }
 
     /// The space that an index entry names.

@@ -221,16 +221,16 @@ impl Connection {
                 Err(error) => self.protocol_error(Some(&header), error).await,
             };
         }
-        let now_ms = self.node.clock.now_ms();
+        let now = self.attachment.session.moment(&self.node.clock);
         let outcome = match header.op {
-            Op::Exists | Op::Touch => self.desk.presence(&header, &meta, now_ms),
+            Op::Exists | Op::Touch => self.desk.presence(&header, &meta, now),
             Op::Delete => {
-                let reply = self.desk.presence(&header, &meta, now_ms);
+                let reply = self.desk.presence(&header, &meta, now);
                 // Who hears that a page is gone may rely on it after a crash too.
                 self.node.engine.settle_removals().await;
                 reply
             }
-            Op::Get => self.desk.get(&header, &meta, now_ms).await,
+            Op::Get => self.desk.get(&header, &meta, now).await,
             Op::Put => self.desk.offer(&header, &meta, &mut self.offers, deadline),
             Op::Bind | Op::Release => Err(FrameError::Records),
             Op::Ping | Op::PutData => Ok(self.desk.refuse(&header, Code::Ok, "")),
@@ -325,7 +325,7 @@ impl Connection {
     async fn receive(&mut self, header: Header, space: &Space, held: Vec<Held>) -> Result<Next, Broken> {
         let patience = self.patience();
         let session = Arc::clone(&self.attachment.session);
-        let mut pages = Receiving::new(held, self.node.clock.now_ms());
+        let mut pages = Receiving::new(held, self.attachment.session.moment(&self.node.clock));
         let buffered = self.inbox.buffered(usize::try_from(header.body_len).unwrap_or(usize::MAX));
         let mut outcome = pages.copy_from(buffered);
         if let Ok(used) = outcome {

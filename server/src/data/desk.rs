@@ -13,7 +13,7 @@ use crate::metrics::Metrics;
 use crate::node::Node;
 use crate::tenants::{Found, Tenant};
 use memkv_core::{Key, PageMeta, SpaceId};
-use memkv_storage::{HashedKey, PagePin, Refusal, Space};
+use memkv_storage::{HashedKey, Moment, PagePin, Refusal, Space};
 use memkv_transport::frame::{Code, FLAG_EXACT, FLAG_PREFIX, FrameError, Header, Op};
 use memkv_transport::records::{self, Offered, PAGE_RECORD_BYTES, Wanted};
 use std::sync::Arc;
@@ -70,7 +70,7 @@ impl Desk {
         &mut self,
         header: &Header,
         meta: &[u8],
-        now_ms: u64,
+        now: Moment,
     ) -> Result<Header, FrameError> {
         let mut keys = recycle(std::mem::take(&mut self.keys));
         for key in records::keys(meta, header.count) {
@@ -87,7 +87,7 @@ impl Desk {
         if let Some(space) = found.readable() {
             let engine = &self.node.engine;
             match header.op {
-                Op::Touch => engine.touch_batch(&space, &keys, &mut self.found, now_ms),
+                Op::Touch => engine.touch_batch(&space, &keys, &mut self.found, now),
                 Op::Delete => engine.delete_batch(&space, &keys, &mut self.found),
                 Op::Exists | Op::Get | Op::Put | Op::PutData | Op::Ping | Op::Bind | Op::Release => {
                     engine.exists_batch(&space, &keys, &mut self.found);
@@ -125,10 +125,10 @@ impl Desk {
         &mut self,
         header: &Header,
         meta: &[u8],
-        now_ms: u64,
+        now: Moment,
     ) -> Result<Header, FrameError> {
         let mut reply = Header::reply_to(header, Code::Ok, header.count);
-        reply.body_len = self.look_up(header, records::wanted(meta, header.count), now_ms).await?;
+        reply.body_len = self.look_up(header, records::wanted(meta, header.count), now).await?;
         Ok(reply)
     }
 
@@ -137,11 +137,11 @@ impl Desk {
         &mut self,
         header: &Header,
         meta: &[u8],
-        now_ms: u64,
+        now: Moment,
     ) -> Result<Header, FrameError> {
         let wanted =
             records::remote_wanted(meta, header.count).map(|wanted| wanted.map(|wanted| wanted.page));
-        self.look_up(header, wanted, now_ms).await?;
+        self.look_up(header, wanted, now).await?;
         Ok(Header::reply_to(header, Code::Ok, header.count))
     }
 
@@ -151,7 +151,7 @@ impl Desk {
         &mut self,
         header: &Header,
         wanted: impl Iterator<Item = Result<Wanted<'m>, FrameError>>,
-        now_ms: u64,
+        now: Moment,
     ) -> Result<u64, FrameError> {
         let mut keys = recycle(std::mem::take(&mut self.keys));
         self.rooms.clear();
@@ -164,8 +164,8 @@ impl Desk {
         match self.tenant.find(&self.node.engine, header.space).readable() {
             Some(space) => {
                 // What a tenant cannot see it cannot make hot either.
-                self.node.hot.note(header.space, &keys, &mut self.sampler, now_ms);
-                self.node.engine.pin_batch(&space, &keys, now_ms, &mut self.pins).await;
+                self.node.hot.note(header.space, &keys, &mut self.sampler, now.ms);
+                self.node.engine.pin_batch(&space, &keys, now, &mut self.pins).await;
             }
             None => self.pins.resize_with(keys.len(), || None),
         }

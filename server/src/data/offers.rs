@@ -10,7 +10,7 @@
 use super::shed::Arriving;
 use crate::node::RequestGuard;
 use memkv_core::{Key, PageHasher, PageMeta, SpaceId};
-use memkv_storage::{Corrupt, Filling, HashedKey, Published, Sealed, Space};
+use memkv_storage::{Corrupt, Filling, HashedKey, Moment, Published, Sealed, Space};
 use memkv_transport::frame::Code;
 use memkv_transport::iov::Progress;
 use memkv_transport::records::{PAGE_RECORD_BYTES, read_page_record};
@@ -77,14 +77,14 @@ impl Held {
 
     /// Judges a page whose bytes were all brought into the slot beside the connection: publishes it if they match
     /// `meta`. Returns the bytes that are stored by that.
-    pub(crate) fn judge(&mut self, meta: PageMeta, now_ms: u64) -> u64 {
+    pub(crate) fn judge(&mut self, meta: PageMeta, now: Moment) -> u64 {
         let Some(filling) = self.filling.take() else { return 0 };
-        self.end(filling.verify(meta), now_ms);
+        self.end(filling.verify(meta), now);
         if self.verdict == Code::Ok { meta.len.into() } else { 0 }
     }
 
-    fn end(&mut self, verified: Result<Sealed, Corrupt>, now_ms: u64) {
-        self.verdict = match verified.map(|sealed| sealed.publish(now_ms)) {
+    fn end(&mut self, verified: Result<Sealed, Corrupt>, now: Moment) {
+        self.verdict = match verified.map(|sealed| sealed.publish(now)) {
             Ok(Published::Stored) => Code::Ok,
             Ok(Published::Exists) => Code::Exists,
             Err(_corrupt) => Code::Corrupt,
@@ -100,7 +100,7 @@ impl Held {
     pub(crate) fn bring(
         &mut self,
         meta: PageMeta,
-        now_ms: u64,
+        now: Moment,
         mut read: impl FnMut(&mut [u8]) -> io::Result<()>,
     ) -> io::Result<u64> {
         let Some(mut filling) = self.filling.take() else { return Ok(0) };
@@ -109,7 +109,7 @@ impl Held {
             read(part)?;
             hasher.update(part);
         }
-        self.end(filling.verify_streamed(meta, hasher.finish()), now_ms);
+        self.end(filling.verify_streamed(meta, hasher.finish()), now);
         Ok(if self.verdict == Code::Ok { meta.len.into() } else { 0 })
     }
 
@@ -223,7 +223,7 @@ pub(crate) struct Receiving {
     pub(crate) verdicts: Vec<u8>,
     /// Bytes of stored pages.
     pub(crate) stored_bytes: u64,
-    now_ms: u64,
+    now: Moment,
 }
 
 /// The body does not hold the pages that were offered.
@@ -232,13 +232,13 @@ pub(crate) struct WrongBody;
 
 impl Receiving {
     /// Expects the pages of `held`.
-    pub(crate) fn new(held: Vec<Held>, now_ms: u64) -> Self {
+    pub(crate) fn new(held: Vec<Held>, now: Moment) -> Self {
         let records = vec![[0; PAGE_RECORD_BYTES]; held.len()];
         let verdicts = held.iter().map(|page| page.verdict as u8).collect();
         let wanted = held.iter().all(|page| page.filling.is_some());
         let sink = if wanted { Vec::new() } else { vec![0; SINK_BYTES] };
         let progress = Progress::default();
-        Self { held, records, progress, hasher: None, sink, verdicts, stored_bytes: 0, now_ms }
+        Self { held, records, progress, hasher: None, sink, verdicts, stored_bytes: 0, now }
     }
 
     /// The keys of the stored pages, as far as they were kept.
@@ -364,8 +364,7 @@ impl Receiving {
         if code != Code::Ok || meta.len as usize != held.len {
             return Err(WrongBody);
         }
-        let verdict = match filling.verify_streamed(meta, computed).map(|sealed| sealed.publish(self.now_ms))
-        {
+        let verdict = match filling.verify_streamed(meta, computed).map(|sealed| sealed.publish(self.now)) {
             Ok(Published::Stored) => {
                 self.stored_bytes += u64::from(meta.len);
                 Code::Ok

@@ -3,7 +3,8 @@
 //! It serves the same uses as the real store, by the same rules: a page that is used and not there comes, those that
 //! are used at this moment do not go, and the ranking chooses among the others. No bytes are kept, only [`Page`]s.
 
-use crate::{Choice, Page, Policy, Want};
+use super::word::Known;
+use crate::{Choice, Moment, Page, Policy, Want};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
@@ -44,13 +45,14 @@ pub(super) trait Ranking {
 
 impl Ranking for Box<dyn Policy> {
     fn used(&mut self, here: &mut Page, seen: &Page) {
-        here.word = self.accessed(here, seen.last_access_ms);
+        let tag = Known::from_word(seen.word).tag;
+        here.word = self.accessed(here, Moment { ms: seen.last_access_ms, tag });
         here.last_access_ms = seen.last_access_ms;
     }
 
     fn came(&mut self, page: &mut Page) {
         page.created_ms = page.last_access_ms;
-        page.word = self.inserted(page);
+        page.word = self.inserted(page, Known::from_word(page.word).tag);
     }
 
     fn went(&mut self, page: &Page, now_ms: u64) {

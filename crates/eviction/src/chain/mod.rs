@@ -25,7 +25,7 @@ mod seat;
 mod tests;
 mod word;
 
-use crate::{Choice, Page, Policy, Want};
+use crate::{Choice, Moment, Page, Policy, Want};
 use ghosts::{Ghosts, upper};
 use learn::{Seen, Worth, table};
 use mini::AsIs;
@@ -146,19 +146,21 @@ impl Chain {
 }
 
 impl Policy for Chain {
-    fn inserted(&self, page: &Page) -> u64 {
+    fn inserted(&self, page: &Page, tag: u16) -> u64 {
         self.came.fetch_add(1, Ordering::Relaxed);
         let known = self.ghosts.take(page.digest).map_or(Known::FIRST, |ghost| {
             self.used(page, ghost.known(), page.created_ms.saturating_sub(ghost.last_ms))
         });
-        self.rivals.note(&Page { word: known.word(), ..*page }, false);
-        known.word()
+        let word = Known { tag, ..known }.word();
+        self.rivals.note(&Page { word, ..*page }, false);
+        word
     }
 
-    fn accessed(&self, page: &Page, now_ms: u64) -> u64 {
-        let gap_ms = now_ms.saturating_sub(page.last_access_ms);
-        let word = self.used(page, Known::from_word(page.word), gap_ms).word();
-        self.rivals.note(&Page { word, last_access_ms: now_ms, ..*page }, true);
+    fn accessed(&self, page: &Page, now: Moment) -> u64 {
+        let gap_ms = now.ms.saturating_sub(page.last_access_ms);
+        let known = self.used(page, Known::from_word(page.word), gap_ms);
+        let word = Known { tag: now.tag, ..known }.word();
+        self.rivals.note(&Page { word, last_access_ms: now.ms, ..*page }, true);
         word
     }
 

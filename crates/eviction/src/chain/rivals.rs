@@ -10,14 +10,14 @@
 //! not tell what S3-FIFO and SIEVE would do with the other pages: there only our own ranking and LRU compete. (Estimates
 //! from sampled pages of the same age and number of uses were tried, and lost up to 10 %.)
 //!
-//! - Pages used at one time are taken for one chain; only its leading run counts as hit.
+//! - Pages used at one moment are taken for one chain; only its leading run counts as hit.
 //! - Nothing is played before the first lesson. Then the played stores start with the pages that there are.
 //! - Notes are lost when two threads meet, and when nobody evicts for long; the next lesson makes up for that.
 
 use super::learn::Worth;
 use super::mini::{Mini, Ranking};
 use super::seat::{self, Seat};
-use super::word::Known;
+use super::word::{Known, last_use};
 use crate::{Choice, Page, Policy, PolicyKind, Want};
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,9 +28,6 @@ const RANKINGS: usize = 1 + CLASSICS.len();
 /// Our own ranking's number, and LRU's.
 const OWN: usize = 0;
 const LRU: usize = 1;
-/// Bits of a rank that tell depth, and the deepest they tell.
-const DEPTH_BITS: u32 = 22;
-const DEPTH_MAX: u32 = (1 << DEPTH_BITS) - 1;
 /// The most pages that are played; of a store of more every second one, and so on.
 const PLAYED_PAGES: usize = 1 << 16;
 /// Parts of the notes, so that threads seldom meet, and the most notes in each.
@@ -85,10 +82,11 @@ struct Game {
     real: f64,
     /// How many chains were used, and pages of them.
     chains: (f64, f64),
-    /// Positions that are used at this time, and which of the played stores have them, a bit each; the last is the real
+    /// Positions that are used at this moment, and which of the played stores have them, a bit each; the last is the real
     /// store's.
     open: Vec<(u32, u8)>,
-    open_ms: u64,
+    /// When that was.
+    open_at: u64,
     seats: Vec<Seat>,
     pace: Pace,
 }
@@ -149,7 +147,7 @@ impl Rivals {
             real: 0.0,
             chains: (0.0, 0.0),
             open: Vec::new(),
-            open_ms: 0,
+            open_at: 0,
             seats: Vec::new(),
             pace: Pace::default(),
         };
@@ -223,17 +221,17 @@ impl Rivals {
         if game.leader == OWN {
             return seat::choose(worth, pages, want, now_ms, &mut game.seats, choice);
         }
-        let by_age = |page: &Page| {
-            let depth = page.position.min(DEPTH_MAX);
-            page.last_access_ms << DEPTH_BITS | u64::from(DEPTH_MAX - depth)
-        };
         if game.leader != LRU {
             game.foretell(count_of(want, pages), now_ms);
         }
         let Game { minis, leader, seats, .. } = game;
         let keeps = |page: &Page| *leader != LRU && minis[*leader].keeps(page.digest);
-        seat::choose_by(worth, pages, now_ms, seats, choice, |choice, _| {
-            choice.smallest(pages, want, |page| (u64::from(keeps(page)), by_age(page)));
+        seat::choose_by(worth, pages, now_ms, seats, choice, |choice, seats| {
+            let ranked = (0_u64..).zip(seats).map(|(rank, seat)| {
+                let at = seat.at();
+                (u64::from(keeps(&pages[at as usize])), rank, at)
+            });
+            choice.smallest_of(pages, want, ranked);
         });
     }
 }
@@ -290,9 +288,9 @@ impl Game {
 
     /// Plays uses in the order of time, and counts who hits, if that is wanted.
     fn play_all(&mut self, uses: &mut Vec<Page>, worth: &Worth, count: bool) {
-        uses.sort_unstable_by_key(|page| (page.last_access_ms, u32::MAX - page.position, page.digest));
-        uses.dedup_by_key(|page| (page.last_access_ms, page.digest));
-        for group in uses.chunk_by(|a, b| a.last_access_ms == b.last_access_ms) {
+        uses.sort_unstable_by_key(|page| (last_use(page), u32::MAX - page.position, page.digest));
+        uses.dedup_by_key(|page| (last_use(page), page.digest));
+        for group in uses.chunk_by(|a, b| last_use(a) == last_use(b)) {
             if count {
                 self.count(group);
             }
@@ -317,10 +315,10 @@ impl Game {
 
     /// Notes which of the played stores have the pages that are used.
     fn count(&mut self, group: &[Page]) {
-        let now_ms = group[0].last_access_ms;
-        if now_ms != self.open_ms {
+        let at = last_use(&group[0]);
+        if at != self.open_at {
             self.close();
-            self.open_ms = now_ms;
+            self.open_at = at;
         }
         for page in group {
             let has = |number: usize| u8::from(self.minis[number].holds(page.digest)) << number;
@@ -329,7 +327,7 @@ impl Game {
         }
     }
 
-    /// Counts the hits of what was used at one time, and changes the leader if another is ahead.
+    /// Counts the hits of what was used at one moment, and changes the leader if another is ahead.
     fn close(&mut self) {
         self.open.sort_unstable();
         let (mut running, mut hits, mut real) = (u8::MAX, [0.0; RANKINGS], 0.0);
@@ -457,6 +455,24 @@ mod tests {
         let game = rivals.game.lock();
         assert_eq!(game.leader, OWN);
         assert!(game.hits.iter().all(|hits| *hits > 50.0), "{:?}", game.hits);
+    }
+
+    #[test]
+    fn what_one_misses_does_not_count_against_another_of_that_millisecond() {
+        let (rivals, worth, pages) = rivals();
+        let (mut choice, stranger) = (Choice::default(), page(500, 200));
+        let tagged = |page: &Page, tag| {
+            let word = Known { tag, ..Known::from_word(page.word) }.word();
+            Page { word, last_access_ms: 200, ..*page }
+        };
+        rivals.note(&tagged(&stranger, 1), false);
+        rivals.note(&Page { position: 1, ..tagged(&pages[3], 1) }, true);
+        rivals.note(&Page { position: 2, ..tagged(&pages[4], 2) }, true);
+        rivals.note(&tagged(&pages[5], 3), true);
+        rivals.choose(&worth, &pages, Want::Pages(0), 201, &mut choice);
+        let game = &mut *rivals.game.lock();
+        game.close();
+        assert!(game.hits.iter().all(|hits| (1.9..=2.0).contains(hits)), "{:?}", game.hits);
     }
 
     #[test]

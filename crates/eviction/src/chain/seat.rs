@@ -1,12 +1,12 @@
 //! Our own order: what is learned to be worth least goes first, and never a page before a deeper one of its chain.
 //!
-//! Pages of one time of last use are taken for one chain. It also tells how the pages came that were used once: behind
+//! Pages of one moment of last use are taken for one chain. It also tells how the pages came that were used once: behind
 //! a page of the same chain that had been used once or often, or with all of their chain. That is noted in their words
 //! when they are first shown, as long as the chain is together; nothing of it costs a request anything.
 
 use super::age;
 use super::learn::Worth;
-use super::word::{Birth, Known};
+use super::word::{Birth, Known, last_use};
 use crate::{Choice, Page, Want};
 
 /// What a page that was used once is worth, of what it seems to be, if it came with all of its chain, or behind a page
@@ -20,10 +20,17 @@ const WHOLE: u32 = 8;
 /// A page among those that it was used together with.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seat {
-    last_ms: u64,
+    last: u64,
     depth: u32,
     at: u32,
     worth: f64,
+}
+
+impl Seat {
+    /// Which of the pages it is.
+    pub(super) fn at(self) -> u32 {
+        self.at
+    }
 }
 
 /// Expected uses per ms.
@@ -70,7 +77,7 @@ pub(super) fn choose_by(
     seat(pages, seats);
     let mut words = std::mem::take(&mut choice.words);
     words.clear();
-    for chain in seats.chunk_by_mut(|a, b| a.last_ms == b.last_ms) {
+    for chain in seats.chunk_by_mut(|a, b| a.last == b.last) {
         judge(worth, pages, now_ms, chain, &mut words);
     }
     rank(choice, seats);
@@ -81,21 +88,24 @@ pub(super) fn choose_by(
 fn seat(pages: &[Page], seats: &mut Vec<Seat>) {
     seats.clear();
     for (at, page) in (0_u32..).zip(pages) {
-        let (last_ms, depth) = (page.last_access_ms, page.position);
-        seats.push(Seat { last_ms, depth, at, worth: 0.0 });
+        seats.push(Seat { last: last_use(page), depth: page.position, at, worth: 0.0 });
     }
     // All pages of a class are sorted in each round, and one number is compared more quickly than three.
     let number = |seat: &Seat| {
-        let [last_ms, depth, at] = [seat.last_ms, u64::from(u32::MAX - seat.depth), seat.at.into()];
-        u128::from(last_ms) << 64 | u128::from(depth << 32 | at)
+        let [last, depth, at] = [seat.last, u64::from(u32::MAX - seat.depth), seat.at.into()];
+        u128::from(last) << 64 | u128::from(depth << 32 | at)
     };
     seats.sort_unstable_by_key(number);
 }
 
 /// Says what the pages of a chain are worth: none less than a deeper one. Notes how those came that were used once.
 fn judge(worth: &Worth, pages: &[Page], now_ms: u64, chain: &mut [Seat], words: &mut Vec<(u32, u64)>) {
-    let Some(first) = chain.last().map(|seat| seat.depth) else { return };
-    let age = age::bucket(now_ms.saturating_sub(chain[0].last_ms));
+    let Some((first, last_ms)) =
+        chain.last().map(|seat| (seat.depth, pages[seat.at as usize].last_access_ms))
+    else {
+        return;
+    };
+    let age = age::bucket(now_ms.saturating_sub(last_ms));
     let mut before = None;
     for seat in chain.iter_mut().rev() {
         let seen = Known::from_word(pages[seat.at as usize].word);

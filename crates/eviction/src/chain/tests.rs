@@ -34,7 +34,7 @@ fn uses(count: u64) -> impl Iterator<Item = (u64, u64)> {
 fn serve(policy: &dyn Policy, pages: &mut Vec<Page>, seen: &Page, capacity: usize) -> bool {
     let now_ms = seen.last_access_ms;
     if let Some(here) = pages.iter_mut().find(|page| page.digest == seen.digest) {
-        here.word = policy.accessed(here, now_ms);
+        here.word = policy.accessed(here, now_ms.into());
         here.last_access_ms = now_ms;
         return true;
     }
@@ -47,7 +47,7 @@ fn serve(policy: &dyn Policy, pages: &mut Vec<Page>, seen: &Page, capacity: usiz
         let gone = pages.swap_remove(choice.evict[0] as usize);
         policy.evicted(&gone, now_ms);
     }
-    let word = policy.inserted(seen);
+    let word = policy.inserted(seen, 0);
     pages.push(Page { word, ..*seen });
     false
 }
@@ -123,6 +123,13 @@ fn pages_that_come_are_told_apart_by_what_they_come_behind() {
     two.extend(chain(6, &[(0, twice), (1, first)]));
     assert_eq!(births(&mut two)[..2], [Birth::New; 2]);
     assert_eq!(births(&mut two)[3], Birth::Next);
+    // Nor are two in one millisecond.
+    two.iter_mut().for_each(|page| page.last_access_ms = 5);
+    two[2..].iter_mut().for_each(|page| {
+        page.word = Known { tag: 1, ..Known::from_word(page.word) }.word();
+    });
+    assert_eq!(births(&mut two)[..2], [Birth::New; 2]);
+    assert_eq!(births(&mut two)[3], Birth::Next);
 }
 
 #[test]
@@ -141,7 +148,7 @@ fn of_a_long_chain_few_pages_are_learned_from() {
     for (position, counted) in [(6, 1), (7, 0)] {
         let policy = Chain::new(100);
         let mut pages = chain(5, &[(position, Known::FIRST)]);
-        policy.accessed(&pages[0], 900);
+        policy.accessed(&pages[0], 900.into());
         pages[0].last_access_ms = 900;
         policy.evicted(&pages[0], 1000);
         let counts = policy.uses.iter().map(|counter| counter.load(Ordering::Relaxed)).sum::<u32>();
@@ -173,7 +180,7 @@ fn a_chain_that_was_used_without_its_end_branched_off() {
 #[test]
 fn a_word_says_what_is_known() {
     for birth in [Birth::Unknown, Birth::New, Birth::Next, Birth::Branch] {
-        let known = Known { uses: 1, mean_gap: 77, birth, anchor: 0x1234 };
+        let known = Known { uses: 1, mean_gap: 77, birth, anchor: 0x1234, tag: 0x5678 };
         assert_eq!(Known::from_word(known.word()), known);
     }
     // Mean gaps: the last one weighs a quarter after many, and half after the first.

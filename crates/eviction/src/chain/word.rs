@@ -6,8 +6,10 @@
 //! | 8..16  | mean gap between uses, the last ones weighing most: eighths of an octave above 1 ms       |
 //! | 16..24 | [`Birth`]                                                                                 |
 //! | 24..40 | anchor: the position that the page's chain must have, or a shallower one, to be whole     |
+//! | 40..56 | tag of the last use: see [`Moment`]                                                       |
 
 use super::age::{BUCKETS, PER_OCTAVE};
+use crate::{Moment, Page};
 
 /// Kinds of pages: those used once by their birth, then 2 uses, 3 or 4, more. Finer ones see too little in a small
 /// store, coarser ones do not tell a shared prompt from a conversation.
@@ -55,25 +57,28 @@ pub(crate) struct Known {
     pub(crate) mean_gap: u8,
     pub(crate) birth: Birth,
     pub(crate) anchor: u16,
+    pub(crate) tag: u16,
 }
 
 impl Known {
-    pub(crate) const FIRST: Self = Self { uses: 1, mean_gap: 0, birth: Birth::Unknown, anchor: 0 };
+    pub(crate) const FIRST: Self = Self { uses: 1, mean_gap: 0, birth: Birth::Unknown, anchor: 0, tag: 0 };
 
     pub(crate) fn from_word(word: u64) -> Self {
-        let [uses, mean_gap, birth, low, high, ..] = word.to_le_bytes();
+        let [uses, mean_gap, birth, low, high, tag_low, tag_high, _] = word.to_le_bytes();
         // A page that comes from a time before the policy was set has been used at least once.
         Self {
             uses: uses.max(1),
             mean_gap,
             birth: Birth::from_byte(birth),
             anchor: u16::from_le_bytes([low, high]),
+            tag: u16::from_le_bytes([tag_low, tag_high]),
         }
     }
 
     pub(crate) fn word(self) -> u64 {
         let [low, high] = self.anchor.to_le_bytes();
-        u64::from_le_bytes([self.uses, self.mean_gap, self.birth as u8, low, high, 0, 0, 0])
+        let [tag_low, tag_high] = self.tag.to_le_bytes();
+        u64::from_le_bytes([self.uses, self.mean_gap, self.birth as u8, low, high, tag_low, tag_high, 0])
     }
 
     /// After one more use, `gap_ms` after the last.
@@ -100,6 +105,11 @@ impl Known {
         let gap = usize::from(self.mean_gap) / (STEPS as usize * GAP_OCTAVES);
         kind * GAP_CLASSES + gap.min(GAP_CLASSES - 1)
     }
+}
+
+/// When a page was last used, as a [number](Moment::number).
+pub(crate) fn last_use(page: &Page) -> u64 {
+    Moment { ms: page.last_access_ms, tag: Known::from_word(page.word).tag }.number()
 }
 
 /// The kind and the class of gaps that make up a class.

@@ -44,6 +44,30 @@ fn nothing_goes_below_the_high_mark() {
 }
 
 #[test]
+fn what_two_ask_for_in_one_millisecond_is_told_apart() {
+    let engine = engine(16 << 20);
+    let space = space(&engine, "a");
+    let moment = |tag| Moment { ms: 7, tag };
+    // 61 of 64 slots, in chains of eight.
+    for n in 0..61 {
+        let filling = engine.reserve(&space, hashed(&space, &key(n)), 256 * KIB, n % 8).unwrap();
+        let meta = PageMeta { len: 256 * KIB, ..PageMeta::default() };
+        let sealed = filling.verify_streamed(meta, meta.checksum).unwrap();
+        sealed.publish(moment(u16::try_from(n / 8).unwrap()));
+    }
+    // The first two chains are used again.
+    let names: Vec<[u8; 4]> = (0..16).map(key).collect();
+    let keys: Vec<HashedKey<'_>> = names.iter().map(|name| hashed(&space, name)).collect();
+    engine.touch_batch(&space, &keys[..8], &mut [false; 8], moment(100));
+    let mut pins = Vec::new();
+    block_on(engine.pin_batch(&space, &keys[8..], moment(101), &mut pins));
+    drop(pins);
+    assert_eq!(engine.evict_round(8).pages, 4);
+    let gone: Vec<u32> = (0..61).filter(|&n| !exists(&engine, &space, &key(n))).collect();
+    assert_eq!(gone, [20, 21, 22, 23], "the end of the third");
+}
+
+#[test]
 fn a_class_keeps_free_slots_where_the_bytes_alone_look_fine() {
     let engine = engine(16 << 20);
     let space = space(&engine, "a");

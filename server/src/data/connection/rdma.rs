@@ -60,8 +60,8 @@ impl Connection {
     }
 
     async fn get_rdma(&mut self, header: &Header, meta: &[u8], deadline: Instant) -> Result<Next, Broken> {
-        let now_ms = self.node.clock.now_ms();
-        let reply = match self.desk.get_remote(header, meta, now_ms).await {
+        let now = self.attachment.session.moment(&self.node.clock);
+        let reply = match self.desk.get_remote(header, meta, now).await {
             Ok(reply) => reply,
             Err(error) => return self.protocol_error(Some(header), error).await,
         };
@@ -90,12 +90,12 @@ impl Connection {
         let Bound::Rdma(queue) = &mut self.mover else {
             return self.protocol_error(Some(header), FrameError::Records).await;
         };
-        let now_ms = self.node.clock.now_ms();
+        let now = self.attachment.session.moment(&self.node.clock);
         let pages = || records::remote_offered(meta, header.count).map_while(Result::ok);
         let metas: Vec<PageMeta> = pages().map(|page| page.meta).collect();
         let spans = pages().map(|page| (page.page.len, page.spans.iter()));
         let mut stored_bytes = 0;
-        let whole = |page: usize, held: &mut Held| stored_bytes += held.judge(metas[page], now_ms);
+        let whole = |page: usize, held: &mut Held| stored_bytes += held.judge(metas[page], now);
         let watch = Watch { stream: &self.stream, until: deadline };
         match queue.fetch(held, spans, watch, whole).await {
             Ok((held, bytes)) => {

@@ -90,8 +90,8 @@ impl Connection {
     }
 
     async fn get_shm(&mut self, header: &Header, meta: &[u8]) -> Result<Next, Broken> {
-        let now_ms = self.node.clock.now_ms();
-        let asked = self.desk.get(header, meta, now_ms).await;
+        let now = self.attachment.session.moment(&self.node.clock);
+        let asked = self.desk.get(header, meta, now).await;
         let (mut reply, shm) = match (asked, &mut self.mover) {
             (Ok(reply), Bound::Shm(shm)) if shm.is_shared => (reply, shm),
             (Err(error), _) => return self.protocol_error(Some(header), error).await,
@@ -121,10 +121,10 @@ impl Connection {
             Ok(Taken::Refused(reply)) => return self.reply(&reply).await,
             Err(error) => return self.protocol_error(Some(header), error).await,
         };
-        let now_ms = self.node.clock.now_ms();
+        let now = self.attachment.session.moment(&self.node.clock);
         let mut copy = || {
             held.iter_mut().zip(pages()).try_fold(0_u64, |stored, (held, page)| {
-                held.bring(page.meta, now_ms, reads.reader(page.spans)).map(|bytes| stored + bytes)
+                held.bring(page.meta, now, reads.reader(page.spans)).map(|bytes| stored + bytes)
             })
         };
         let bytes: u64 = pages().map(|page| u64::from(page.page.len)).sum();
