@@ -102,8 +102,9 @@ fn what_two_ask_for_in_one_millisecond_are_two_chains() {
         policy.choose(&pages, Want::Pages(4), 100, &mut choice);
         assert_eq!(choice.evict, [3, 2, 1, 0], "{kind}");
         if matches!(kind, PolicyKind::Lru | PolicyKind::Chain) {
-            for page in &mut pages[..4] {
-                page.word = policy.accessed(page, Moment { ms: 5, tag: 3 });
+            for (tag, chain) in [8, 7].into_iter().zip(pages.chunks_mut(4)) {
+                let now = Moment { ms: 5, tag };
+                chain.iter_mut().for_each(|page| page.word = policy.accessed(page, now));
             }
             policy.choose(&pages, Want::Pages(4), 100, &mut choice);
             assert_eq!(choice.evict, [7, 6, 5, 4], "{kind}");

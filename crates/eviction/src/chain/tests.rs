@@ -124,10 +124,9 @@ fn pages_that_come_are_told_apart_by_what_they_come_behind() {
     assert_eq!(births(&mut two)[..2], [Birth::New; 2]);
     assert_eq!(births(&mut two)[3], Birth::Next);
     // Nor are two in one millisecond.
-    two.iter_mut().for_each(|page| page.last_access_ms = 5);
-    two[2..].iter_mut().for_each(|page| {
-        page.word = Known { tag: 1, ..Known::from_word(page.word) }.word();
-    });
+    let tagged = Known { tag: 1, ..first };
+    let mut two = chain(5, &[(0, first), (1, first)]);
+    two.extend(chain(5, &[(0, Known { tag: 1, ..twice }), (1, tagged)]));
     assert_eq!(births(&mut two)[..2], [Birth::New; 2]);
     assert_eq!(births(&mut two)[3], Birth::Next);
 }
