@@ -162,7 +162,7 @@ pub(crate) fn order(shared: &Shared, members: &Members, lookups: &[Lookup], call
             } else {
                 0
             },
-            position: crate::exchange::position_of(call.position, page),
+            position: memkv_core::position::of(call.position, page),
         };
         let (from, to) = (&members.reach[list[found] as usize], &members.reach[list[home] as usize]);
         let moves = !lookup.candidates.is_present(found);

@@ -85,7 +85,8 @@ impl Space {
 
     /// The same space for batches whose first key is the page at `position` of its chain of prefixes, counted from
     /// 1; the keys after it are the pages after that one. A server that must make room gives up deep pages of a chain
-    /// before shallow ones, so it should know. 0, as in a space from [`Client::space`], says that it is unknown.
+    /// before shallow ones, so it should know. 0, as in a space from [`Client::space`], says that it is unknown: then the keys of a batch are
+    /// taken to follow each other in some chain.
     ///
     /// Positions travel with puts and stay with the pages; reads need none.
     #[must_use]

@@ -1,9 +1,10 @@
 //! Full stores: what goes, what stays, and how much memory it takes.
 
-use crate::common::{assert_all, get, put, tcp_space};
+use crate::common::{assert_all, exists, get, put, tcp_space};
 use memkv_client::PageOutcome;
 use memkv_tests::daemon::{Daemon, Setup};
 use memkv_tests::pages::{keys, page, pages};
+use std::time::Duration;
 
 #[test]
 fn a_full_store_evicts_and_never_lies() {
@@ -50,6 +51,36 @@ fn a_full_store_evicts_and_never_lies() {
     let grown = resident[3].saturating_sub(resident[0]);
     assert!(grown < 32 << 20, "three more laps grew the server by {grown} bytes: {resident:?}");
     assert!(resident[3] < 256 << 20, "{resident:?}");
+    client.close();
+}
+
+/// An engine that does not say where in its chain a batch begins, as SGLang does not unless it is asked to.
+#[test]
+fn of_pages_put_together_the_first_stay_longest_though_nobody_says_where_they_are() {
+    let daemon = Daemon::start_with(Setup { dram: "64MiB".into(), ..Setup::default() }).unwrap();
+    let (client, space) = tcp_space(&[&daemon], "chains");
+    // No more than a store above its low mark has free slots for.
+    let length = 8;
+    let (full, mut stored, mut cuts) = (4096 / length, Vec::new(), 0);
+    for number in 0..full + 100 {
+        let chain = keys(&format!("chain-{number}"), length);
+        assert_all(&put(&space, &chain, &pages(&chain, 16 << 10)), PageOutcome::Stored);
+        stored.extend(chain);
+        if number < full - 4 {
+            continue;
+        }
+        // Room is made in the background.
+        std::thread::sleep(Duration::from_millis(20));
+        for (older, found) in exists(&space, &stored).chunks(length).enumerate() {
+            let kept = found.iter().take_while(|found| **found).count();
+            assert!(
+                !found[kept..].contains(&true),
+                "of chain {older} of {number} a page went before later ones: {found:?}"
+            );
+            cuts += usize::from(kept > 0 && kept < length);
+        }
+    }
+    assert!(cuts > 20, "{cuts} chains were seen of which a part was left");
     client.close();
 }
 

@@ -25,7 +25,7 @@ use crate::spin::Spin;
 use crate::stats::Sheds;
 use fetch::Fetch;
 use lend::Lend;
-use memkv_core::{Key, Limits, SpaceId};
+use memkv_core::{Key, Limits, SpaceId, position};
 use memkv_transport::frame::{Code, Header, Op};
 use near::Near;
 use put::Put;
@@ -100,9 +100,9 @@ impl Batch<'_> {
         self.keys.key(own_page(page, self.count))
     }
 
-    /// A page's position in its chain, from 1; 0 if unknown.
+    /// A page's [position].
     pub(crate) fn position(&self, page: usize) -> u32 {
-        position_of(self.position, own_page(page, self.count))
+        position::of(self.position, own_page(page, self.count))
     }
 
     /// A page's length as the wire says it. One that does not fit is refused by every server.
@@ -166,14 +166,6 @@ impl Batch<'_> {
 /// Which of the caller's `count` pages a page of the batch is.
 pub(crate) fn own_page(page: usize, count: usize) -> usize {
     if page < count { page } else { page % count }
-}
-
-/// The position of page `index` of a batch whose first page is at `first`, from 1; 0 if unknown.
-pub(crate) fn position_of(first: u32, index: usize) -> u32 {
-    match first {
-        0 => 0,
-        first => first.saturating_add(u32::try_from(index).unwrap_or(u32::MAX)),
-    }
 }
 
 /// A part of an exchange's pages that one frame carries: places `from..to` of the batch's order.

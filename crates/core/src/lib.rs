@@ -13,6 +13,7 @@
 pub mod key;
 pub mod limits;
 pub mod page;
+pub mod position;
 pub mod route;
 pub mod space;
 

@@ -29,7 +29,7 @@ pub struct PageRecord {
     pub meta: PageMeta,
     /// Digest of space and key.
     pub digest: u64,
-    /// Depth in the chain of pages that make up a prefix; 0 is the first.
+    /// Depth in the chain of pages that make up a prefix; see [`memkv_core::position`].
     pub position: u32,
     /// Time of publication, also the first access.
     pub now_ms: u64,

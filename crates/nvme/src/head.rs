@@ -13,7 +13,7 @@ pub struct PageHead<'a> {
     pub digest: u64,
     /// Length, encoding and checksum.
     pub meta: PageMeta,
-    /// Depth in the chain of pages that make up a prefix.
+    /// Depth in the chain of pages that make up a prefix; see [`memkv_core::position`].
     pub position: u32,
     /// When the page was put, in milliseconds since 1970.
     pub created_ms: u64,

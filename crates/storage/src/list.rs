@@ -32,7 +32,7 @@ pub struct KeyInfo {
     pub digest: u64,
     /// Length, encoding and checksum.
     pub meta: PageMeta,
-    /// Depth in the chain of pages that make up a prefix.
+    /// Depth in the chain of pages that make up a prefix; see [`memkv_core::position`].
     pub position: u32,
     /// Bytes of the slot that it rests in; 0 if it is not in memory.
     pub slot_bytes: u32,

@@ -1,6 +1,7 @@
 //! Between the arena's records and the [policy](memkv_eviction).
 
 use crate::state::State;
+use memkv_core::position;
 use memkv_eviction::{Moment, Page, Policy, PolicyKind};
 use memkv_memory::{PageView, SlotId};
 
@@ -23,7 +24,7 @@ pub(crate) fn page_of(view: &PageView, slot_bytes: u32) -> Page {
         word: view.policy,
         created_ms: view.created_ms,
         last_access_ms: view.last_access_ms,
-        position: view.position,
+        position: position::depth(view.position),
         hits: view.hits,
         bytes: slot_bytes,
     }
@@ -44,6 +45,7 @@ impl State {
 
     /// The policy's word of a page that comes.
     pub(crate) fn first_word(&self, digest: u64, position: u32, now: Moment) -> u64 {
+        let position = position::depth(position);
         let (created_ms, last_access_ms) = (now.ms, now.ms);
         let page = Page { digest, word: 0, created_ms, last_access_ms, position, hits: 0, bytes: 0 };
         self.policy.inserted(&page, now.tag)

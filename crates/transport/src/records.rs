@@ -14,8 +14,8 @@
 //! | verdict       | `u8 code` |
 //! | bitmap        | bit `i % 8` of byte `i / 8` belongs to key `i` |
 //!
-//! `dst_len` is the room at the reader in bytes. `position` counts pages from the start of the prefix chain,
-//! from 1; 0 means unknown.
+//! `dst_len` is the room at the reader in bytes. [`position`](memkv_core::position) counts pages from the
+//! start of the prefix chain, from 1; with bit 31 it counts from the first page of the batch; 0 means unknown.
 //!
 //! A span is a piece of the client's memory: `len` bytes at `offset` inside a registered region, or, with
 //! [`REGION_OWN`], at that address of the client's process, or, with [`REGION_STAGE`], in its staging memory. The spans of a page are its bytes, in order; they add up to the

@@ -13,7 +13,7 @@ pub(super) fn run(input: &[u8]) {
             assert!(!trace.requests.is_empty(), "a trace has requests");
             let blocks = trace.requests.iter().flat_map(|request| &request.blocks);
             assert!(blocks.clone().all(|block| (*block as usize) < trace.ids.len()), "a block has an id");
-            let ordered = trace.requests.is_sorted_by_key(|request| request.now_ms);
+            let ordered = trace.requests.is_sorted_by_key(|request| request.now);
             assert!(ordered, "time does not run backwards");
         }
         Err(error) => assert!(!error.to_string().is_empty(), "a refusal has a text"),

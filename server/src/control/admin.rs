@@ -8,7 +8,7 @@ use crate::metrics::{Metrics, resident_bytes};
 use crate::node::Node;
 use crate::sessions::Session;
 use crate::tenants::Tenant;
-use memkv_core::{Key, PageHasher, SpaceId};
+use memkv_core::{Key, PageHasher, SpaceId, position};
 use memkv_proto::{Invalid, space_id_from_wire, v1};
 use memkv_storage::{EngineStatus, HashedKey, KeyInfo, QuarantinedInfo, Space};
 use std::sync::Arc;
@@ -322,7 +322,7 @@ fn key_status(info: KeyInfo, now_ms: u64) -> v1::KeyStatus {
         hits: info.hits.into(),
         slot_bytes: info.slot_bytes,
         pins: info.pins,
-        position: info.position,
+        position: position::in_chain(info.position),
         tier: match (info.in_dram, info.drive) {
             (true, None) => "dram",
             (true, Some(_)) => "dram+nvme",

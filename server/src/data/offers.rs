@@ -417,7 +417,7 @@ mod tests {
             for second in first..=total {
                 let (mut held, body) = offered(&engine, &LENS);
                 held[unwanted] = Held::unwanted(Code::Exists, LENS[unwanted]);
-                let mut pages = Receiving::new(held, 0);
+                let mut pages = Receiving::new(held, 0.into());
                 for part in [&body[..first], &body[first..second], &body[second..]] {
                     assert_eq!(pages.copy_from(part), Ok(part.len()));
                 }
@@ -438,7 +438,7 @@ mod tests {
             let lens = [700, whole - 700, 65, 9];
             let (mut held, body) = offered(&engine, &lens);
             held[2] = Held::unwanted(Code::Exists, lens[2]);
-            let mut pages = Receiving::new(held, 0);
+            let mut pages = Receiving::new(held, 0.into());
             assert_eq!(pages.copy_from(&body), Ok(body.len()));
             let [ok, exists] = [Code::Ok as u8, Code::Exists as u8];
             assert_eq!(pages.verdicts, [ok, ok, exists, ok], "{over} bytes more than a read");

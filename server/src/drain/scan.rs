@@ -99,7 +99,9 @@ fn class_of(begun_ms: u64, used_ms: u64) -> Option<u32> {
 }
 
 fn send(chunk: &mut Vec<Found>, out: &mpsc::Sender<Vec<Found>>) -> Option<()> {
-    chunk.sort_unstable_by_key(|page| (page.position, Reverse(page.last_access_ms)));
+    chunk.sort_unstable_by_key(|page| {
+        (memkv_core::position::depth(page.position), Reverse(page.last_access_ms))
+    });
     match out.try_send(std::mem::take(chunk)) {
         Ok(()) => Some(()),
         Err(TrySendError::Closed(_)) => None,
