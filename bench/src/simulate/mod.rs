@@ -17,7 +17,7 @@ pub(crate) mod trace;
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use memkv_storage::PolicyKind;
-use replay::Room;
+use replay::{Room, Rules};
 use report::{Report, Row};
 use shapes::Shape;
 use std::io::Write as _;
@@ -55,6 +55,10 @@ pub(crate) struct SimulateArgs {
     /// Otherwise just as many blocks go as a request needs.
     #[arg(long, value_delimiter = ',', num_args = 2)]
     watermarks: Vec<f64>,
+    /// Put the missing blocks of a request a moment after the others were read, and without their place in the chain,
+    /// as SGLang does. Otherwise a request uses all of its blocks at once.
+    #[arg(long)]
+    apart: bool,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -79,15 +83,16 @@ pub(crate) fn simulate_command(args: SimulateArgs) -> anyhow::Result<()> {
         [low, high] if 0.0 < low && low <= high && high <= 1.0 => Room::Watermarks { low, high },
         _ => bail!("the watermarks are not valid; use two shares with 0 < low <= high <= 1"),
     };
+    let rules = Rules { room, apart: args.apart };
     let trace = args.trace.as_deref().map(read).transpose()?;
     if args.suite {
-        return suite_command(args, trace.as_ref(), room);
+        return suite_command(args, trace.as_ref(), rules);
     }
     let trace = trace.context("there is no trace to replay; use --trace FILE")?;
     let mut policies = vec![PolicyKind::Lru];
     policies.extend(args.policy.iter().filter(|policy| **policy != PolicyKind::Lru));
     policies.dedup();
-    let report = simulate(&trace, &policies, &args.capacity, room);
+    let report = simulate(&trace, &policies, &args.capacity, rules);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report).context("write JSON")?);
     } else {
@@ -101,10 +106,10 @@ fn read(path: &Path) -> anyhow::Result<Trace> {
     Trace::parse(&text).with_context(|| format!("read the trace {}", path.display()))
 }
 
-fn suite_command(args: SimulateArgs, given: Option<&Trace>, room: Room) -> anyhow::Result<()> {
+fn suite_command(args: SimulateArgs, given: Option<&Trace>, rules: Rules) -> anyhow::Result<()> {
     ensure!(args.requests > 0, "a trace has at least one request");
     let suite = Suite { seeds: args.seeds, requests: args.requests, shares: args.capacity };
-    let cells = suite::run(&suite, given.map(|trace| ("trace", trace)), room)?;
+    let cells = suite::run(&suite, given.map(|trace| ("trace", trace)), rules)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&cells).context("write JSON")?);
     } else {
@@ -129,7 +134,7 @@ fn blocks_of(trace: &Trace, share: f64) -> usize {
 }
 
 /// One replay of the trace for each policy and capacity, on all cores.
-fn simulate(trace: &Trace, policies: &[PolicyKind], shares: &[f64], room: Room) -> Report {
+fn simulate(trace: &Trace, policies: &[PolicyKind], shares: &[f64], rules: Rules) -> Report {
     let columns = policies.len() + 1;
     let results = Mutex::new(vec![0; shares.len() * columns]);
     let next = AtomicUsize::new(0);
@@ -139,7 +144,7 @@ fn simulate(trace: &Trace, policies: &[PolicyKind], shares: &[f64], room: Room) 
             let Some(&share) = shares.get(job / columns) else { return };
             let capacity = blocks_of(trace, share);
             let tokens = match policies.get(job % columns) {
-                Some(policy) => replay::replay(trace, &*policy.build(capacity), capacity, room),
+                Some(policy) => replay::replay(trace, &*policy.build(capacity), capacity, rules),
                 None => optimum::optimum(trace, capacity),
             };
             results.lock().expect("no replay panics")[job] = tokens;

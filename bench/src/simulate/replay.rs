@@ -10,13 +10,23 @@ use super::trace::{Request, Trace};
 use memkv_eviction::{Choice, Moment, Page, Policy, Want};
 
 /// When and how much is evicted.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) enum Room {
     /// Just as many pages as a request needs.
+    #[default]
     Exact,
     /// As a server does: above the high share of the capacity, down to the low one; and as many as a request needs
     /// if that is not enough.
     Watermarks { low: f64, high: f64 },
+}
+
+/// How a trace is replayed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Rules {
+    pub(super) room: Room,
+    /// The missing blocks of a request are put a moment after the others were read, and all that the policy is told of
+    /// their place is that they follow each other. Otherwise a request uses all of its blocks at once.
+    pub(super) apart: bool,
 }
 
 const ABSENT: u32 = u32::MAX;
@@ -53,7 +63,7 @@ impl<'p> Store<'p> {
     }
 
     /// Serves a request; returns how many of its blocks were hit.
-    pub(super) fn serve(&mut self, number: u32, request: &Request, room: Room) -> usize {
+    pub(super) fn serve(&mut self, number: u32, request: &Request, rules: Rules) -> usize {
         let stored = |block: &&u32| self.at[**block as usize] != ABSENT;
         let hits = request.blocks.iter().take_while(stored).count();
         let mut missing = 0;
@@ -63,10 +73,13 @@ impl<'p> Store<'p> {
                 place => self.access(place as usize, number, request.now, position < hits),
             }
         }
-        self.make_room(missing, number, request.now.ms, room);
+        self.make_room(missing, number, request.now.ms, rules.room);
+        let put = if rules.apart { (request.now.ms + 1).into() } else { request.now };
+        let mut put_before = 0;
         for (position, &block) in (0..).zip(&request.blocks) {
             if self.at[block as usize] == ABSENT && self.pages.len() < self.capacity {
-                self.insert(block, position, number, request.now);
+                self.insert(block, if rules.apart { put_before } else { position }, number, put);
+                put_before += 1;
             }
         }
         hits
@@ -156,11 +169,11 @@ fn digest(block: u32) -> u64 {
 }
 
 /// The tokens that a policy hits with room for `capacity` blocks.
-pub(super) fn replay(trace: &Trace, policy: &dyn Policy, capacity: usize, room: Room) -> u64 {
+pub(super) fn replay(trace: &Trace, policy: &dyn Policy, capacity: usize, rules: Rules) -> u64 {
     let mut store = Store::new(policy, capacity, trace.distinct());
     let mut tokens = 0;
     for (number, request) in (0..).zip(&trace.requests) {
-        tokens += request.tokens(store.serve(number, request, room));
+        tokens += request.tokens(store.serve(number, request, rules));
     }
     tokens
 }

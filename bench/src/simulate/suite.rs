@@ -5,7 +5,7 @@
 use super::report::Report;
 use super::shapes::Shape;
 use super::trace::Trace;
-use super::{Room, simulate};
+use super::{Rules, simulate};
 use anyhow::Context as _;
 use memkv_storage::PolicyKind;
 use serde::Serialize;
@@ -52,9 +52,9 @@ fn cells(name: &str, report: &Report) -> Vec<Cell> {
 }
 
 /// Replays a given trace, if there is one, and every shape with every seed.
-pub(super) fn run(suite: &Suite, given: Option<(&str, &Trace)>, room: Room) -> anyhow::Result<Vec<Cell>> {
+pub(super) fn run(suite: &Suite, given: Option<(&str, &Trace)>, rules: Rules) -> anyhow::Result<Vec<Cell>> {
     let play =
-        |name: &str, trace: &Trace| cells(name, &simulate(trace, &PolicyKind::ALL, &suite.shares, room));
+        |name: &str, trace: &Trace| cells(name, &simulate(trace, &PolicyKind::ALL, &suite.shares, rules));
     let mut all = given.map_or_else(Vec::new, |(name, trace)| play(name, trace));
     for shape in Shape::ALL {
         for &seed in &suite.seeds {

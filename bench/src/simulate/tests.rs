@@ -2,7 +2,7 @@
 
 use super::exact::{Exact, ExactLru, ExactS3Fifo, ExactSieve, replay_exact};
 use super::optimum::optimum;
-use super::replay::{Room, replay};
+use super::replay::{Rules, replay};
 use super::shapes::Shape;
 use super::suite::{Suite, run, table, worst_and_mean};
 use super::trace::{Line, Trace};
@@ -25,7 +25,7 @@ fn made(lines: &[(u64, &[u64])]) -> Trace {
 #[test]
 fn a_part_of_a_block_counts_as_it_is() {
     let trace = made(&[(700, &[1, 2]), (700, &[1, 2]), (1200, &[1, 2, 3])]);
-    let hits = replay(&trace, &*PolicyKind::Lru.build(9), 9, Room::Exact);
+    let hits = replay(&trace, &*PolicyKind::Lru.build(9), 9, Rules::default());
     assert_eq!(hits, 700 + 1024);
     assert_eq!(optimum(&trace, 9), hits);
 }
@@ -35,14 +35,23 @@ fn only_the_leading_run_is_hit_and_a_request_keeps_its_own_blocks() {
     // Room for three: the second request evicts the deepest block of the first, the third finds only what is before it.
     let trace = made(&[(1536, &[1, 2, 3]), (512, &[4]), (1536, &[1, 2, 3]), (2560, &[5, 6, 7, 8, 9])]);
     for kind in PolicyKind::ALL {
-        assert_eq!(replay(&trace, &*kind.build(3), 3, Room::Exact), 1024, "{kind}");
+        assert_eq!(replay(&trace, &*kind.build(3), 3, Rules::default()), 1024, "{kind}");
     }
     // Of a prompt that is too long the first blocks are stored.
     let trace = made(&[(2560, &[5, 6, 7, 8, 9]), (2560, &[5, 6, 7, 8, 9])]);
     for kind in PolicyKind::ALL {
-        assert_eq!(replay(&trace, &*kind.build(3), 3, Room::Exact), 1536, "{kind}");
+        assert_eq!(replay(&trace, &*kind.build(3), 3, Rules::default()), 1536, "{kind}");
     }
     assert_eq!(optimum(&trace, 3), 1536);
+}
+
+#[test]
+fn blocks_that_are_put_apart_are_a_chain_of_their_own() {
+    // Room for four. Of the second request the last two are put apart, so the first of the store to go is the deepest
+    // that was read; otherwise it is the deepest of all.
+    let trace = made(&[(1024, &[1, 2]), (2048, &[1, 2, 3, 4]), (512, &[5]), (2048, &[1, 2, 3, 4])]);
+    let tokens = |apart| replay(&trace, &*PolicyKind::Lru.build(4), 4, Rules { apart, ..Rules::default() });
+    assert_eq!((tokens(false), tokens(true)), (1024 + 1536, 1024 + 512));
 }
 
 #[test]
@@ -138,7 +147,7 @@ fn block_by_block_the_classics_are_those_of_the_books() {
         for kind in PolicyKind::ALL {
             let Some(mut exact) = exact(kind, capacity) else { continue };
             let (ours, theirs) = (
-                replay(&trace, &*kind.build(capacity), capacity, Room::Exact),
+                replay(&trace, &*kind.build(capacity), capacity, Rules::default()),
                 replay_exact(&trace, &mut *exact),
             );
             let error = ours.abs_diff(theirs) as f64 / theirs as f64;
@@ -153,7 +162,7 @@ fn block_by_block_the_classics_are_those_of_the_books() {
 fn on_the_shipped_trace_the_default_is_at_least_as_good_as_the_best_of_the_classics() {
     let trace = shipped();
     assert_eq!((trace.requests.len(), trace.distinct()), (3993, 43_924));
-    let report = simulate(&trace, &PolicyKind::ALL, &[0.01, 0.05, 0.1], Room::Exact);
+    let report = simulate(&trace, &PolicyKind::ALL, &[0.01, 0.05, 0.1], Rules::default());
     for row in &report.rows {
         let own =
             row.hit_ratio.iter().find(|(name, _)| *name == PolicyKind::default().to_string()).unwrap().1;
@@ -174,7 +183,7 @@ fn on_the_shipped_trace_the_default_is_at_least_as_good_as_the_best_of_the_class
 fn on_no_shape_the_default_is_far_behind_the_best_of_the_classics() {
     // With room for a tenth the classics differ most from one another, and our own ranking alone is 4 % behind on drift.
     let suite = Suite { seeds: vec![1], requests: 1500, shares: vec![0.1] };
-    let cells = run(&suite, None, Room::Exact).unwrap();
+    let cells = run(&suite, None, Rules::default()).unwrap();
     assert_eq!(cells.len(), Shape::ALL.len());
     for cell in &cells {
         assert!(cell.ratio() >= 0.97 && cell.own <= cell.optimum, "{cell:?}");
@@ -195,8 +204,12 @@ fn replays_and_shapes_are_the_same_each_time() {
         assert_eq!(trace, Trace::from_lines(lines).unwrap());
         let capacity = blocks_of(&trace, 0.1);
         for kind in PolicyKind::ALL {
-            let once = replay(&trace, &*kind.build(capacity), capacity, Room::Exact);
-            assert_eq!(once, replay(&trace, &*kind.build(capacity), capacity, Room::Exact), "{shape} {kind}");
+            let once = replay(&trace, &*kind.build(capacity), capacity, Rules::default());
+            assert_eq!(
+                once,
+                replay(&trace, &*kind.build(capacity), capacity, Rules::default()),
+                "{shape} {kind}"
+            );
             assert!(once <= optimum(&trace, capacity), "{shape} {kind}");
         }
     }
