@@ -1,4 +1,5 @@
-//! Which ranking to follow: our own, LRU, S3-FIFO or SIEVE, whichever has hit most on this traffic.
+//! Which ranking to follow: our own, our own with less doubt, LRU, S3-FIFO or SIEVE, whichever has hit most on this
+//! traffic.
 //!
 //! Each ranking has a [played store](super::mini) of as many pages as the real one, of a sample of the digests if the
 //! store is large. What is asked of the real store is noted, and played through all of them; so it is known which would
@@ -7,7 +8,7 @@
 //!
 //! If LRU leads, pages go in its order. If S3-FIFO or SIEVE leads, the pages go first that are not in its played store,
 //! the longest unused before others. Of a store with more than [`PLAYED_PAGES`] pages only a sample is played, which does
-//! not tell what S3-FIFO and SIEVE would do with the other pages: there only our own ranking and LRU compete. (Estimates
+//! not tell what S3-FIFO and SIEVE would do with the other pages: there only our own rankings and LRU compete. (Estimates
 //! from sampled pages of the same age and number of uses were tried, and lost up to 10 %.)
 //!
 //! - Pages used at one moment are taken for one chain; only its leading run counts as hit.
@@ -16,18 +17,19 @@
 
 use super::learn::Worth;
 use super::mini::{Mini, Ranking};
-use super::seat::{self, Seat};
+use super::seat::{self, Doubt, Seat};
 use super::word::{Known, last_use};
 use crate::{Choice, Page, Policy, PolicyKind, Want};
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// The classics, in the order of the played stores after our own.
+/// The classics, in the order of the played stores after our own two.
 const CLASSICS: [PolicyKind; 3] = [PolicyKind::Lru, PolicyKind::S3Fifo, PolicyKind::Sieve];
-const RANKINGS: usize = 1 + CLASSICS.len();
-/// Our own ranking's number, and LRU's.
+const RANKINGS: usize = 2 + CLASSICS.len();
+/// The numbers of our own ranking, of the same with less doubt, and of LRU.
 const OWN: usize = 0;
-const LRU: usize = 1;
+const BOLD: usize = 1;
+const LRU: usize = 2;
 /// The most pages that are played; of a store of more every second one, and so on.
 const PLAYED_PAGES: usize = 1 << 16;
 /// Parts of the notes, so that threads seldom meet, and the most notes in each.
@@ -37,18 +39,20 @@ const PART_NOTES: usize = 1 << 12;
 const MEMORY: f64 = 64.0;
 /// A new leader is ahead by this many standard deviations, as if all requests were independent: our own ranking, which
 /// is best on most traffic, leads until there is much evidence against it, and comes back without any...
-const CHANCE_FROM_OWN: f64 = 2.0;
+const CHANCE_FROM_OWN: f64 = 1.5;
+const CHANCE_TO_BOLD: f64 = 1.0;
 const CHANCE_TO_OWN: f64 = 0.0;
 const CHANCE: f64 = 0.5;
 /// ...and by this share of the pages that it would have and the old leader does not.
 const WAY: f64 = 0.2;
-/// ...and, to leave our own ranking, by this many times what the store has hit less than if it had always kept to it.
+/// ...and, to leave our own rankings for a classic, by this many times what the store has hit less than if it had always
+/// kept to the first of them; to take the second of them, by once that.
 const DISTRUST: f64 = 2.0;
 /// A store that holds fewer than this many chains of usual length keeps to our own ranking: there a single chain more or
 /// less looks like a lead, and each change costs a large part of the store.
 const CHAINS_MIN: f64 = 10.0;
 /// While more pages than this go in a second nothing is played. A page that comes costs much there: each played store
-/// looks at all of its pages to make room for a 128th of them, so the four together look at some 500 pages for each that
+/// looks at all of its pages to make room for a 128th of them, so the five together look at some 640 pages for each that
 /// they miss. When pages go that fast there is better use for the processor.
 const GONE_MAX: usize = 2048;
 const SECOND_MS: u64 = 1000;
@@ -116,6 +120,7 @@ impl Pace {
 /// Our own ranking, as it is now.
 struct Own<'w> {
     worth: &'w Worth,
+    doubt: Doubt,
     seats: &'w mut Vec<Seat>,
 }
 
@@ -129,7 +134,7 @@ impl Ranking for Own<'_> {
     fn went(&mut self, _: &Page, _: u64) {}
 
     fn choose(&mut self, pages: &[Page], want: Want, now_ms: u64, choice: &mut Choice) {
-        seat::choose(self.worth, pages, want, now_ms, self.seats, choice);
+        seat::choose((self.worth, self.doubt), pages, want, now_ms, self.seats, choice);
     }
 }
 
@@ -215,18 +220,18 @@ impl Rivals {
         if game.pace.is_high(count_of(want, pages), now_ms) {
             self.playing.store(false, Ordering::Relaxed);
             game.leader = OWN;
-            return seat::choose(worth, pages, want, now_ms, &mut game.seats, choice);
+            return seat::choose((worth, doubt(game.leader)), pages, want, now_ms, &mut game.seats, choice);
         }
         game.play_all(&mut notes, worth, true);
-        if game.leader == OWN {
-            return seat::choose(worth, pages, want, now_ms, &mut game.seats, choice);
+        if game.leader <= BOLD {
+            return seat::choose((worth, doubt(game.leader)), pages, want, now_ms, &mut game.seats, choice);
         }
         if game.leader != LRU {
             game.foretell(count_of(want, pages), now_ms);
         }
         let Game { minis, leader, seats, .. } = game;
         let keeps = |page: &Page| *leader != LRU && minis[*leader].keeps(page.digest);
-        seat::choose_by(worth, pages, now_ms, seats, choice, |choice, seats| {
+        seat::choose_by((worth, Doubt::CAREFUL), pages, now_ms, seats, choice, |choice, seats| {
             let ranked = (0_u64..).zip(seats).map(|(rank, seat)| {
                 let at = seat.at();
                 (u64::from(keeps(&pages[at as usize])), rank, at)
@@ -272,6 +277,11 @@ impl Sampler {
     }
 }
 
+/// With how much doubt one of our own rankings judges.
+fn doubt(number: usize) -> Doubt {
+    if number == BOLD { Doubt::BOLD } else { Doubt::CAREFUL }
+}
+
 impl Game {
     /// Lets all played stores start with these pages, as if they had come and been used in this order.
     fn start(&mut self, pages: &mut [Page], worth: &Worth) {
@@ -299,16 +309,18 @@ impl Game {
     }
 
     fn play(&mut self, group: &[Page], worth: &Worth) {
-        let own = &mut Own { worth, seats: &mut self.seats };
-        self.minis[OWN].play(own, group, self.capacity);
-        for (mini, classic) in self.minis[OWN + 1..self.rankings].iter_mut().zip(&mut self.classics) {
+        for own in [OWN, BOLD] {
+            let ranking = &mut Own { worth, doubt: doubt(own), seats: &mut self.seats };
+            self.minis[own].play(ranking, group, self.capacity);
+        }
+        for (mini, classic) in self.minis[LRU..self.rankings].iter_mut().zip(&mut self.classics) {
             mini.play(classic, group, self.capacity);
         }
     }
 
     /// So many pages go now, and others will come.
     fn foretell(&mut self, more: usize, now_ms: u64) {
-        if let Some(classic) = self.leader.checked_sub(OWN + 1) {
+        if let Some(classic) = self.leader.checked_sub(LRU) {
             self.minis[self.leader].foretell(&mut self.classics[classic], more, self.capacity, now_ms);
         }
     }
@@ -352,22 +364,25 @@ impl Game {
             self.leader = OWN;
             return;
         }
-        let cost = DISTRUST * (self.hits[OWN] - self.real).max(0.0);
-        let ahead = |number: usize| {
-            let deviations = match (self.leader, number) {
-                (OWN, _) => CHANCE_FROM_OWN,
-                (_, OWN) => CHANCE_TO_OWN,
-                _ => CHANCE,
-            };
-            let chance = deviations * self.spread[number][self.leader].sqrt();
-            let cost = if self.leader == OWN && number != OWN { cost } else { 0.0 };
-            self.hits[number] - self.hits[self.leader] - chance - cost - WAY * self.way[number] as f64
-        };
+        let ahead = |number: usize| self.ahead(number);
         let best = (0..self.rankings).max_by(|&a, &b| ahead(a).total_cmp(&ahead(b))).unwrap_or(OWN);
         if ahead(best) > 0.0 {
             self.leader = best;
             self.measure();
         }
+    }
+
+    /// By how many hits a ranking is farther ahead of the leader than it must be to lead.
+    fn ahead(&self, number: usize) -> f64 {
+        let lost = (self.hits[OWN] - self.real).max(0.0);
+        let (deviations, cost) = match (self.leader, number) {
+            (_, OWN) => (CHANCE_TO_OWN, 0.0),
+            (OWN, BOLD) => (CHANCE_TO_BOLD, lost),
+            (OWN | BOLD, LRU..) => (CHANCE_FROM_OWN, DISTRUST * lost),
+            _ => (CHANCE, 0.0),
+        };
+        let chance = deviations * self.spread[number][self.leader].sqrt();
+        self.hits[number] - self.hits[self.leader] - chance - cost - WAY * self.way[number] as f64
     }
 
     /// Counts how far it is from the leader to each of the others.
@@ -384,7 +399,7 @@ mod tests {
     use crate::chain::learn::{Seen, table};
     use crate::chain::tests::page;
 
-    const S3_FIFO: usize = 2;
+    const S3_FIFO: usize = 3;
 
     /// A store of 100 pages; at each lesson it has them all.
     fn rivals() -> (Rivals, Worth, Vec<Page>) {
@@ -488,7 +503,7 @@ mod tests {
         assert_eq!(game.capacity, count);
         assert!(game.minis.iter().all(|mini| mini.digests().all(|digest| in_sample(digest, 4))));
         assert!(game.minis[LRU].digests().count() > 10);
-        assert_eq!(game.rankings, 2, "of the others a sample does not tell enough");
+        assert_eq!(game.rankings, 3, "of the others a sample does not tell enough");
     }
 
     #[test]

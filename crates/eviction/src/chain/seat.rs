@@ -12,8 +12,19 @@ use crate::{Choice, Page, Want};
 /// What a page that was used once is worth, of what it seems to be, if it came with all of its chain, or behind a page
 /// that many had used. A long prompt that comes back is many uses at once, so what was learned of such pages is too good
 /// for most of them. A conversation that goes on is not doubted.
-const NEW: f64 = 0.1;
-const BRANCH: f64 = 0.3;
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Doubt {
+    new: f64,
+    branch: f64,
+}
+
+impl Doubt {
+    /// What is right for a store of few chains, and until more is known.
+    pub(super) const CAREFUL: Self = Self { new: 0.1, branch: 0.3 };
+    /// What is right for some traffic of many chains.
+    pub(super) const BOLD: Self = Self { new: 0.5, branch: 1.0 };
+}
+
 /// A chain that starts at one of the first positions is whole: the pages of a chain are spread over the servers.
 const WHOLE: u32 = 8;
 
@@ -36,13 +47,13 @@ impl Seat {
 /// Expected uses per ms.
 pub(super) fn worth_of(worth: &Worth, page: &Page, now_ms: u64) -> f64 {
     let age = age::bucket(now_ms.saturating_sub(page.last_access_ms));
-    worth_known(worth, Known::from_word(page.word), age)
+    worth_known(worth, Doubt::CAREFUL, Known::from_word(page.word), age)
 }
 
-fn worth_known(worth: &Worth, known: Known, age: usize) -> f64 {
+fn worth_known(worth: &Worth, doubt: Doubt, known: Known, age: usize) -> f64 {
     let doubt = match (known.uses, known.birth) {
-        (0 | 1, Birth::Unknown | Birth::New) => NEW,
-        (0 | 1, Birth::Branch) => BRANCH,
+        (0 | 1, Birth::Unknown | Birth::New) => doubt.new,
+        (0 | 1, Birth::Branch) => doubt.branch,
         _ => 1.0,
     };
     worth.of(known.class(), age) * doubt
@@ -51,14 +62,14 @@ fn worth_known(worth: &Worth, known: Known, age: usize) -> f64 {
 /// Chooses by worth. Of equal worth the oldest goes first, and of equally old ones the deepest. The words are of pages
 /// that stay and of pages that go.
 pub(super) fn choose(
-    worth: &Worth,
+    (worth, doubt): (&Worth, Doubt),
     pages: &[Page],
     want: Want,
     now_ms: u64,
     seats: &mut Vec<Seat>,
     choice: &mut Choice,
 ) {
-    choose_by(worth, pages, now_ms, seats, choice, |choice, seats| {
+    choose_by((worth, doubt), pages, now_ms, seats, choice, |choice, seats| {
         let ranked =
             seats.iter().enumerate().map(|(rank, seat)| (seat.worth.to_bits(), rank as u64, seat.at));
         choice.smallest_of(pages, want, ranked);
@@ -67,7 +78,7 @@ pub(super) fn choose(
 
 /// Lets `rank` choose among the pages, and notes how they came.
 pub(super) fn choose_by(
-    worth: &Worth,
+    weigh: (&Worth, Doubt),
     pages: &[Page],
     now_ms: u64,
     seats: &mut Vec<Seat>,
@@ -78,7 +89,7 @@ pub(super) fn choose_by(
     let mut words = std::mem::take(&mut choice.words);
     words.clear();
     for chain in seats.chunk_by_mut(|a, b| a.last == b.last) {
-        judge(worth, pages, now_ms, chain, &mut words);
+        judge(weigh, pages, now_ms, chain, &mut words);
     }
     rank(choice, seats);
     choice.words = words;
@@ -99,7 +110,13 @@ fn seat(pages: &[Page], seats: &mut Vec<Seat>) {
 }
 
 /// Says what the pages of a chain are worth: none less than a deeper one. Notes how those came that were used once.
-fn judge(worth: &Worth, pages: &[Page], now_ms: u64, chain: &mut [Seat], words: &mut Vec<(u32, u64)>) {
+fn judge(
+    (worth, doubt): (&Worth, Doubt),
+    pages: &[Page],
+    now_ms: u64,
+    chain: &mut [Seat],
+    words: &mut Vec<(u32, u64)>,
+) {
     let Some((first, last_ms)) =
         chain.last().map(|seat| (seat.depth, pages[seat.at as usize].last_access_ms))
     else {
@@ -116,7 +133,7 @@ fn judge(worth: &Worth, pages: &[Page], now_ms: u64, chain: &mut [Seat], words: 
         if known.uses > 1 {
             before = Some((known, seat.depth));
         }
-        seat.worth = worth_known(worth, known, age);
+        seat.worth = worth_known(worth, doubt, known, age);
     }
     let mut most = 0.0;
     for seat in chain {

@@ -98,7 +98,7 @@ fn chain(now_ms: u64, pages: &[(u32, Known)]) -> Vec<Page> {
 /// What is known of these pages after the order has looked at them.
 fn look(pages: &mut [Page]) -> Vec<Known> {
     let (worth, mut choice) = (Seen::new().worth(&table(), 1.0), Choice::default());
-    seat::choose(&worth, pages, Want::Pages(0), 10_000, &mut Vec::new(), &mut choice);
+    seat::choose((&worth, seat::Doubt::CAREFUL), pages, Want::Pages(0), 10_000, &mut Vec::new(), &mut choice);
     for (at, word) in choice.words {
         pages[at as usize].word = word;
     }
