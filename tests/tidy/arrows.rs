@@ -99,6 +99,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "memkv-core",
             "memkv-credentials",
             "memkv-discovery",
+            "memkv-eviction",
             "memkv-nvme",
             "memkv-proto",
             "memkv-server",
