@@ -2,14 +2,15 @@
 //!
 //! What was answered is sent byte by byte as it was, except for what is fresh in every session (proofs, the number of a
 //! ping, a request's id and with it the check of its header). A request is answered if the recorded client said the same: the same
-//! op, records and pages. Whatever else the client says is a surprise, and ends its connection.
+//! op, records and pages. The positions of pages may be others: no answer follows from them. Whatever else the client
+//! says is a surprise, and ends its connection.
 //!
 //! Deliberately absent: any state. A recorded answer is given once, in the order of the recording.
 
 use crate::recorded::{Agreed, Kind, Raw, Step, bytes_of, inner};
 use anyhow::{Context as _, bail, ensure};
 use memkv_transport::auth::{AuthKey, SessionKey};
-use memkv_transport::frame::{FLAG_DIRECT, HEADER_BYTES, Header};
+use memkv_transport::frame::{FLAG_DIRECT, HEADER_BYTES, Header, Op};
 use memkv_transport::handshake::{ATTACH_BYTES, Attach, PREFACE, PROOF_BYTES};
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -189,7 +190,8 @@ impl Play {
                 old.is_ok_and(|old| {
                     (old.op, old.flags & FLAG_DIRECT, old.space, old.count)
                         == (header.op, header.flags & FLAG_DIRECT, header.space, header.count)
-                }) && sent[HEADER_BYTES..] == *rest
+                        && without_positions(&old, &sent[HEADER_BYTES..]) == without_positions(header, rest)
+                })
             })
         };
         let mut left = self.left.lock().unwrap();
@@ -210,6 +212,21 @@ impl Play {
         answer[..HEADER_BYTES].copy_from_slice(&head);
         Ok(answer)
     }
+}
+
+/// What follows a header, with zeros for the positions of the pages that a put offers.
+fn without_positions(header: &Header, rest: &[u8]) -> Vec<u8> {
+    let mut rest = rest.to_vec();
+    if header.op == Op::Put {
+        // u32 page_len, u32 position, u16 key_len, key
+        let (mut offered, _) = rest.split_at_mut(header.meta_len as usize);
+        while let Some((record, others)) = offered.split_at_mut_checked(10) {
+            record[4..8].fill(0);
+            let key_len = usize::from(u16::from_le_bytes([record[8], record[9]]));
+            offered = others.split_at_mut_checked(key_len).map_or(&mut [], |(_, next)| next);
+        }
+    }
+    rest
 }
 
 /// The message with other bytes in one place.
