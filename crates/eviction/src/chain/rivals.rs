@@ -398,6 +398,7 @@ mod tests {
     use super::*;
     use crate::chain::learn::{Seen, table};
     use crate::chain::tests::page;
+    use crate::chain::word::Birth;
 
     const S3_FIFO: usize = 3;
 
@@ -411,24 +412,28 @@ mod tests {
         (rivals, worth, pages)
     }
 
-    #[test]
-    fn who_hits_more_leads_and_its_pages_stay() {
+    /// Lets one ranking alone keep a page that is used again and again, the eighth.
+    fn favour(number: usize) -> (Rivals, Worth, Vec<Page>) {
         let (rivals, worth, pages) = rivals();
-        let mut choice = Choice::default();
+        let (mut choice, kept) = (Choice::default(), pages[7]);
         assert_eq!(rivals.game.lock().leader, OWN);
-        // Only S3-FIFO has kept a page that is used again and again.
-        let kept = pages[7];
-        for (number, mini) in rivals.game.lock().minis.iter_mut().enumerate() {
-            mini.retain(|digest| number == S3_FIFO || digest != kept.digest);
-        }
+        let only_one_keeps = || {
+            for (other, mini) in rivals.game.lock().minis.iter_mut().enumerate() {
+                mini.retain(|digest| other == number || digest != kept.digest);
+            }
+        };
         for now_ms in 200..300 {
+            only_one_keeps();
             rivals.note(&Page { last_access_ms: now_ms, ..kept }, true);
             rivals.choose(&worth, &pages, Want::Pages(0), now_ms, &mut choice);
-            let game = &mut *rivals.game.lock();
-            for (number, mini) in game.minis.iter_mut().enumerate() {
-                mini.retain(|digest| number == S3_FIFO || digest != kept.digest);
-            }
         }
+        (rivals, worth, pages)
+    }
+
+    #[test]
+    fn who_hits_more_leads_and_its_pages_stay() {
+        let (rivals, worth, pages) = favour(S3_FIFO);
+        let (mut choice, kept) = (Choice::default(), pages[7]);
         assert_eq!(rivals.game.lock().leader, S3_FIFO);
         // Though it was used longest ago as far as the store knows.
         let shown: Vec<Page> =
@@ -441,21 +446,38 @@ mod tests {
     }
 
     #[test]
+    fn less_doubt_leads_where_it_hits_more() {
+        // A page behind one that many had used, and an older one that was used twice.
+        let made = |number, birth, uses, last_access_ms| {
+            let word = Known { birth, uses, ..Known::default() }.word();
+            Page { word, last_access_ms, ..page(number, 100) }
+        };
+        let shown = [made(600, Birth::Branch, 1, 202), made(601, Birth::New, 2, 201)];
+        for (favourite, goes) in [(OWN, 0), (BOLD, 1)] {
+            let (rivals, worth, _) = favour(favourite);
+            assert_eq!(rivals.game.lock().leader, favourite);
+            let mut choice = Choice::default();
+            rivals.choose(&worth, &shown, Want::Pages(1), 300, &mut choice);
+            assert_eq!(choice.evict, [goes]);
+        }
+    }
+
+    #[test]
     fn who_has_lost_by_following_keeps_to_our_own() {
-        for (number, here) in [(OWN, false), (LRU, true)] {
+        for (other, here) in [(BOLD, false), (BOLD, true), (LRU, false), (LRU, true)] {
             let (rivals, worth, pages) = rivals();
             let mut choice = Choice::default();
-            // All rankings have most of what is used, one page only LRU; the real store has all of it or nothing.
+            // All rankings have most of what is used, one page only the other; the real store has all of it or nothing.
             for now_ms in 200..300 {
                 for (number, mini) in rivals.game.lock().minis.iter_mut().enumerate() {
-                    mini.retain(|digest| number == LRU || digest != pages[7].digest);
+                    mini.retain(|digest| number == other || digest != pages[7].digest);
                 }
                 for (position, at) in [(0, 3), (1, 7)] {
                     rivals.note(&Page { last_access_ms: now_ms, position, ..pages[at] }, here);
                 }
                 rivals.choose(&worth, &pages, Want::Pages(0), now_ms, &mut choice);
             }
-            assert_eq!(rivals.game.lock().leader, number);
+            assert_eq!(rivals.game.lock().leader, if here { other } else { OWN });
         }
     }
 
