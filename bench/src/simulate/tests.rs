@@ -47,11 +47,18 @@ fn only_the_leading_run_is_hit_and_a_request_keeps_its_own_blocks() {
 
 #[test]
 fn blocks_that_are_put_apart_are_a_chain_of_their_own() {
-    // Room for four. Of the second request the last two are put apart, so the first of the store to go is the deepest
-    // that was read; otherwise it is the deepest of all.
-    let trace = made(&[(1024, &[1, 2]), (2048, &[1, 2, 3, 4]), (512, &[5]), (2048, &[1, 2, 3, 4])]);
-    let tokens = |apart| replay(&trace, &*PolicyKind::Lru.build(4), 4, Rules { apart, ..Rules::default() });
-    assert_eq!((tokens(false), tokens(true)), (1024 + 1536, 1024 + 512));
+    // Room for five; a request each millisecond. Block 3 is put when 5 and 6 are read, as the first of its chain. So it
+    // outlives 1 and 2, read before, and 6, the deepest of that moment.
+    let trace = made(&[
+        (1024, &[5, 6]),
+        (1024, &[1, 2]),
+        (1536, &[1, 2, 3]),
+        (1024, &[5, 6]),
+        (1536, &[7, 8, 9]),
+        (512, &[3]),
+    ]);
+    let tokens = |apart| replay(&trace, &*PolicyKind::Lru.build(5), 5, Rules { apart, ..Rules::default() });
+    assert_eq!((tokens(false), tokens(true)), (1024 + 1024, 1024 + 1024 + 512));
 }
 
 #[test]
