@@ -23,15 +23,22 @@ fn filled(count: usize, name: &str) -> (Vec<Arc<Mutex<Daemon>>>, Vec<SocketAddr>
     (daemons.into_iter().map(|daemon| Arc::new(Mutex::new(daemon))).collect(), addrs)
 }
 
-/// Does something to a daemon before read number `at`.
-fn at_read(at: usize, daemon: &Arc<Mutex<Daemon>>, act: fn(&mut Daemon)) -> Setup {
-    let daemon = daemon.clone();
-    let hook = move |call| {
-        if call == at {
+/// Does something to a daemon before call number `at`. A transfer's thread may outlive the test,
+/// so the hook only borrows the daemon: the test is what ends it.
+fn at_call(at: usize, daemon: &Arc<Mutex<Daemon>>, act: fn(&mut Daemon)) -> Arc<Watch> {
+    let daemon = Arc::downgrade(daemon);
+    Watch::with(move |call| {
+        if call == at
+            && let Some(daemon) = daemon.upgrade()
+        {
             act(&mut daemon.lock().unwrap());
         }
-    };
-    Setup { gets: Watch::with(hook), ..Setup::default() }
+    })
+}
+
+/// [`at_call`] for reads from the store.
+fn at_read(at: usize, daemon: &Arc<Mutex<Daemon>>, act: fn(&mut Daemon)) -> Setup {
+    Setup { gets: at_call(at, daemon, act), ..Setup::default() }
 }
 
 fn kill(daemon: &mut Daemon) {
@@ -135,12 +142,7 @@ fn a_request_with_a_timeout_does_not_wait_for_the_deadline_of_a_frozen_read() {
 fn a_server_killed_in_the_middle_of_a_load_back_does_not_matter() {
     let daemon = Arc::new(Mutex::new(Daemon::start().unwrap()));
     let addr = daemon.lock().unwrap().addr();
-    let victim = daemon.clone();
-    let copies = Watch::with(move |call| {
-        if call == 5 {
-            victim.lock().unwrap().kill().unwrap();
-        }
-    });
+    let copies = at_call(5, &daemon, kill);
     let mut engine = Engine::new(&[addr], "load back", Setup { copies, ..Setup::default() });
     assert_eq!(engine.serve(&prompt(1, PAGES)), 0);
     engine.clear_device();
